@@ -1,0 +1,25 @@
+# The commands of the project. Each does its own set-up; the second time that costs nothing.
+
+BIN := .venv/bin
+
+.PHONY: help setup demo test lint check
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
+
+setup:  ## build .venv from requirements/cpu.txt (PYTHON=... picks the interpreter)
+	@PYTHON="$(PYTHON)" bash scripts/setup.sh
+
+demo: setup  ## the whole system on this CPU: train the tiny model, measure it before and after
+	@$(BIN)/museg demo
+
+test: setup  ## all tests
+	@$(BIN)/python -m pytest
+
+lint: setup  ## style and types: ruff, mypy
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+check:  ## what continuous integration runs
+	@bash .ci/run

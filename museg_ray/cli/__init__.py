@@ -1,0 +1,1 @@
+"""The `museg` command, one file a subcommand."""

@@ -1,0 +1,37 @@
+"""`museg demo`: the whole system on this machine's CPU, in minutes."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from museg_ray.config.load import load_config
+
+
+def demo(
+    run_dir: Annotated[Path | None, typer.Option(help="Folder of this run; must be new or empty.")] = None,
+    seed: Annotated[int, typer.Option(help="Seeds query order and sampling.")] = 0,
+    rebuild_model: Annotated[bool, typer.Option(help="First train the packaged museg-tiny anew (slow).")] = False,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value pairs that win over the demo's.")] = None,
+) -> None:
+    """Train museg-tiny on rendered videos through both reward phases and show what it learned."""
+    settings = [f"run.seed={seed}", *(overrides or ())]
+    if run_dir is not None:
+        place = run_dir.expanduser().resolve()
+        settings += [f"run.dir={place.parent}", f"run.name={place.name}"]
+    loaded = load_config(demo_config_path(), settings)
+
+    from museg_ray.train.run import run
+
+    if rebuild_model:
+        from museg_ray.train.warm_start import rebuild_tiny_model
+
+        rebuild_tiny_model(loaded)
+    print(f"Run folder: {run(loaded)}")
+
+
+def demo_config_path() -> Path:
+    """`configs/demo.yaml` of the clone, or the copy inside an installed package."""
+    package = Path(__file__).resolve().parents[1]
+    places = (package.parent / "configs" / "demo.yaml", package / "configs" / "demo.yaml")
+    return next(place for place in places if place.is_file())

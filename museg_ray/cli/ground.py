@@ -1,0 +1,99 @@
+"""`museg ground`: one video, one question, the time segments that answer it."""
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from museg_ray.config.load import MODEL_CONFIG_FILE, load_config
+from museg_ray.config.schema import Config
+from museg_ray.types import Clip, GroundingQuery
+
+if TYPE_CHECKING:
+    from museg_ray.rewards.answer import ParsedResponse
+
+
+def ground(
+    video: Annotated[Path, typer.Argument(help="Video file.")],
+    question: Annotated[str, typer.Argument(help="The event, e.g. 'the red circle is visible'.")],
+    model: Annotated[str, typer.Option(help="Folder of a trained model, e.g. RUN/model; or museg-tiny.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Write a time line with key frames to this PNG.")] = None,
+) -> None:
+    """Print the time segments of an event in a video, and the reasoning that led to them."""
+    from museg_ray.model.qwen_vl import resolve_model_path
+    from museg_ray.rewards.answer import parse_response
+    from museg_ray.video.decode import read_clip
+
+    model_dir = resolve_model_path(model)
+    config = _model_config(model_dir)
+    clip = read_clip(str(video), config.video)
+    status = Console(stderr=True).status("reading the video with the model …")
+    with status:
+        text = asyncio.run(_ask(model_dir, config, clip, question))
+    parsed = parse_response(text)
+    if plot is not None:
+        from museg_ray.report.timelines import draw_grounding
+
+        draw_grounding(plot, clip, question, parsed.segments)
+    if as_json:
+        print(json.dumps(_as_json(clip, question, text, parsed)))
+    else:
+        _print(clip, question, text, parsed, plot)
+
+
+def _model_config(model_dir: Path) -> Config:
+    """The configuration beside the weights; the default one (Qwen2.5-VL at the paper's sizes) where there is none."""
+    beside = model_dir / MODEL_CONFIG_FILE
+    return load_config(beside) if beside.is_file() else Config()
+
+
+async def _ask(model_dir: Path, config: Config, clip: Clip, question: str) -> str:
+    """The model's greedy response, from the same engine that training rolls out with."""
+    from museg_ray.rollout.vllm_setup import engine_environment
+
+    os.environ.update(engine_environment(config.rollout))  # before vLLM is imported
+
+    from museg_ray.data.prompts import render_prompt
+    from museg_ray.model.prompt import chat_prompt_ids
+    from museg_ray.model.qwen_vl import load_tokenizer
+    from museg_ray.rollout.engine import RolloutEngine, Sampling
+
+    engine = await RolloutEngine.start(model_dir, config.model, config.rollout)
+    try:
+        prompt_ids = chat_prompt_ids(load_tokenizer(model_dir), render_prompt(config.evaluation_prompt, question))
+        query = GroundingQuery(query_id="ground", video=clip.video, question=question, segments=())
+        sampling = Sampling(1, 0.0, config.evaluation.max_completion_tokens, seed=0)
+        group = await engine.generate(query, prompt_ids, clip, sampling)
+    finally:
+        engine.close()
+    return group.responses[0].text
+
+
+def _as_json(clip: Clip, question: str, text: str, parsed: "ParsedResponse") -> dict[str, object]:
+    return {
+        "video": clip.video,
+        "question": question,
+        "duration_s": clip.duration_s,
+        "segments": parsed.segments,
+        "reasoning": parsed.reasoning,
+        "response": text,
+    }
+
+
+def _print(clip: Clip, question: str, text: str, parsed: "ParsedResponse", plot: Path | None) -> None:
+    console = Console(highlight=False)
+    console.print(f"[bold]{question}[/]  [dim]in {clip.video} ({clip.duration_s:g} s)[/]")
+    for start_s, end_s in parsed.segments:
+        console.print(f"  [green]{start_s:8.2f} s – {end_s:.2f} s[/]")
+    if not parsed.segments:
+        console.print("  The response holds no valid answer; here it is as the model wrote it:")
+        console.print(f"  {text}", markup=False)
+    elif parsed.reasoning:
+        console.print(f"[dim]reasoning:[/] {parsed.reasoning.strip()}")
+    if plot is not None:
+        console.print(f"[dim]picture:[/] {plot}")

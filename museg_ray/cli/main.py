@@ -1,0 +1,52 @@
+"""The `museg` command. A user's mistake ends with one clear line and exit code 1, never with a traceback."""
+
+import sys
+
+import typer
+from rich.console import Console
+
+from museg_ray.cli.demo import demo
+from museg_ray.cli.ground import ground
+from museg_ray.cli.train import train
+from museg_ray.errors import MusegError
+
+EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
+
+app = typer.Typer(
+    help="Train and use video-language models that answer 'when does this happen?' (MUSEG, arXiv 2505.20715, on Ray).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(demo)
+app.command()(train)
+app.command()(ground)
+
+
+def _user_error(error: BaseException) -> MusegError | None:
+    """The error of ours inside `error`: Ray wraps what an actor raises and adds the remote traceback to its text."""
+    cause = getattr(error, "cause", None)
+    for candidate in (cause, error):
+        if isinstance(candidate, MusegError):
+            return candidate
+    return None
+
+
+def main() -> None:
+    console = Console(stderr=True)
+    try:
+        app()
+    except KeyboardInterrupt:
+        console.print("Interrupted: all processes of the run have ended.")
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        mistake = _user_error(error)
+        if mistake is None:
+            raise  # a bug of ours: its traceback is wanted
+        console.print(f"[bold red]error:[/] {type(mistake).__name__}:", end=" ")
+        console.print(str(mistake), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(EXIT_ERROR)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Annotations, sampling, prompts, and the synthetic corpus."""

@@ -1,0 +1,132 @@
+"""Reads annotation files in MUSEG's schema: one JSON object a line with idx, problem, solution, video, task and,
+where it is known, duration."""
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from museg_ray.errors import DataError
+from museg_ray.types import GroundingQuery, Segment
+
+TASKS = ("tvg", "tal")
+NUM_LISTED = 3
+"""Missing files that an error names; of the rest it tells how many."""
+
+
+def read_annotations(path: Path, video_root: Path | None = None) -> list[GroundingQuery]:
+    """All queries of a file, in its order.
+
+    Args:
+        path: .jsonl file; blank lines are skipped.
+        video_root: folder that relative video paths start from; the file's own folder when None.
+
+    Raises:
+        DataError: the file or one of its rows is malformed; shows the first such row and tells how many there are.
+    """
+    root = (video_root or path.parent).absolute()
+    queries: dict[str, GroundingQuery] = {}
+    faults = []
+    for number, line in _numbered_lines(path):
+        try:
+            query = _read_row(line, path.stem, root)
+            if query.query_id in queries:
+                raise DataError(f"field 'idx' repeats that of an earlier row ({query.query_id}); expected a new one")
+            queries[query.query_id] = query
+        except DataError as error:
+            faults.append(f"{path}:{number}: {error}")
+    if faults:
+        num_rows = len(queries) + len(faults)
+        raise DataError(f"{faults[0]}. Rows at fault: {len(faults)} of {num_rows}; correct or remove them.")
+    if not queries:
+        raise DataError(f"{path} has no rows; expected one JSON object a line.")
+    return list(queries.values())
+
+
+def check_videos(queries: Iterable[GroundingQuery]) -> None:
+    """Make sure before a long run that every video file is there.
+
+    Raises:
+        DataError: names the first few missing files and how many there are.
+    """
+    videos = dict.fromkeys(query.video for query in queries)
+    missing = [video for video in videos if not Path(video).is_file()]
+    if missing:
+        listed = ", ".join(missing[:NUM_LISTED]) + (", …" if len(missing) > NUM_LISTED else "")
+        raise DataError(
+            f"Video files missing: {len(missing)} of {len(videos)}: {listed}. "
+            "Put them there, or set data.video_root to the folder that the annotated paths start from."
+        )
+
+
+def _numbered_lines(path: Path) -> list[tuple[int, str]]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise DataError(f"Cannot read the annotation file {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error}. Expected JSON lines.") from error
+    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _read_row(line: str, stem: str, root: Path) -> GroundingQuery:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not valid JSON ({error}); expected one object a line") from error
+    if not isinstance(row, dict):
+        raise DataError(f"holds {_show(row)}; expected a JSON object with idx, problem, solution, video and task")
+    idx, problem, video, task = (_field(row, name) for name in ("idx", "problem", "video", "task"))
+    _expect(type(idx) in (int, str), "idx", idx, "a number or a text")
+    _expect(isinstance(problem, str) and bool(problem.strip()), "problem", problem, "a text")
+    _expect(isinstance(video, str) and bool(video.strip()), "video", video, "a path")
+    _expect(task in TASKS, "task", task, " or ".join(TASKS))
+    return GroundingQuery(
+        query_id=f"{stem}/{idx}",
+        video=str(root / video),
+        question=problem,
+        segments=_segments(_field(row, "solution")),
+        duration_s=_duration_s(row.get("duration")),
+        task=task,
+    )
+
+
+def _segments(solution: Any) -> tuple[Segment, ...]:
+    expected = "a list of [start_s, end_s] with 0 <= start_s < end_s"
+    _expect(isinstance(solution, list) and bool(solution), "solution", solution, expected)
+    for pair in solution:
+        _expect(isinstance(pair, list) and len(pair) == 2 and all(map(_is_finite, pair)), "solution", pair, expected)
+        _expect(0 <= pair[0] < pair[1], "solution", pair, expected)
+    return tuple(sorted((float(start_s), float(end_s)) for start_s, end_s in solution))
+
+
+def _duration_s(duration: Any) -> float | None:
+    if duration is None:
+        return None
+    _expect(_is_finite(duration) and duration > 0, "duration", duration, "seconds above 0, or no such field")
+    return float(duration)
+
+
+def _is_finite(value: Any) -> bool:
+    """True for a JSON number that a float can hold (booleans, NaN, Infinity and 400-digit integers are none)."""
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _field(row: dict[str, Any], name: str) -> Any:
+    if name not in row:
+        raise DataError(f"field {name!r} is missing; found {', '.join(map(repr, row)) or 'none'}")
+    return row[name]
+
+
+def _expect(condition: bool, field: str, found: Any, expected: str) -> None:
+    if not condition:
+        raise DataError(f"field {field!r} holds {_show(found)}; expected {expected}")
+
+
+def _show(value: Any, limit: int = 80) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= limit else text[:limit] + "…"

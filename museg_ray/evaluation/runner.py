@@ -1,0 +1,100 @@
+"""Asks the policy held-out questions, greedily, and scores the answers; also with the videos swapped."""
+
+import asyncio
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from museg_ray.config.schema import RewardWeights
+from museg_ray.data.prompts import render_prompt
+from museg_ray.evaluation.metrics import GroundingAnswer, GroundingScores, grounding_scores
+from museg_ray.model.prompt import chat_prompt_ids
+from museg_ray.rewards.recipe import score_response
+from museg_ray.rollout.engine import Sampling
+from museg_ray.rollout.pool import RolloutPool
+from museg_ray.types import GroundingQuery, RewardParts
+from museg_ray.video.actor import ClipPool
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One held-out query with the policy's greedy response."""
+
+    query: GroundingQuery
+    response: str
+    parts: RewardParts
+
+    def as_row(self) -> dict[str, object]:
+        """The line of `evaluation/*.jsonl`."""
+        return {
+            "query_id": self.query.query_id,
+            "video": self.query.video,
+            "question": self.query.question,
+            "duration_s": self.query.duration_s,
+            "segments": self.query.segments,
+            "predicted": self.parts.predicted,
+            "response": self.response,
+            "iou": self.parts.global_iou,
+            "format": self.parts.format,
+        }
+
+
+def spread(queries: Sequence[GroundingQuery], count: int) -> list[GroundingQuery]:
+    """`count` queries evenly spread over the file; all of them for 0 or too large a count."""
+    if not 0 < count < len(queries):
+        return list(queries)
+    return [queries[i * len(queries) // count] for i in range(count)]
+
+
+def swap_videos(queries: Sequence[GroundingQuery]) -> list[GroundingQuery]:
+    """The same questions and truths, each with another query's video of the same or the next duration.
+
+    A policy that answers from the video must fall to the blind level here; one that keeps its score never looked.
+    """
+    order = sorted(range(len(queries)), key=lambda i: (queries[i].duration_s or 0.0, i))
+    swapped = list(queries)
+    for rank, index in enumerate(order):
+        others = (queries[order[(rank + shift) % len(order)]] for shift in range(1, len(order)))
+        other = next((query for query in others if query.video != queries[index].video), None)
+        assert other is not None, "swapping needs at least two videos"
+        swapped[index] = replace(queries[index], video=other.video)
+    return swapped
+
+
+async def evaluate(
+    queries: Sequence[GroundingQuery],
+    prompt: str,
+    max_completion_tokens: int,
+    tokenizer: PreTrainedTokenizerBase,
+    clips: ClipPool,
+    rollouts: RolloutPool,
+) -> list[Answered]:
+    """One greedy response to each query, scored with recipe `paper`; the order of `queries` is kept."""
+    sampling = Sampling(group_size=1, temperature=0.0, max_completion_tokens=max_completion_tokens, seed=0)
+    weights = RewardWeights()
+
+    async def answer(query: GroundingQuery) -> Answered:
+        clip = await clips.get(query.video)
+        prompt_ids = chat_prompt_ids(tokenizer, render_prompt(prompt, query.question))
+        group = await rollouts.generate(query, prompt_ids, clip, sampling)
+        text = group.responses[0].text
+        return Answered(query, text, score_response(text, query.segments, weights, "sequential"))
+
+    return list(await asyncio.gather(*(answer(query) for query in queries)))
+
+
+def scores(answered: Iterable[Answered]) -> GroundingScores:
+    return grounding_scores(
+        [GroundingAnswer(a.parts.predicted, a.query.segments, bool(a.parts.format)) for a in answered]
+    )
+
+
+def write_answers(answered: Iterable[Answered], path: Path) -> None:
+    """Write one JSON line an answer, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("".join(json.dumps(a.as_row()) + "\n" for a in answered), encoding="utf-8")
+    partial.replace(path)

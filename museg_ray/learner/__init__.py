@@ -1,0 +1,1 @@
+"""The learner: GRPO updates of the policy by DeepSpeed."""

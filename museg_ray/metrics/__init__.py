@@ -1,0 +1,1 @@
+"""Metric names and the recorder with its sinks: JSONL, TensorBoard, Ray."""

@@ -1,0 +1,37 @@
+"""The chat prompt of one query as token ids, with room for its video."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from museg_ray.model.qwen_vl import VisionSpec
+
+_USER_TEXT = "\ue000"
+"""Stands for the user's text while the chat template is rendered: a private-use character that no template contains."""
+
+
+def chat_prompt_ids(tokenizer: PreTrainedTokenizerBase, user_text: str) -> list[int]:
+    """Ids of the model's chat format: one user turn with a video and `user_text`, then the opening of the answer.
+
+    The video is ONE placeholder id (see `expand_video`). The system turn is there when the tokenizer's chat template
+    puts it there (Qwen's does, museg-tiny's does not).
+
+    The user's text is encoded apart from the template, with special tokens read as plain characters: a question that
+    contains `<|video_pad|>` must not add a video. Special tokens surround it, so this gives the same ids as encoding
+    the whole.
+    """
+    content = [{"type": "video"}, {"type": "text", "text": _USER_TEXT}]
+    messages = [{"role": "user", "content": content}]
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    parts = rendered.split(_USER_TEXT)
+    assert len(parts) == 2, f"the chat template must render the user's text once, not {len(parts) - 1} times"
+    before, after = (tokenizer.encode(part, add_special_tokens=False) for part in parts)
+    user_ids = tokenizer.encode(user_text, add_special_tokens=False, split_special_tokens=True)
+    return [*before, *user_ids, *after]
+
+
+def expand_video(prompt_ids: Sequence[int], num_video_tokens: int, spec: VisionSpec) -> list[int]:
+    """Repeat the prompt's one video placeholder `num_video_tokens` times, as the engine does."""
+    assert list(prompt_ids).count(spec.video_token_id) == 1, "a prompt holds one video placeholder before expansion"
+    at = list(prompt_ids).index(spec.video_token_id)
+    return [*prompt_ids[:at], *[spec.video_token_id] * num_video_tokens, *prompt_ids[at + 1 :]]

@@ -1,0 +1,151 @@
+"""Reads a run folder, finished or not: what is absent is empty here, and named in `RunFolder.missing`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+
+from museg_ray.errors import DataError
+from museg_ray.types import Segment
+
+
+@dataclass(frozen=True, slots=True)
+class HeldoutAnswer:
+    """A greedy answer to one held-out query."""
+
+    query_id: str
+    video: str
+    question: str
+    duration_s: float | None
+    """As annotated; None where the annotation has none."""
+    truth: tuple[Segment, ...]
+    predicted: tuple[Segment, ...]
+    """Empty when the answer was invalid."""
+    iou: float
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseSpan:
+    """The steps of one phase that have finished, first and last included."""
+
+    name: str
+    first_step: int
+    last_step: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """What one run has written."""
+
+    path: Path
+    config_yaml: str
+    planned_steps: int
+    rows: Sequence[Mapping[str, Any]]
+    """metrics.jsonl, one a finished step."""
+    summary: Mapping[str, Any]
+    """summary.json; empty until the run ends."""
+    before: Mapping[str, HeldoutAnswer]
+    """Answers by query id, before training."""
+    after: Mapping[str, HeldoutAnswer]
+
+    @property
+    def missing(self) -> list[str]:
+        """What an unfinished run lacks, in words."""
+        lacks = [
+            (len(self.rows) < self.planned_steps, f"steps ({len(self.rows)} of {self.planned_steps} are done)"),
+            (not self.before, "the evaluation before training"),
+            (not self.after, "the evaluation after training"),
+            (not self.summary, "the summary"),
+        ]
+        return [what for is_missing, what in lacks if is_missing]
+
+    @property
+    def phases(self) -> list[PhaseSpan]:
+        """The phases that have finished steps, in order."""
+        spans: list[PhaseSpan] = []
+        for row in self.rows:
+            first = spans.pop().first_step if spans and spans[-1].name == row["phase"] else row["step"]
+            spans.append(PhaseSpan(row["phase"], first, row["step"]))
+        return spans
+
+    def series(self, metric: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Steps [N] and values [N] of one metric, over the steps that recorded it."""
+        points = [(row["step"], row[metric]) for row in self.rows if metric in row]
+        return np.array([step for step, _ in points], np.int64), np.array([value for _, value in points], np.float64)
+
+    def last_rollouts(self, phase: str) -> list[dict[str, Any]]:
+        """Rows of rollouts.parquet of the last step of a phase that was written; none where none was."""
+        parts = self.path / "rollouts.parquet"
+        if not any(parts.glob("*.parquet")):
+            return []
+        in_phase = pc.field("phase") == phase
+        last_step = pc.max(pq.read_table(parts, columns=["step"], filters=in_phase)["step"]).as_py()
+        if last_step is None:
+            return []
+        rows: list[dict[str, Any]] = pq.read_table(
+            parts, filters=in_phase & (pc.field("step") == last_step)
+        ).to_pylist()
+        return rows
+
+
+def read_run(run_dir: Path) -> RunFolder:
+    """Read a run folder.
+
+    Raises:
+        DataError: the folder holds no run, or one of its files is damaged (names file and line).
+    """
+    config_path = run_dir / "config.yaml"
+    if not config_path.is_file():
+        raise DataError(
+            f"{run_dir} is not a run folder: it has no config.yaml. Give the folder that `museg train` or `museg demo` "
+            "wrote, which holds config.yaml and metrics.jsonl."
+        )
+    config_yaml = config_path.read_text(encoding="utf-8")
+    phases = yaml.safe_load(config_yaml)["train"]["phases"]
+    summary_path = run_dir / "summary.json"
+    return RunFolder(
+        path=run_dir,
+        config_yaml=config_yaml,
+        planned_steps=sum(phase["steps"] for phase in phases),
+        rows=_read_lines(run_dir / "metrics.jsonl"),
+        summary=json.loads(summary_path.read_text(encoding="utf-8")) if summary_path.is_file() else {},
+        before=_read_answers(run_dir / "evaluation" / "before.jsonl"),
+        after=_read_answers(run_dir / "evaluation" / "after.jsonl"),
+    )
+
+
+def _read_answers(path: Path) -> dict[str, HeldoutAnswer]:
+    return {row["query_id"]: _answer(row) for row in _read_lines(path)}
+
+
+def _answer(row: Mapping[str, Any]) -> HeldoutAnswer:
+    return HeldoutAnswer(
+        query_id=row["query_id"],
+        video=row["video"],
+        question=row["question"],
+        duration_s=row["duration_s"],
+        truth=tuple((start_s, end_s) for start_s, end_s in row["segments"]),
+        predicted=tuple((start_s, end_s) for start_s, end_s in row["predicted"]),
+        iou=row["iou"],
+    )
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """Rows of a .jsonl file; none where it does not exist. A last line without its end is of a run that was killed."""
+    if not path.is_file():
+        return []
+    *lines, _unfinished = path.read_text(encoding="utf-8").split("\n")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}, line {number} is not JSON ({error}). The file is damaged; restore it.") from error
+    return rows

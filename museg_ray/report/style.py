@@ -1,0 +1,93 @@
+"""The look of every picture: one palette, one set of matplotlib settings, one way to save.
+
+Colours are Okabe and Ito's, told apart by colour-blind readers; figures are made without pyplot, so that drawing has
+no global state and needs no screen.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK = "#1f2328"
+MUTED = "#6e7781"
+FAINT = "#d8dee4"
+PAPER = "#ffffff"
+BLUE = "#0072b2"
+ORANGE = "#d98200"  # this and the next two darkened until labels in them can be read on white
+GREEN = "#009e73"
+PURPLE = "#a8578a"
+SKY = "#3d9fd6"
+
+TRUTH_COLOR, BEFORE_COLOR, AFTER_COLOR = INK, ORANGE, BLUE
+
+_STYLE: Any = {
+    "font.size": 10,
+    "text.color": INK,
+    "text.parse_math": False,  # a question may hold dollar signs
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": MUTED,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.unicode_minus": False,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "figure.facecolor": PAPER,
+    "savefig.dpi": 150,
+}
+
+
+def house_style() -> AbstractContextManager[None]:
+    """Settings of every figure that is made and saved inside this context."""
+    return matplotlib.rc_context(_STYLE)
+
+
+def save_png(figure: Figure, path: Path) -> Path:
+    """Write the picture whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    figure.savefig(partial, format="png")
+    partial.replace(path)
+    return path
+
+
+def add_axes_inches(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Axes at a place in inches, `top` counted downwards from the figure's upper edge."""
+    figure_width, figure_height = figure.get_size_inches()
+    bottom = figure_height - top - height
+    return figure.add_axes((left / figure_width, bottom / figure_height, width / figure_width, height / figure_height))
+
+
+def spread(places: Sequence[float], gap: float) -> list[float]:
+    """Moves labels apart until neighbours are at least `gap` from each other, in the order given.
+
+    Each round pushes every pair that is too close apart by half of what it lacks.
+    """
+    order = np.argsort(places, kind="stable")
+    moved = np.asarray(places, dtype=float)[order]
+    for _ in range(100):
+        lack = np.maximum(gap - np.diff(moved), 0.0)
+        if lack.max(initial=0.0) < gap * 1e-3:
+            break
+        moved[:-1] -= lack / 2
+        moved[1:] += lack / 2
+    result = np.empty_like(moved)
+    result[order] = moved
+    return [float(place) for place in result]

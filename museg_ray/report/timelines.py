@@ -1,0 +1,173 @@
+"""timelines.png: what the model answered on held-out videos before and after training, beside the truth;
+and the picture of `museg ground --plot`.
+"""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from museg_ray.config.schema import VideoConfig
+from museg_ray.errors import VideoError
+from museg_ray.report.filmstrip import draw_strip, is_inside, num_tiles, tile_times, tile_width
+from museg_ray.report.run_folder import HeldoutAnswer, RunFolder, read_run
+from museg_ray.report.style import (
+    AFTER_COLOR,
+    BEFORE_COLOR,
+    MUTED,
+    TRUTH_COLOR,
+    house_style,
+    save_png,
+    spread,
+)
+from museg_ray.report.tracks import TRACK_INCHES, Track, draw_tracks
+from museg_ray.types import Clip, Segment
+from museg_ray.video.decode import read_clip
+
+NUM_QUERIES = 6
+STRIP_CLIP = VideoConfig(max_frames=48, max_pixels=128 * 28 * 28)
+"""Few and small frames: they are drawn half an inch high."""
+
+WIDTH, LEFT, RIGHT = 10.0, 0.8, 0.8  # inches, like all below
+INNER = WIDTH - LEFT - RIGHT
+HEADER, QUESTION, STRIP, TIMES, SPACE = 0.85, 0.3, 0.55, 0.3, 0.28
+NUM_KEY_FRAMES = 8
+
+
+def draw_timelines(run_dir: Path) -> Path:
+    """Draw `timelines.png`: up to six held-out queries, at even ranks from the best answer to the worst.
+
+    Without the evaluation after training, the answers before it are ranked and shown alone. Where a video cannot be
+    read its strip is left out and the reason stands in its place.
+
+    Raises:
+        DataError: the folder holds no run.
+    """
+    run = read_run(run_dir)
+    with house_style():
+        return save_png(_timelines(run), run_dir / "timelines.png")
+
+
+def draw_grounding(
+    path: Path, clip: Clip, question: str, segments: Sequence[Segment], truth: Sequence[Segment] | None = None
+) -> Path:
+    """Draw key frames of a clip above its time line; frames inside the predicted segments are framed.
+
+    Args:
+        path: the .png to write.
+        clip: the clip that the model saw.
+        question: the title.
+        segments: the model's answer; empty when it was invalid.
+        truth: ground truth, where it is known.
+    """
+    with house_style():
+        return save_png(_grounding(clip, question, segments, truth), path)
+
+
+def even_ranks(answers: Mapping[str, HeldoutAnswer]) -> list[HeldoutAnswer]:
+    """Answers at even ranks of IoU with the best and the worst, so that nobody picks the pretty ones."""
+    ranked = sorted(answers.values(), key=lambda answer: (-answer.iou, answer.query_id))
+    count = min(NUM_QUERIES, len(ranked))
+    return [ranked[round(index * (len(ranked) - 1) / max(count - 1, 1))] for index in range(count)]
+
+
+def _timelines(run: RunFolder) -> Figure:
+    chosen = even_ranks(run.after or run.before)
+    tracks = [_tracks(run, answer) for answer in chosen]
+    heights = [QUESTION + STRIP + len(rows) * TRACK_INCHES + TIMES + SPACE for rows in tracks]
+    figure = Figure(figsize=(WIDTH, HEADER + sum(heights)))
+    _write(figure, LEFT, 0.3, "Held-out videos", fontsize=15, fontweight="bold")
+    _write(figure, LEFT, 0.58, _how_chosen(run, len(chosen)), color=MUTED)
+    top = HEADER
+    for answer, rows, height in zip(chosen, tracks, heights, strict=True):
+        _draw_answer(figure, answer, rows, top)
+        top += height
+    return figure
+
+
+def _how_chosen(run: RunFolder, count: int) -> str:
+    if not count:
+        return "No evaluation has finished yet."
+    total, when = len(run.after or run.before), "after" if run.after else "before"
+    return (
+        f"{count} of {total} queries, at even ranks from the best answer {when} training (top) to the worst (bottom)."
+    )
+
+
+def _tracks(run: RunFolder, answer: HeldoutAnswer) -> list[Track]:
+    rows = [Track("truth", answer.truth, TRUTH_COLOR)]
+    for label, answers, color in (("before", run.before, BEFORE_COLOR), ("after", run.after, AFTER_COLOR)):
+        if answer.query_id in answers:
+            given = answers[answer.query_id]
+            rows.append(Track(label, given.predicted, color, f"IoU {given.iou:.2f}"))
+    return rows
+
+
+def _draw_answer(figure: Figure, answer: HeldoutAnswer, tracks: Sequence[Track], top: float) -> None:
+    _write(figure, LEFT, top + 0.12, _one_line(answer.question, 78), fontsize=11, fontweight="bold")
+    _write(figure, WIDTH - RIGHT, top + 0.12, Path(answer.video).name, color=MUTED, fontsize=9, ha="right")
+    top += QUESTION
+    clip = _read_strip_clip(answer.video)
+    if clip is not None:
+        duration_s = clip.duration_s
+        times_s = tile_times(duration_s, num_tiles(clip, INNER, STRIP))
+        draw_strip(figure, clip, times_s, (LEFT, top, INNER, STRIP))
+    else:
+        duration_s = answer.duration_s or max(end_s for track in tracks for _, end_s in track.segments)
+        _write(figure, LEFT, top + STRIP / 2, "The video cannot be read here.", color=MUTED, style="italic")
+    draw_tracks(figure, tracks, duration_s, LEFT, top + STRIP + 0.06, INNER)
+
+
+def _read_strip_clip(video: str) -> Clip | None:
+    """None where the file cannot be read: a run folder is often looked at far from its videos."""
+    try:
+        return read_clip(video, STRIP_CLIP)
+    except VideoError:
+        return None
+
+
+def _grounding(clip: Clip, question: str, segments: Sequence[Segment], truth: Sequence[Segment] | None) -> Figure:
+    tracks = [Track("answer", segments, AFTER_COLOR)]
+    if truth is not None:
+        tracks.append(Track("truth", truth, TRUTH_COLOR))
+    title = textwrap.wrap(question, 78)
+    strip = min(1.3, INNER / NUM_KEY_FRAMES * 0.94 / tile_width(clip, 1.0))
+    strip_top = 0.32 + 0.26 * len(title)
+    tracks_top = strip_top + strip + 0.72
+    figure = Figure(figsize=(WIDTH, tracks_top + len(tracks) * TRACK_INCHES + TIMES + 0.05))
+    for line, text in enumerate(title):
+        _write(figure, LEFT, 0.32 + 0.26 * line, text, fontsize=14, fontweight="bold")
+    _draw_key_frames(figure, clip, segments, (LEFT, strip_top, INNER, strip))
+    axes = draw_tracks(figure, tracks, clip.duration_s, LEFT, tracks_top, INNER)
+    _label_segments(axes, segments, clip.duration_s)
+    return figure
+
+
+def _draw_key_frames(
+    figure: Figure, clip: Clip, segments: Sequence[Segment], box: tuple[float, float, float, float]
+) -> None:
+    times_s = tile_times(clip.duration_s, NUM_KEY_FRAMES, segments)
+    axes = draw_strip(figure, clip, times_s, box, segments)
+    for index, time_s in enumerate(times_s):
+        color = AFTER_COLOR if is_inside(time_s, segments) else MUTED
+        middle = (index + 0.5) * INNER / NUM_KEY_FRAMES
+        axes.text(middle, -0.09, f"{time_s:.1f} s", color=color, fontsize=9, ha="center", va="top")
+
+
+def _label_segments(axes: Axes, segments: Sequence[Segment], duration_s: float) -> None:
+    middles_s = [min((start_s + min(end_s, duration_s)) / 2, duration_s) for start_s, end_s in segments]
+    for (start_s, end_s), place_s in zip(segments, spread(middles_s, gap=0.13 * duration_s), strict=True):
+        text = f"{start_s:.1f} to {end_s:.1f} s"
+        axes.text(place_s, -0.55, text, ha="center", color=AFTER_COLOR, fontweight="bold")
+
+
+def _one_line(text: str, width: int) -> str:
+    return textwrap.shorten(text, width, placeholder=" …")
+
+
+def _write(figure: Figure, left: float, top: float, text: str, **look: Any) -> None:
+    """Text whose middle is `top` inches below the upper edge."""
+    figure.text(left / WIDTH, 1 - top / figure.get_size_inches()[1], text, va="center", **look)

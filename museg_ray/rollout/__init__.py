@@ -1,0 +1,1 @@
+"""Sampling groups of responses from the policy with vLLM."""

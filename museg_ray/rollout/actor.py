@@ -1,0 +1,63 @@
+"""The rollout engine as a Ray actor."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import ray
+from ray.actor import ActorHandle
+
+from museg_ray.config.schema import ModelConfig, RolloutConfig
+from museg_ray.rollout.engine import RolloutEngine, Sampling
+from museg_ray.rollout.vllm_setup import engine_environment
+from museg_ray.types import ByteArray, Clip, GroundingQuery, ResponseGroup
+
+MAX_GROUPS = 1000
+"""Groups that may be inside one actor at once; the engine queues what exceeds its `max_num_seqs`."""
+
+
+@ray.remote(concurrency_groups={"control": 1})
+class RolloutActor:
+    """One engine. Groups and weight updates share an event loop; the control calls have their own, so that they are
+    answered while an engine starts, which blocks the first."""
+
+    def __init__(self, model_dir: Path, model: ModelConfig, rollout: RolloutConfig) -> None:
+        self._settings = (model_dir, model, rollout)
+        self._engine: RolloutEngine | None = None
+
+    async def start(self) -> None:
+        """Start the engine; apart from `__init__`, so that being placed and starting can be told from each other."""
+        self._engine = await RolloutEngine.start(*self._settings)
+
+    async def generate(
+        self, query: GroundingQuery, prompt_ids: Sequence[int], clip: Clip, sampling: Sampling
+    ) -> ResponseGroup:
+        return await self._started.generate(query, prompt_ids, clip, sampling)
+
+    async def update_weights(self, version: int, blob: ByteArray) -> int:
+        return await self._started.update_weights(version, blob)
+
+    @ray.method(concurrency_group="control")
+    async def ping(self) -> None:
+        """Returns once the actor has a process."""
+
+    @ray.method(concurrency_group="control")
+    async def close(self) -> None:
+        """End the engine's process, if there is one."""
+        if self._engine is not None:
+            self._engine.close()
+
+    @property
+    def _started(self) -> RolloutEngine:
+        assert self._engine is not None, "start() comes first"
+        return self._engine
+
+
+def start_actor(model_dir: Path, model: ModelConfig, rollout: RolloutConfig) -> ActorHandle:
+    """A new rollout actor in its own process environment; its `start` is still to be called."""
+    options = {
+        "num_cpus": rollout.num_cpus,
+        "num_gpus": rollout.num_gpus,
+        "max_concurrency": MAX_GROUPS,
+        "runtime_env": {"env_vars": engine_environment(rollout)},
+    }
+    return RolloutActor.options(**options).remote(model_dir, model, rollout)

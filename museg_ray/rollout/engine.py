@@ -1,0 +1,238 @@
+"""The rollout engine: groups of responses from vLLM, each group under exactly one version of the weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from museg_ray.config.schema import ModelConfig, RolloutConfig
+from museg_ray.errors import RolloutError, WeightSyncError
+from museg_ray.model.qwen_vl import FORBIDDEN_LOGIT_BIAS, end_token_id, forbidden_token_ids, load_tokenizer
+from museg_ray.rollout.vllm_setup import start_vllm
+from museg_ray.types import ByteArray, Clip, GroundingQuery, Response, ResponseGroup
+from museg_ray.weights.blob import blob_file
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.outputs import CompletionOutput, RequestOutput
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the responses of one group are drawn."""
+
+    group_size: int
+    """Responses (G); 1 when greedy."""
+    temperature: float
+    """0 is greedy decoding; its log-probs are those of temperature 1."""
+    max_completion_tokens: int
+    seed: int
+    """Same seed, prompt, clip and weights: same group. Different seeds share no random numbers."""
+
+    def __post_init__(self) -> None:
+        assert self.temperature > 0 or self.group_size == 1, "greedy responses of one group would all be the same"
+
+
+class RolloutEngine:
+    """One vLLM engine. All methods run on the event loop that `start` ran on.
+
+    Weight versions are numbers that grow with each update; the weights of the model folder are version 0.
+    """
+
+    def __init__(self, llm: "AsyncLLM", tokenizer: PreTrainedTokenizerBase) -> None:
+        self._llm = llm
+        self._tokenizer = tokenizer
+        self._end_id = end_token_id(tokenizer)
+        forbidden = forbidden_token_ids(tokenizer, llm.model_config.get_vocab_size())
+        self._logit_bias = dict.fromkeys(forbidden, FORBIDDEN_LOGIT_BIAS)
+        self._request_ids = count()
+        self._num_running = 0
+        self._version = 0
+        self._has_weights = True
+        """False while an update is under way, and after one that failed half-way."""
+
+    @classmethod
+    async def start(cls, model_dir: Path, model: ModelConfig, rollout: RolloutConfig) -> "RolloutEngine":
+        """Start the engine's process; blocks the event loop until it is up.
+
+        The environment of `engine_environment` must be set.
+
+        Raises:
+            RolloutError: the engine did not start.
+            ModelError: the folder has no usable tokenizer.
+        """
+        tokenizer = load_tokenizer(model_dir)
+        try:
+            llm = start_vllm(model_dir, model, rollout)
+            await llm.update_weight_version("0")
+        except Exception as error:  # vLLM's errors are many and cannot be pickled
+            raise RolloutError(f"The rollout engine did not start on {model_dir}: {_reason(error)}.") from None
+        return cls(llm, tokenizer)
+
+    @property
+    def version(self) -> int:
+        """Version of the weights that the engine samples from."""
+        return self._version
+
+    async def generate(
+        self, query: GroundingQuery, prompt_ids: Sequence[int], clip: Clip, sampling: Sampling
+    ) -> ResponseGroup:
+        """Sample the G responses to one query: one request, so one prefill and one pass of the vision tower.
+
+        Args:
+            prompt_ids: the chat prompt with ONE video placeholder, from `chat_prompt_ids`.
+            clip: its frames are taken as they are.
+
+        Raises:
+            RolloutError: vLLM refused the request or failed.
+            WeightSyncError: the engine has no complete weights, or the weights changed while it sampled.
+        """
+        if not self._has_weights:
+            raise WeightSyncError(f"Query {query.query_id}: {self._incomplete()}")
+        version = self._version
+        params = self._sampling_params(sampling)
+        prompt = _vllm_prompt(prompt_ids, clip, version)
+        self._num_running += 1
+        try:
+            output = await self._final_output(prompt, params)
+        except Exception as error:  # vLLM's errors are many and cannot be pickled
+            raise RolloutError(f"Query {query.query_id} could not be sampled: {_reason(error)}.") from None
+        finally:
+            self._num_running -= 1
+        for completion in output.outputs:
+            _check_version(completion, version, query.query_id)
+        return ResponseGroup(
+            query=query,
+            clip_key=clip.key,
+            prompt_ids=tuple(output.prompt_token_ids),
+            responses=tuple(self._response(completion) for completion in output.outputs),
+            weight_version=version,
+        )
+
+    async def update_weights(self, version: int, blob: ByteArray) -> int:
+        """Replace all weights by those of a blob. Nothing may be generating.
+
+        After a failed update the engine refuses to sample until another one succeeds.
+
+        Args:
+            version: above the present one: cached keys and values are told apart by it.
+            blob: from `weights_to_blob`.
+
+        Returns:
+            The version that the engine's process now reports.
+
+        Raises:
+            WeightSyncError: groups are being sampled, the version is not new, or the update failed.
+        """
+        if self._num_running:
+            raise WeightSyncError(
+                f"Weights {version} were pushed while {self._num_running} groups were being sampled; wait for those."
+            )
+        if version <= self._version:
+            raise WeightSyncError(f"Weights {version} were pushed to an engine that is at {self._version} already.")
+        self._has_weights = False
+        try:
+            confirmed = await self._transfer(version, blob)
+        except Exception as error:  # vLLM's errors are many and cannot be pickled
+            raise WeightSyncError(f"Weights {version} could not be loaded: {_reason(error)}.") from None
+        self._version, self._has_weights = version, True
+        return confirmed
+
+    def close(self) -> None:
+        """End the engine's process; running requests fail."""
+        self._llm.shutdown()
+
+    async def _final_output(self, prompt: dict[str, Any], params: "SamplingParams") -> "RequestOutput":
+        request_id = str(next(self._request_ids))
+        outputs = [output async for output in self._llm.generate(prompt, params, request_id)]
+        return outputs[-1]
+
+    async def _transfer(self, version: int, blob: ByteArray) -> int:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        with blob_file(blob) as path:
+            await self._llm.start_weight_update()
+            await self._llm.update_weights(WeightTransferUpdateRequest({"path": str(path)}))
+            await self._llm.finish_weight_update(str(version))
+        # Video features of the old vision tower; vLLM keeps them over an update. Pixels may stay cached.
+        await self._llm.reset_encoder_cache()
+        return int(await self._llm.get_weight_version())
+
+    def _sampling_params(self, sampling: Sampling) -> "SamplingParams":
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            n=sampling.group_size,
+            temperature=sampling.temperature,
+            max_tokens=sampling.max_completion_tokens,
+            seed=sampling.seed * sampling.group_size,  # vLLM gives seed + i to response i
+            logit_bias=self._logit_bias,
+            # The chat's end token alone, whatever the tokenizer calls its end of sequence.
+            ignore_eos=True,
+            stop_token_ids=[self._end_id],
+            logprobs=0,  # of the sampled token and no other
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _response(self, completion: "CompletionOutput") -> Response:
+        token_ids = tuple(completion.token_ids)
+        assert len(completion.logprobs.logprobs) == len(token_ids), "one log-prob for each token"
+        finished = token_ids[-1:] == (self._end_id,)
+        visible_ids = token_ids[:-1] if finished else token_ids
+        return Response(
+            token_ids=token_ids,
+            logprobs=np.array(completion.logprobs.logprobs, dtype=np.float32),
+            text=self._tokenizer.decode(visible_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False),
+            finished=finished,
+        )
+
+    def _incomplete(self) -> str:
+        return f"the update of weights {self._version} is not finished or failed; push new weights first."
+
+
+def _vllm_prompt(prompt_ids: Sequence[int], clip: Clip, version: int) -> dict[str, Any]:
+    num_frames = len(clip.frames)
+    metadata = {
+        # vLLM divides the temporal patch size by fps * len(frames_indices) / total_num_frames, so this is the rate of
+        # the chosen frames and not of the file.
+        "fps": clip.sample_fps,
+        "total_num_frames": num_frames,
+        "frames_indices": list(range(num_frames)),
+        "duration": clip.duration_s,
+        "video_backend": "museg_ray",
+        "do_sample_frames": False,
+    }
+    return {
+        "prompt_token_ids": list(prompt_ids),
+        "multi_modal_data": {"video": [(clip.frames, metadata)]},
+        "multi_modal_uuids": {"video": [clip.key]},  # vLLM then hashes the key and not the pixels
+        # Without do_resize False small frames are blown up to the processor's least size.
+        "mm_processor_kwargs": {"do_resize": False, "do_sample_frames": False},
+        # Keys and values of one version must not meet a request of another.
+        "cache_salt": str(version),
+    }
+
+
+def _check_version(completion: "CompletionOutput", version: int, query_id: str) -> None:
+    """A rollout never uses weights older than the version it is tagged with, nor newer ones: the learner's
+    importance ratios would compare with a policy that no token was sampled from."""
+    versions = {span.version for span in completion.weight_versions or ()}
+    if versions - {str(version)} or (completion.token_ids and not versions):
+        raise WeightSyncError(
+            f"Query {query_id} was tagged with weights {version}, but vLLM sampled tokens of it with {sorted(versions)}."
+        )
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost message: vLLM's outermost error is often an empty one."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"

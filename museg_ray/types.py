@@ -1,0 +1,98 @@
+"""Records that travel between the parts: frozen, slotted, units in names, picklable.
+
+Time intervals are `(start_s, end_s)` in seconds from the first frame of the video.
+Shapes: T frames, H x W pixels, P prompt tokens, C completion tokens, G responses of one group.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+Segment = tuple[float, float]
+"""One time interval `(start_s, end_s)`, 0 <= start_s < end_s."""
+
+FloatArray = npt.NDArray[np.float32]
+ByteArray = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class GroundingQuery:
+    """One question about one video: "when does this happen?" and its true answer."""
+
+    query_id: str
+    """Unique within its annotation file: `<file stem>/<idx>`."""
+    video: str
+    """Absolute path of the video file."""
+    question: str
+    """What to look for, e.g. `the red circle is visible`; the prompt template surrounds it."""
+    segments: tuple[Segment, ...]
+    """Ground truth, sorted by start, in seconds."""
+    duration_s: float | None = None
+    """Length of the video as annotated; None where the annotation has none."""
+    task: str = "tvg"
+    """`tvg` (one segment asked for) or `tal` (all segments)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A prepared video: chosen frames at their final size. Nobody resamples or resizes it again."""
+
+    key: str
+    """Names content, times and settings together; it is the engine's cache key, so it must be unique to all three."""
+    video: str
+    frames: ByteArray  # [T, H, W, 3] uint8 RGB, T even, H and W multiples of 28
+    times_s: FloatArray  # [T] presentation time of each frame
+    duration_s: float
+
+    @property
+    def sample_fps(self) -> float:
+        """Frames a second after selection; what the temporal positions are computed from."""
+        return len(self.frames) / self.duration_s
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One sampled completion."""
+
+    token_ids: tuple[int, ...]  # [C], the end token included when it was sampled
+    logprobs: FloatArray  # [C], of the sampled tokens under the sampling distribution (mask and temperature applied)
+    text: str
+    """Decoded with special tokens kept visible, the one closing end token removed."""
+    finished: bool
+    """True when the end token was sampled, False when the length limit cut it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseGroup:
+    """The G responses to one query, all sampled from the same prompt under one weight version."""
+
+    query: GroundingQuery
+    clip_key: str
+    prompt_ids: tuple[int, ...]  # [P], video placeholders expanded
+    responses: tuple[Response, ...]  # [G]
+    weight_version: int
+    """Version of the weights that sampled EVERY token of the group (checked in the rollout actor)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RewardParts:
+    """What one response earned. Each part is finite and in [0, 1]; `total` is the phase's weighted sum."""
+
+    total: float
+    global_iou: float
+    local_ngiou: float
+    matching: float
+    timestamp: float
+    format: float
+    predicted: tuple[Segment, ...] = field(default=())
+    """The segments read from the answer, sorted; empty when the answer is invalid."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredGroup:
+    """A group with its rewards and advantages: what the learner trains on."""
+
+    group: ResponseGroup
+    rewards: tuple[RewardParts, ...]  # [G]
+    advantages: FloatArray  # [G]

@@ -1,0 +1,82 @@
+"""Which frames of a video the model sees and how large: pure arithmetic, no decoding.
+
+Counts and sizes are those of qwen-vl-utils 0.0.14 (`smart_nframes`, `fetch_video`, `smart_resize`), so token counts
+match the published MUSEG. The frames differ on purpose: qwen-vl-utils spreads frame INDICES from the first to the last
+frame, which shifts the time of each frame by up to half a sampling period (more at variable frame rates); here they are
+spread in TIME, because the answers are times.
+"""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from museg_ray.config.schema import VideoConfig
+from museg_ray.errors import VideoError
+
+FRAME_FACTOR = 2
+"""Frames that become one temporal patch: the count is a multiple of it."""
+SIZE_FACTOR = 28
+"""Pixels of one visual token's side (patch 14, merged 2 x 2): height and width are multiples of it."""
+MIN_FRAMES = 4
+MAX_ASPECT_RATIO = 200
+TIE_S = 1e-4
+"""Two frames are equally near when their distances differ by less (seconds): decord's times are float32."""
+
+
+def choose_num_frames(duration_s: float, num_video_frames: int, config: VideoConfig) -> int:
+    """Frames to select: `fps` a second, at least 4, at most `max_frames`, never more than the video has, even.
+
+    Raises:
+        VideoError: the video has fewer than 2 frames.
+    """
+    wanted = max(duration_s * config.fps, MIN_FRAMES)
+    num_frames = int(min(wanted, _floor(config.max_frames, FRAME_FACTOR), num_video_frames))
+    num_frames = _floor(num_frames, FRAME_FACTOR)
+    if num_frames < FRAME_FACTOR:
+        raise VideoError(f"it has {num_video_frames} frame(s), at least {FRAME_FACTOR} are needed")
+    return num_frames
+
+
+def choose_frames(starts_s: npt.NDArray[np.float64], duration_s: float, num_frames: int) -> npt.NDArray[np.int64]:
+    """Indices [T] of the frames presented nearest to k * duration_s / T; of two equally near the earlier one.
+
+    Args:
+        starts_s: [N] presentation times of all frames, non-decreasing, seconds.
+    """
+    targets_s = np.arange(num_frames) * (duration_s / num_frames)  # [T]
+    after = np.searchsorted(starts_s, targets_s).clip(1, len(starts_s) - 1)
+    before = after - 1
+    after_is_nearer = (starts_s[after] - targets_s) < (targets_s - starts_s[before]) - TIE_S
+    return np.where(after_is_nearer, after, before)
+
+
+def clip_size(height: int, width: int, num_frames: int, config: VideoConfig) -> tuple[int, int]:
+    """Final (height, width) of a clip's frames: multiples of 28 within the pixel budget, aspect ratio kept.
+
+    Each frame gets an even share of `total_pixels` per frame pair, at most `max_pixels`; `min_pixels` wins over both.
+
+    Raises:
+        VideoError: the frame is so elongated that no size fits (qwen-vl-utils fails there too).
+    """
+    share = config.total_pixels / num_frames * FRAME_FACTOR
+    max_pixels = max(min(config.max_pixels, share), int(config.min_pixels * 1.05))
+    size = _smart_resize(height, width, config.min_pixels, max_pixels)
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width) or min(size) == 0:
+        raise VideoError(f"its frames of {width}x{height} are too elongated for a budget of {max_pixels:.0f} pixels")
+    return size
+
+
+def _smart_resize(height: int, width: int, min_pixels: float, max_pixels: float) -> tuple[int, int]:
+    sides = [max(SIZE_FACTOR, round(side / SIZE_FACTOR) * SIZE_FACTOR) for side in (height, width)]
+    if sides[0] * sides[1] > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        sides = [_floor(side / shrink, SIZE_FACTOR) for side in (height, width)]
+    elif sides[0] * sides[1] < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        sides = [math.ceil(side * grow / SIZE_FACTOR) * SIZE_FACTOR for side in (height, width)]
+    return sides[0], sides[1]
+
+
+def _floor(value: float, factor: int) -> int:
+    return math.floor(value / factor) * factor

@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from museg_ray.algo.advantages import group_advantages
+
+groups = st.lists(st.floats(0, 3, width=32), min_size=2, max_size=16).map(np.float32)
+
+
+def test_advantages_by_hand() -> None:
+    # Mean 2, deviations -1 0 1, unbiased standard deviation 1.
+    advantages = group_advantages(np.float32([1.0, 2.0, 3.0]), scale=True)
+    assert advantages == pytest.approx(np.array([-1.0, 0.0, 1.0]) / 1.0001)
+    assert advantages.dtype == np.float32
+
+
+def test_unscaled_advantages_only_lose_the_mean() -> None:
+    assert group_advantages(np.float32([0.5, 1.0, 3.0]), scale=False) == pytest.approx([-1.0, -0.5, 1.5])
+
+
+@pytest.mark.parametrize("scale", [True, False])
+@pytest.mark.parametrize("reward", [0.0, 0.1, 1.3])
+def test_equal_rewards_give_exactly_zero(reward: float, scale: bool) -> None:
+    assert group_advantages(np.full(7, reward, dtype=np.float32), scale).tolist() == [0.0] * 7
+
+
+def test_a_single_response_has_no_advantage() -> None:
+    with pytest.raises(AssertionError, match="at least 2"):
+        group_advantages(np.float32([1.0]), scale=True)
+
+
+@given(groups)
+def test_advantages_are_finite_centred_and_in_the_order_of_the_rewards(totals: np.ndarray) -> None:
+    advantages = group_advantages(totals, scale=True)
+    assert np.all(np.isfinite(advantages))
+    assert advantages.sum() == pytest.approx(0.0, abs=1e-4)
+    assert np.all(np.diff(advantages[np.argsort(totals)]) >= 0.0)
+
+
+@given(groups)
+def test_a_shift_of_all_rewards_changes_no_advantage(totals: np.ndarray) -> None:
+    shifted = group_advantages(totals.astype(np.float64) + 1.0, scale=True)
+    assert shifted == pytest.approx(group_advantages(totals, scale=True), abs=1e-5)

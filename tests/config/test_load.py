@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import pytest
+
+from museg_ray.config import load_config, save_config
+from museg_ray.errors import ConfigError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_config_loads(path: Path) -> None:
+    assert load_config(path).total_steps > 0
+
+
+def test_museg_7b_has_the_papers_numbers() -> None:
+    config = load_config(CONFIGS / "museg_7b.yaml")
+    assert (config.rollout.group_size, config.train.prompts_per_step) == (8, 14)
+    assert (config.learner.learning_rate, config.algo.beta, config.rollout.temperature) == (1.5e-6, 0.04, 0.9)
+    assert (config.video.max_frames, config.video.total_pixels) == (448, 3584 * 28 * 28)
+    assert [phase.steps for phase in config.train.phases] == [400, 500]
+    assert [phase.weights.timestamp for phase in config.train.phases] == [1.0, 0.0]
+
+
+def test_an_override_wins_over_the_file() -> None:
+    assert load_config(CONFIGS / "demo.yaml", ["rollout.num_actors=5"]).rollout.num_actors == 5
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    file = tmp_path / "typo.yaml"
+    file.write_text("rollout: {num_actor: 2}\n")
+    with pytest.raises(ConfigError, match=r"typo\.yaml: unknown key 'rollout\.num_actor'\. Did you mean 'num_actors'"):
+        load_config(file)
+
+
+def test_an_unknown_key_inside_a_phase_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "typo.yaml"
+    file.write_text("train: {phases: [{step: 3}]}\n")
+    with pytest.raises(ConfigError, match=r"train\.phases\.step"):
+        load_config(file)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("learner.learning_rate=fast", "learner.learning_rate"),
+        ("model.dtype=float16", "'float32', 'bfloat16'"),
+        ("rollout.group_size=1", "must be at least 2"),
+        ("data.multi_segment_share=1.5", "between 0 and 1"),
+        ("rollout.max_completion_tokens=512", "leaves no room"),
+        ("train.phases=[]", "train.phases is empty"),
+        ("rollout.num_actors", "not of the form key=value"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_key(override: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load_config(CONFIGS / "demo.yaml", [override])
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: No such file"):
+        load_config("nowhere.yaml")
+
+
+def test_a_file_that_is_not_yaml_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_text("rollout: [1, 2\n")
+    with pytest.raises(ConfigError, match=r"broken\.yaml is not valid YAML"):
+        load_config(file)
+
+
+def test_a_saved_config_loads_equal(tmp_path: Path) -> None:
+    config = load_config(CONFIGS / "demo.yaml", ["run.seed=7"])
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config

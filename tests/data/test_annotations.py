@@ -1,0 +1,120 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from museg_ray.data.annotations import check_videos, read_annotations
+from museg_ray.errors import DataError
+from museg_ray.types import GroundingQuery
+
+ROW = {"idx": 0, "problem": "the red circle is visible", "solution": [[1, 2.5]], "video": "a/b.mp4", "task": "tvg"}
+
+
+def write(path: Path, *rows: Any) -> Path:
+    """Rows that are text already are written as they are."""
+    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_a_row_becomes_a_query(tmp_path: Path) -> None:
+    row = ROW | {"idx": 7, "solution": [[5, 6], [1, 2.5]], "duration": 12, "task": "tal"}
+    assert read_annotations(write(tmp_path / "stage_1.jsonl", row)) == [
+        GroundingQuery(
+            query_id="stage_1/7",
+            video=str(tmp_path / "a/b.mp4"),
+            question="the red circle is visible",
+            segments=((1.0, 2.5), (5.0, 6.0)),
+            duration_s=12.0,
+            task="tal",
+        )
+    ]
+
+
+@pytest.mark.parametrize("row", [ROW, ROW | {"duration": None}])
+def test_the_duration_may_be_absent(tmp_path: Path, row: dict[str, Any]) -> None:
+    assert read_annotations(write(tmp_path / "a.jsonl", row))[0].duration_s is None
+
+
+def test_relative_videos_start_from_the_root_and_absolute_ones_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.jsonl", ROW, ROW | {"idx": 1, "video": "/v/c.mp4"})
+    assert [query.video for query in read_annotations(path, Path("/root"))] == ["/root/a/b.mp4", "/v/c.mp4"]
+    monkeypatch.chdir(tmp_path)
+    assert read_annotations(Path("a.jsonl"))[0].video == str(tmp_path / "a/b.mp4")
+
+
+def test_blank_lines_are_no_rows_but_count_as_lines(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", "", ROW, "  ", ROW | {"idx": "x"}, "{")
+    with pytest.raises(DataError, match=rf"{path}:5: .*1 of 3"):
+        read_annotations(path)
+
+
+def test_text_need_not_be_ascii(tmp_path: Path) -> None:
+    (query,) = read_annotations(write(tmp_path / "ä.jsonl", ROW | {"problem": "\u2028红色圆圈"}))
+    assert (query.query_id, query.question) == ("ä/0", "\u2028红色圆圈")
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ("[1]", r"holds \[1\]; expected a JSON object"),
+        *(({key: ROW[key] for key in ROW if key != name}, f"field '{name}' is missing") for name in ROW),
+        (ROW | {"idx": None}, "field 'idx' holds null; expected a number or a text"),
+        (ROW | {"idx": True}, "field 'idx' holds true"),
+        (ROW | {"problem": " "}, "field 'problem' holds"),
+        (ROW | {"problem": 3}, "field 'problem' holds 3; expected a text"),
+        (ROW | {"video": ["a.mp4"]}, "field 'video' holds"),
+        (ROW | {"video": ""}, "field 'video' holds"),
+        (ROW | {"task": "other"}, "field 'task' holds \"other\"; expected tvg or tal"),
+        (ROW | {"task": []}, "field 'task' holds"),
+        (ROW | {"duration": 0}, "field 'duration' holds 0; expected seconds above 0"),
+        (ROW | {"duration": "12"}, "field 'duration' holds"),
+        (ROW | {"duration": float("nan")}, "field 'duration' holds NaN"),
+        (ROW | {"solution": []}, r"field 'solution' holds \[\]; expected a list"),
+        (ROW | {"solution": "1-2"}, "field 'solution' holds"),
+        (ROW | {"solution": [1, 2]}, "field 'solution' holds 1"),
+        (ROW | {"solution": [[1, 2, 3]]}, "field 'solution' holds"),
+        (ROW | {"solution": [["1", "2"]]}, "field 'solution' holds"),
+        (ROW | {"solution": [[False, True]]}, "field 'solution' holds"),
+        (ROW | {"solution": [[0, 1], [38, 13]]}, r"holds \[38, 13\]; expected .* 0 <= start_s < end_s"),
+        (ROW | {"solution": [[3, 3]]}, r"holds \[3, 3\]"),
+        (ROW | {"solution": [[-1, 3]]}, r"holds \[-1, 3\]"),
+        (ROW | {"solution": [[0, float("inf")]]}, r"holds \[0, Infinity\]"),
+        (ROW | {"solution": [[float("nan"), 1]]}, r"holds \[NaN, 1\]"),
+        (ROW | {"solution": [[0, 10**400]]}, "field 'solution' holds"),
+    ],
+)
+def test_a_malformed_row_is_refused_by_file_line_and_field(tmp_path: Path, row: Any, complaint: str) -> None:
+    path = write(tmp_path / "a.jsonl", ROW | {"idx": 1}, row, "also bad")
+    with pytest.raises(DataError, match=rf"^{path}:2: .*{complaint}.*Rows at fault: 2 of 3") as caught:
+        read_annotations(path)
+    assert len(str(caught.value)) < 500
+
+
+def test_two_rows_of_one_idx_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'idx' repeats that of an earlier row"):
+        read_annotations(write(tmp_path / "a.jsonl", ROW | {"idx": 1}, ROW | {"idx": "1"}))
+
+
+def test_a_file_that_is_absent_or_empty_or_binary_is_refused_by_name(tmp_path: Path) -> None:
+    for content, complaint in ((None, "No such file"), (b"\n \n", "has no rows"), (b"\xff\x00", "not UTF-8")):
+        path = tmp_path / "a.jsonl"
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(DataError, match=complaint) as caught:
+            read_annotations(path)
+        assert str(path) in str(caught.value)
+
+
+def test_missing_videos_are_counted_and_the_first_are_named(tmp_path: Path) -> None:
+    (tmp_path / "0.mp4").touch()
+    rows = [ROW | {"idx": i, "video": f"{i % 6}.mp4"} for i in range(12)]
+    queries = read_annotations(write(tmp_path / "a.jsonl", *rows))
+    with pytest.raises(DataError, match=r"5 of 6: .*1\.mp4, .*2\.mp4, .*3\.mp4, …\. .*data\.video_root"):
+        check_videos(queries)
+    check_videos(queries[:1])

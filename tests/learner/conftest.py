@@ -1,0 +1,101 @@
+"""Groups to learn from, with the log-probs that the policy itself gives to their tokens."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from museg_ray.config.schema import Config, PhaseConfig
+from museg_ray.learner.learner import Learner
+from museg_ray.model.packing import Pack, pack_group
+from museg_ray.model.patchify import patchify, video_grid
+from museg_ray.model.policy import PolicyModel
+from museg_ray.model.positions import prompt_positions, seconds_per_grid
+from museg_ray.model.prompt import chat_prompt_ids, expand_video
+from museg_ray.model.qwen_vl import forbidden_token_ids, load_policy, load_tokenizer, load_vision_spec
+from museg_ray.types import Clip, GroundingQuery, Response, ResponseGroup, RewardParts, ScoredGroup
+
+QUERY = GroundingQuery(
+    query_id="test/0", video="test.mp4", question="the red circle is visible", segments=((1.0, 2.0),)
+)
+
+Completions = Sequence[Sequence[int]]
+PolicyInputs = Callable[..., tuple[Pack, torch.Tensor, tuple[int, int, int]]]
+
+
+@pytest.fixture
+def config() -> Config:
+    """Two steps in float32, without reference and clipping."""
+    config = Config()
+    config.model.dtype = "float32"
+    config.algo.beta = 0.0
+    config.learner.learning_rate = 1e-3
+    config.learner.schedule = "constant"
+    config.learner.max_grad_norm = 0.0
+    config.train.phases = [PhaseConfig(name="only", steps=2)]
+    return config
+
+
+@pytest.fixture
+def start_learner(tiny_model_dir: Path) -> Iterator[Callable[[Config], Learner]]:
+    """Starts learners on the tiny model and closes them after the test."""
+    started = []
+
+    def start(config: Config) -> Learner:
+        started.append(Learner(config, tiny_model_dir))
+        return started[-1]
+
+    yield start
+    for learner in started:
+        learner.close()
+
+
+@pytest.fixture
+def fresh_policy(tiny_model_dir: Path, config: Config) -> Callable[[torch.dtype], PolicyModel]:
+    """The tiny model as a policy that no learner knows of."""
+
+    def load(dtype: torch.dtype) -> PolicyModel:
+        model = load_policy(tiny_model_dir, dtype)
+        forbidden = forbidden_token_ids(load_tokenizer(tiny_model_dir), model.config.text_config.vocab_size)
+        return PolicyModel(model, forbidden, config.rollout.temperature)
+
+    return load
+
+
+@pytest.fixture
+def policy_inputs(tiny_model_dir: Path, clip: Clip) -> PolicyInputs:
+    """The policy's arguments for completions of one question about `clip`."""
+    tokenizer, spec = load_tokenizer(tiny_model_dir), load_vision_spec(tiny_model_dir)
+    grid = video_grid(clip.frames, spec)
+    prompt_ids = expand_video(chat_prompt_ids(tokenizer, QUERY.question), spec.num_video_tokens(grid), spec)
+
+    def make(completions: Completions, dtype: torch.dtype = torch.float32) -> tuple[Pack, torch.Tensor, tuple]:
+        positions = prompt_positions(prompt_ids, grid, seconds_per_grid(clip.sample_fps, spec, dtype), spec)
+        return pack_group(prompt_ids, positions, completions), patchify(clip.frames, spec), grid
+
+    return make
+
+
+@pytest.fixture
+def make_group(
+    fresh_policy: Callable[[torch.dtype], PolicyModel], policy_inputs: PolicyInputs, clip: Clip
+) -> Callable[..., ScoredGroup]:
+    """A scored group about `clip`, with log-probs under the tiny model's own weights in `dtype`."""
+
+    def make(completions: Completions, advantages: Sequence[float], dtype: torch.dtype = torch.float32) -> ScoredGroup:
+        pack, *video = policy_inputs(completions, dtype)
+        with torch.no_grad():
+            logprobs = fresh_policy(dtype)(pack, *video).numpy()
+        ends = np.cumsum([len(completion) for completion in completions])[:-1]
+        responses = tuple(
+            Response(token_ids=tuple(completion), logprobs=part, text="", finished=True)
+            for completion, part in zip(completions, np.split(logprobs, ends), strict=True)
+        )
+        prompt_ids = tuple(pack.input_ids[: pack.num_prompt_tokens].tolist())
+        group = ResponseGroup(QUERY, clip.key, prompt_ids, responses, weight_version=0)
+        rewards = tuple(RewardParts(0.0, 0.0, 0.0, 0.0, 0.0, 0.0) for _ in completions)
+        return ScoredGroup(group, rewards, np.array(advantages, dtype=np.float32))
+
+    return make

@@ -1,0 +1,240 @@
+"""Updates by DeepSpeed: direction, size, parity with the rollout, and refusal of what is not finite."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load
+
+from museg_ray.algo.loss import grpo_loss
+from museg_ray.config.schema import Config
+from museg_ray.errors import ConfigError, LearnerError
+from museg_ray.learner.learner import Learner
+from museg_ray.metrics import names
+from museg_ray.model.policy import PolicyModel
+from museg_ray.model.qwen_vl import load_policy, load_vision_spec, resolve_model_path
+from museg_ray.types import Clip, ScoredGroup
+
+RISING, FALLING = [40, 41, 42, 43], [50, 51, 52]
+EMPTY: list[int] = []
+
+StartLearner = Callable[[Config], Learner]
+FreshPolicy = Callable[[torch.dtype], PolicyModel]
+MakeGroup = Callable[..., ScoredGroup]
+PolicyInputs = Callable[..., tuple]
+
+
+def weights_of(learner: Learner) -> dict[str, torch.Tensor]:
+    return load(learner.export_weights().tobytes())
+
+
+def plain_loss(policy: PolicyModel, inputs: tuple, scored: ScoredGroup) -> torch.Tensor:
+    """The loss of one group without a reference, by the policy itself."""
+    pack, *video = inputs
+    logprobs = policy(pack, *video)
+    loss, _ = grpo_loss(
+        logprobs=logprobs,
+        old_logprobs=logprobs.detach(),
+        reference_logprobs=None,
+        advantages=torch.from_numpy(scored.advantages)[pack.response_index],
+        response_index=pack.response_index,
+        loss_mask=torch.ones_like(pack.targets, dtype=torch.bool),
+        num_responses=pack.num_responses,
+        beta=0.0,
+    )
+    return loss
+
+
+def test_an_update_raises_good_responses_and_lowers_bad_ones(
+    config: Config,
+    start_learner: StartLearner,
+    make_group: MakeGroup,
+    fresh_policy: FreshPolicy,
+    policy_inputs: PolicyInputs,
+    clip: Clip,
+) -> None:
+    learner = start_learner(config)
+    scored = make_group([RISING, FALLING], [1.0, -1.0])
+    metrics = learner.update([scored], {clip.key: clip})
+    policy = fresh_policy(torch.float32)
+    policy.model.load_state_dict(weights_of(learner), strict=False)  # tied weights come once
+    with torch.no_grad():
+        after = policy(*policy_inputs([RISING, FALLING])).numpy()
+    rising, falling = scored.group.responses
+    assert after[: len(RISING)].sum() > rising.logprobs.sum()
+    assert after[len(RISING) :].sum() < falling.logprobs.sum()
+    assert metrics[names.LEARNER_GRAD_NORM] > 0
+    assert metrics[names.LEARNER_LEARNING_RATE] == config.learner.learning_rate
+
+
+@pytest.mark.parametrize(("zero_stage", "max_grad_norm"), [(0, 0.5), (1, 0.5), (2, 0.5), (2, 0.0), (3, 0.5)])
+def test_a_step_equals_a_plain_torch_step_on_the_mean_loss_of_the_groups(
+    config: Config,
+    start_learner: StartLearner,
+    make_group: MakeGroup,
+    fresh_policy: FreshPolicy,
+    policy_inputs: PolicyInputs,
+    clip: Clip,
+    zero_stage: int,
+    max_grad_norm: float,
+) -> None:
+    config.learner.zero_stage, config.learner.max_grad_norm = zero_stage, max_grad_norm
+    config.learner.learning_rate = 1e-4  # Adam turns rounding in a gradient near 0 into a part of the rate
+    batches = [  # the number of groups differs between steps
+        [make_group([RISING, FALLING, EMPTY], [1.0, -0.5, -0.5])],
+        [make_group([FALLING, RISING], [0.7, -0.7]), make_group([[60], [61, 62]], [-1.0, 1.0])],
+    ]
+    learner = start_learner(config)
+    policy = fresh_policy(torch.float32)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learner.learning_rate, weight_decay=0.0)
+    for groups in batches:
+        metrics = learner.update(groups, {clip.key: clip})
+        inputs = [policy_inputs([response.token_ids for response in scored.group.responses]) for scored in groups]
+        losses = [plain_loss(policy, *pair) for pair in zip(inputs, groups, strict=True)]
+        loss = torch.stack(losses).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), max_grad_norm or torch.inf)
+        optimizer.step()
+        assert metrics[names.LEARNER_LOSS] == pytest.approx(loss.item(), abs=1e-5)
+        assert metrics[names.LEARNER_GRAD_NORM] == pytest.approx(norm.item(), rel=1e-4)
+    weights = weights_of(learner)
+    for name, parameter in policy.model.named_parameters():
+        torch.testing.assert_close(weights[name], parameter.detach(), rtol=0, atol=1e-5, msg=name)
+
+
+def test_the_gap_is_zero_for_the_same_weights_and_seen_for_others(
+    config: Config, start_learner: StartLearner, make_group: MakeGroup, clip: Clip
+) -> None:
+    learner = start_learner(config)
+    scored = make_group([RISING, FALLING], [1.0, -1.0])
+    first = learner.update([scored], {clip.key: clip})
+    assert first[names.PARITY_GAP_MAX] < 1e-5
+    second = learner.update([scored], {clip.key: clip})  # its log-probs are those of the weights before
+    assert second[names.PARITY_GAP_MAX] > 1e-3
+    assert 0 < second[names.PARITY_GAP_MEAN] <= second[names.PARITY_GAP_MAX]
+
+
+def test_special_tokens_in_responses_do_not_crash_and_are_left_out_of_loss_and_gap(
+    config: Config, start_learner: StartLearner, make_group: MakeGroup, tiny_model_dir: Path, clip: Clip
+) -> None:
+    video = load_vision_spec(tiny_model_dir).video_token_id
+    scored = make_group([[video, 40, video, 41, video], [video] * 3], [1.0, -1.0])
+    scored.group.responses[1].logprobs[:] = 0.0  # whatever is claimed of a forbidden token is no gap
+    metrics = start_learner(config).update([scored], {clip.key: clip})
+    assert all(np.isfinite(list(metrics.values())))
+    assert metrics[names.PARITY_GAP_MAX] < 1e-5
+    # Only the two plain tokens carry loss: -1 on average over the first response, nothing in the second.
+    assert metrics[names.LEARNER_LOSS] == pytest.approx(-0.5, abs=1e-5)
+
+
+def test_a_group_of_empty_responses_changes_nothing(
+    config: Config, start_learner: StartLearner, make_group: MakeGroup, clip: Clip
+) -> None:
+    learner = start_learner(config)
+    before = weights_of(learner)
+    metrics = learner.update([make_group([EMPTY, EMPTY], [0.0, 0.0])], {clip.key: clip})
+    assert metrics[names.LEARNER_GRAD_NORM] == metrics[names.PARITY_GAP_MEAN] == 0.0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(learner).items())
+
+
+def test_the_kl_term_measures_the_distance_to_the_last_reference(
+    config: Config, start_learner: StartLearner, make_group: MakeGroup, clip: Clip
+) -> None:
+    config.algo.beta = 0.04
+    learner = start_learner(config)
+    scored = make_group([RISING, FALLING], [1.0, -1.0])
+    assert learner.update([scored], {clip.key: clip})[names.LEARNER_KL] == pytest.approx(0.0, abs=1e-6)
+    assert learner.update([scored], {clip.key: clip})[names.LEARNER_KL] > 1e-5
+    learner.refresh_reference()
+    assert learner.update([scored], {clip.key: clip})[names.LEARNER_KL] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_frozen_vision_tower_keeps_its_weights(
+    config: Config, start_learner: StartLearner, make_group: MakeGroup, clip: Clip
+) -> None:
+    config.learner.train_vision = False
+    learner = start_learner(config)
+    before = weights_of(learner)
+    learner.update([make_group([RISING, FALLING], [1.0, -1.0])], {clip.key: clip})
+    changed = {name for name, tensor in weights_of(learner).items() if not torch.equal(tensor, before[name])}
+    assert changed and not any(".visual." in name for name in changed)
+
+
+@pytest.mark.parametrize("train_vision", [True, False])
+def test_gradient_checkpointing_gives_the_same_update(
+    config: Config, start_learner: StartLearner, make_group: MakeGroup, clip: Clip, train_vision: bool
+) -> None:
+    config.learner.train_vision = train_vision
+    scored = make_group([RISING, FALLING], [1.0, -1.0])
+    updated = []
+    for checkpointing in (False, True):
+        config.learner.gradient_checkpointing = checkpointing
+        learner = start_learner(config)
+        learner.update([scored], {clip.key: clip})
+        updated.append(weights_of(learner))
+    for name, tensor in updated[0].items():
+        torch.testing.assert_close(updated[1][name], tensor, rtol=0, atol=1e-5, msg=name)
+
+
+def test_a_bfloat16_learner_adds_up_small_updates_in_float32(
+    config: Config, start_learner: StartLearner, make_group: MakeGroup, clip: Clip
+) -> None:
+    config.model.dtype, config.learner.learning_rate = "bfloat16", 1e-4
+    learner = start_learner(config)
+    scored = make_group([RISING, FALLING], [1.0, -1.0], torch.bfloat16)
+    before = weights_of(learner)
+    gaps = [learner.update([scored], {clip.key: clip})[names.PARITY_GAP_MEAN] for _ in range(3)]
+    assert gaps[0] < 0.05
+    name = "model.language_model.layers.0.mlp.up_proj.weight"
+    weights = weights_of(learner)
+    assert weights[name].dtype == torch.bfloat16
+    # One step moves a weight by 1e-4. Above 1/16 that is less than half of bfloat16's spacing: it would be lost.
+    is_large = before[name].abs() > 1 / 16
+    assert (weights[name] != before[name])[is_large].float().mean() > 0.1
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_a_gradient_that_is_not_finite_is_an_error(
+    config: Config, start_learner: StartLearner, make_group: MakeGroup, clip: Clip, zero_stage: int
+) -> None:
+    config.learner.zero_stage = zero_stage
+    scored = make_group([[40], [50]], [3e38, -3e38])  # a finite loss whose gradient overflows
+    with pytest.raises(LearnerError, match=r"gradient of update .* is not finite"):
+        start_learner(config).update([scored], {clip.key: clip})
+
+
+@pytest.mark.parametrize("damaged", ["advantages", "logprobs"])
+def test_a_loss_or_gap_that_is_not_finite_is_an_error_that_names_the_query(
+    config: Config, start_learner: StartLearner, make_group: MakeGroup, clip: Clip, damaged: str
+) -> None:
+    scored = make_group([RISING, FALLING], [1.0, -1.0])
+    array = scored.advantages if damaged == "advantages" else scored.group.responses[0].logprobs
+    array[0] = np.nan
+    with pytest.raises(LearnerError, match=r"query test/0 .* is not finite"):
+        start_learner(config).update([scored], {clip.key: clip})
+
+
+def test_zero_stage_0_with_bfloat16_is_a_config_error(config: Config, start_learner: StartLearner) -> None:
+    config.model.dtype, config.learner.zero_stage = "bfloat16", 0
+    with pytest.raises(ConfigError, match=r"learner\.zero_stage"):
+        start_learner(config)
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_an_exported_model_loads_with_the_weights_of_the_learner(
+    config: Config, start_learner: StartLearner, make_group: MakeGroup, clip: Clip, tmp_path: Path, zero_stage: int
+) -> None:
+    config.learner.zero_stage = zero_stage
+    learner = start_learner(config)
+    learner.update([make_group([RISING, FALLING], [1.0, -1.0])], {clip.key: clip})
+    learner.export_model(tmp_path / "model")
+    learner.save_checkpoint(tmp_path / "checkpoint")
+    weights = weights_of(learner)
+    model = load_policy(resolve_model_path(str(tmp_path / "model")), torch.float32)
+    assert weights.keys() == dict(model.named_parameters()).keys()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, weights[name]), name
+    assert (tmp_path / "checkpoint" / "latest").is_file()

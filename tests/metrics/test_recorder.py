@@ -1,0 +1,48 @@
+import json
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from museg_ray.metrics import names
+from museg_ray.metrics.recorder import Recorder
+
+
+def test_each_step_is_one_json_line_that_is_readable_at_once(tmp_path: Path):
+    recorder = Recorder(tmp_path, "test")
+    recorder.log(1, "timestamps", {names.REWARD_TOTAL: 1.5})
+    recorder.log(2, "free", {names.REWARD_TOTAL: 1.75, names.WEIGHTS_VERSION: 2})
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    recorder.close()
+    assert [(row["step"], row["phase"], row["reward/total"]) for row in rows] == [
+        (1, "timestamps", 1.5),
+        (2, "free", 1.75),
+    ]
+    assert 0.0 <= rows[0]["time_s"] <= rows[1]["time_s"]
+
+
+def test_tensorboard_gets_every_value(tmp_path: Path):
+    recorder = Recorder(tmp_path, "test")
+    for step in (1, 2):
+        recorder.log(step, "free", {names.REWARD_TOTAL: 0.5 * step, names.PARITY_GAP_MEAN: 1e-7})
+    recorder.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars(names.REWARD_TOTAL)] == [(1, 0.5), (2, 1.0)]
+    assert names.PARITY_GAP_MEAN in events.Tags()["scalars"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_value_that_is_not_finite_is_refused_by_name(tmp_path: Path, value: float):
+    recorder = Recorder(tmp_path, "test")
+    with pytest.raises(AssertionError, match="learner/kl"):
+        recorder.log(7, "free", {names.LEARNER_LOSS: 0.1, names.LEARNER_KL: value})
+    recorder.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_a_name_outside_the_table_is_refused(tmp_path: Path):
+    recorder = Recorder(tmp_path, "test")
+    with pytest.raises(AssertionError, match="reward/totl"):
+        recorder.log(1, "free", {"reward/totl": 1.0})
+    recorder.close()

@@ -1,0 +1,52 @@
+"""Chat prompts: format, and no way for a question to add special tokens."""
+
+from pathlib import Path
+
+import pytest
+
+from museg_ray.model.prompt import chat_prompt_ids, expand_video
+from museg_ray.model.qwen_vl import load_tokenizer, load_vision_spec
+
+QWEN_SYSTEM_TEMPLATE = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}{% if part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+)
+
+
+def test_a_prompt_equals_the_chat_format_encoded_as_a_whole(tiny_model_dir: Path) -> None:
+    tokenizer = load_tokenizer(tiny_model_dir)
+    question = "  When is the red circle visible?\nAnswer in seconds. "
+    text = f"<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>{question}<|im_end|>\n<|im_start|>assistant\n"
+    assert chat_prompt_ids(tokenizer, question) == tokenizer.encode(text, add_special_tokens=False)
+
+
+def test_the_system_turn_comes_from_the_tokenizer_template(tiny_model_dir: Path) -> None:
+    tokenizer = load_tokenizer(tiny_model_dir)
+    tokenizer.chat_template = QWEN_SYSTEM_TEMPLATE
+    text = tokenizer.decode(chat_prompt_ids(tokenizer, "When?"))
+    assert text.startswith("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n")
+
+
+@pytest.mark.parametrize("token", ["<|video_pad|>", "<|im_end|>", "<|vision_start|>", "<|endoftext|>"])
+def test_special_tokens_in_a_question_stay_plain_text(tiny_model_dir: Path, token: str) -> None:
+    tokenizer = load_tokenizer(tiny_model_dir)
+    plain, tricky = chat_prompt_ids(tokenizer, "When?"), chat_prompt_ids(tokenizer, f"When {token}?")
+    special = set(tokenizer.all_special_ids)
+    assert [i for i in tricky if i in special] == [i for i in plain if i in special]
+    assert f"When {token}?" in tokenizer.decode(tricky)
+
+
+def test_encoding_a_question_does_not_change_how_the_tokenizer_reads_special_tokens(tiny_model_dir: Path) -> None:
+    tokenizer = load_tokenizer(tiny_model_dir)
+    chat_prompt_ids(tokenizer, "When?")
+    assert len(tokenizer.encode("<|video_pad|>", add_special_tokens=False)) == 1
+
+
+def test_the_placeholder_is_repeated_once_for_each_video_token(tiny_model_dir: Path) -> None:
+    tokenizer, spec = load_tokenizer(tiny_model_dir), load_vision_spec(tiny_model_dir)
+    ids = chat_prompt_ids(tokenizer, "When?")
+    expanded = expand_video(ids, 48, spec)
+    assert expanded.count(spec.video_token_id) == 48 and len(expanded) == len(ids) + 47
+    assert [i for i in expanded if i != spec.video_token_id] == [i for i in ids if i != spec.video_token_id]

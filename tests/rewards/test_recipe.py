@@ -1,0 +1,167 @@
+import json
+import math
+from dataclasses import astuple
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from museg_ray.config.schema import RewardWeights
+from museg_ray.rewards.recipe import score_response
+from museg_ray.types import RewardParts, Segment
+
+ALL_PARTS = RewardWeights(matching=1.0, timestamp=1.0, format=1.0)
+LOCAL_MATCHINGS = ["sequential", "maximum", "none"]
+TRUTH = ((10.0, 20.0), (30.0, 40.0), (50.0, 60.0))
+
+hundredths = st.integers(0, 30_000).map(lambda n: n / 100)
+segments = st.tuples(hundredths, hundredths).filter(lambda pair: pair[0] < pair[1])
+segment_lists = st.lists(segments, min_size=1, max_size=5)
+local_matchings = st.sampled_from(LOCAL_MATCHINGS)
+fragments = st.sampled_from(
+    [
+        "<think>",
+        "</think>",
+        "<answer>",
+        "</answer>",
+        " ",
+        "-",
+        ".",
+        "1",
+        "12.30-15.00",
+        "nan",
+        "inf",
+        "9" * 400,
+        "\u0663",
+    ]
+)
+texts = st.one_of(st.text(), st.lists(st.one_of(fragments, st.text(max_size=3))).map("".join))
+
+
+def respond(segments: list[Segment]) -> str:
+    """A well-formed response that cites nothing."""
+    return f"<think></think><answer>{' '.join(f'{start:.6f}-{end:.6f}' for start, end in segments)}</answer>"
+
+
+def score(segments: list[Segment], truth: list[Segment], local: str) -> RewardParts:
+    return score_response(respond(segments), truth, ALL_PARTS, local)
+
+
+def assert_in_range(rewards: RewardParts) -> None:
+    parts = [rewards.global_iou, rewards.local_ngiou, rewards.matching, rewards.timestamp, rewards.format]
+    assert all(math.isfinite(part) and 0.0 <= part <= 1.0 for part in parts), rewards
+    assert 0.0 <= rewards.total <= 3.0
+
+
+def test_a_perfect_response_earns_every_part() -> None:
+    text = "<think>10 to 20, 30 to 40, 50 to 60</think><answer>10.00-20.00 30.00-40.00 50.00-60.00</answer>"
+    rewards = score_response(text, TRUTH, ALL_PARTS, "sequential")
+    assert astuple(rewards) == (3.0, 1.0, 1.0, 1.0, 1.0, 1.0, TRUTH)
+
+
+def test_matching_is_the_mean_of_the_global_and_the_local_reward() -> None:
+    rewards = score([(15.0, 25.0)], [(10.0, 20.0)], "sequential")
+    assert rewards.global_iou == pytest.approx(1 / 3)
+    assert rewards.local_ngiou == pytest.approx(2 / 3)
+    assert rewards.matching == pytest.approx(1 / 2)
+
+
+def test_matching_without_a_local_part_is_the_global_reward() -> None:
+    rewards = score([(15.0, 25.0)], [(10.0, 20.0)], "none")
+    assert rewards.matching == rewards.global_iou == pytest.approx(1 / 3)
+    assert rewards.local_ngiou == 0.0
+
+
+def test_total_is_the_weighted_sum_of_the_phase() -> None:
+    text = "<think>10 and 30</think><answer>10-30</answer>"
+    weights = RewardWeights(matching=2.0, timestamp=0.5, format=0.25)
+    rewards = score_response(text, [(10.0, 20.0)], weights, "sequential")
+    assert rewards.total == pytest.approx(2.0 * (0.5 + 0.75) / 2 + 0.5 + 0.25)
+
+
+def test_the_same_time_cut_differently_loses_only_the_local_reward() -> None:
+    rewards = score([(10.0, 15.0), (15.0, 20.0)], [(10.0, 20.0)], "sequential")
+    assert rewards.global_iou == 1.0
+    assert rewards.local_ngiou == pytest.approx(0.75 / 2)
+
+
+def test_an_invalid_answer_earns_nothing_at_all() -> None:
+    rewards = score_response("<think>10 20</think><answer></answer>", TRUTH, ALL_PARTS, "sequential")
+    assert astuple(rewards) == (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, ())
+
+
+def test_an_answer_that_cites_itself_earns_no_timestamp_reward() -> None:
+    rewards = score_response("<think><answer>10-20</answer></think>", TRUTH, ALL_PARTS, "sequential")
+    assert rewards.timestamp == rewards.format == 0.0
+    assert rewards.matching > 0.0
+
+
+@given(texts, segment_lists, local_matchings)
+@example("<answer>0.00-inf</answer>", [(0.0, 1.0)], "sequential")
+@example("<answer>nan-nan</answer>", [(0.0, 1.0)], "sequential")
+@example(f"<answer>0-{'9' * 308}</answer>", [(0.0, 1.0)], "maximum")
+@example("<answer>0-1 " * 200_000, [(0.0, 1.0)], "sequential")
+@example("<answer>" + "0-1 " * 250_000 + "</answer>", [(0.0, 1.0)], "maximum")
+@example("<think>" + "1.1" * 300_000 + "</think><answer>0-1</answer>", [(0.0, 1.0)], "sequential")
+@example("\ud800<answer>0-1</answer>", [(0.0, 1.0)], "sequential")
+def test_rewards_are_finite_and_in_range_for_any_text(text: str, truth: list[Segment], local: str) -> None:
+    assert_in_range(score_response(text, truth, ALL_PARTS, local))
+
+
+@given(segment_lists, segment_lists, local_matchings)
+def test_rewards_are_in_range_for_any_segments(predicted: list[Segment], truth: list[Segment], local: str) -> None:
+    assert_in_range(score(predicted, truth, local))
+
+
+@given(segment_lists, local_matchings)
+def test_identical_segments_score_one(truth: list[Segment], local: str) -> None:
+    assert score(truth, truth, local).matching == 1.0
+
+
+@given(segment_lists.flatmap(lambda s: st.tuples(st.just(s), st.permutations(s))), segment_lists, local_matchings)
+def test_the_order_of_the_answers_segments_does_not_matter(
+    orders: tuple[list[Segment], list[Segment]], truth: list[Segment], local: str
+) -> None:
+    assert score(orders[0], truth, local) == score(orders[1], truth, local)
+    assert score(truth, orders[0], local) == score(truth, orders[1], local)
+
+
+@given(segment_lists, segments, local_matchings)
+def test_adding_a_wrong_segment_to_a_perfect_answer_lowers_matching(
+    truth: list[Segment], length: Segment, local: str
+) -> None:
+    last_end_s = max(end_s for _, end_s in truth)
+    wrong = (last_end_s + length[0], last_end_s + length[1])
+    assert score([*truth, wrong], truth, local).matching < 1.0
+
+
+@given(segment_lists, st.sampled_from(["sequential", "maximum"]))
+def test_a_segment_too_many_or_too_few_lowers_matching(truth: list[Segment], local: str) -> None:
+    assert score([*truth, truth[0]], truth, local).matching < 1.0
+    assert score(truth, [*truth, truth[0]], local).matching < 1.0
+
+
+@given(segment_lists, segment_lists, local_matchings, st.integers(1, 1000), st.sampled_from([0.25, 0.5, 2.0, 4.0]))
+def test_shifting_and_scaling_time_changes_nothing(
+    predicted: list[Segment], truth: list[Segment], local: str, shift_s: int, factor: float
+) -> None:
+    def moved(segments: list[Segment]) -> list[Segment]:
+        return [((start_s + shift_s) * factor, (end_s + shift_s) * factor) for start_s, end_s in segments]
+
+    before, after = score(predicted, truth, local), score(moved(predicted), moved(truth), local)
+    assert after.matching == pytest.approx(before.matching, abs=1e-6)
+
+
+def test_a_truth_with_a_reversed_segment_is_refused() -> None:
+    with pytest.raises(AssertionError, match="ill-formed truth"):
+        score_response("", [(38.0, 13.0)], ALL_PARTS, "sequential")
+
+
+def test_rewards_of_the_golden_responses_are_in_range(shared_dir: Path) -> None:
+    lines = (shared_dir / "golden" / "rewards_reference.jsonl").read_text().splitlines()
+    cases = [json.loads(line) for line in lines]
+    well_formed_truths = [c for c in cases if c["ground_truth"] and all(0 <= s < e for s, e in c["ground_truth"])]
+    assert well_formed_truths
+    for case in well_formed_truths:
+        assert_in_range(score_response(case["response"], case["ground_truth"], ALL_PARTS, "sequential"))

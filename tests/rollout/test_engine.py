@@ -1,0 +1,224 @@
+"""One real vLLM engine, for the whole file, against Hugging Face."""
+
+import asyncio
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from vllm.outputs import CompletionOutput, WeightVersionSpan
+
+from museg_ray.config.schema import Config
+from museg_ray.errors import RolloutError, WeightSyncError
+from museg_ray.rollout.engine import RolloutEngine, Sampling, _check_version
+from museg_ray.rollout.vllm_setup import engine_environment
+from museg_ray.types import Clip, GroundingQuery, ResponseGroup
+from museg_ray.weights.blob import weights_to_blob
+
+SAMPLING = Sampling(group_size=4, temperature=0.9, max_completion_tokens=24, seed=7)
+GREEDY = Sampling(group_size=1, temperature=0.0, max_completion_tokens=8, seed=0)
+EMBEDDING = "model.language_model.embed_tokens.weight"
+Weights = dict[str, torch.Tensor]
+
+
+class Rollout:
+    """The engine with its event loop and one query, so that a test reads as plain calls."""
+
+    def __init__(self, runner: asyncio.Runner, engine: RolloutEngine, query: GroundingQuery, prompt_ids: list[int]):
+        self.run, self.engine = runner.run, engine
+        self._query, self._prompt_ids = query, prompt_ids
+
+    def sample(self, clip: Clip, sampling: Sampling = SAMPLING) -> ResponseGroup:
+        return self.sample_many([(clip, sampling)])[0]
+
+    def sample_many(self, requests: list[tuple[Clip, Sampling]]) -> list[ResponseGroup]:
+        async def gather() -> list[ResponseGroup]:
+            groups = (self.engine.generate(self._query, self._prompt_ids, *request) for request in requests)
+            return await asyncio.gather(*groups)
+
+        return self.run(gather())
+
+    def push(self, weights: Weights, version: int | None = None) -> int:
+        version = self.engine.version + 1 if version is None else version
+        return self.run(self.engine.update_weights(version, weights_to_blob(weights.items())))
+
+
+@pytest.fixture(scope="module")
+def engine_rollout(
+    tiny_model_dir: Path, rollout_config: Config, query: GroundingQuery, prompt_ids: list[int]
+) -> Iterator[Rollout]:
+    with pytest.MonkeyPatch.context() as patch, asyncio.Runner() as runner:
+        for name, value in engine_environment(rollout_config.rollout).items():
+            patch.setenv(name, value)
+        engine = runner.run(RolloutEngine.start(tiny_model_dir, rollout_config.model, rollout_config.rollout))
+        yield Rollout(runner, engine, query, prompt_ids)
+        engine.close()
+
+
+@pytest.fixture
+def rollout(engine_rollout: Rollout, weights: Weights) -> Rollout:
+    """The engine with the model folder's weights, whatever the test before has pushed."""
+    engine_rollout.push(weights)
+    return engine_rollout
+
+
+def test_group_carries_the_expanded_prompt_and_a_logprob_for_each_token(
+    rollout: Rollout, weights: Weights, clip: Clip, prompt_ids: list[int], reference_of: Callable[..., Any]
+) -> None:
+    reference = reference_of(weights, clip)
+    group = rollout.sample(clip)
+    at = prompt_ids.index(reference.video_token_id)
+    expanded = [*prompt_ids[:at], *[reference.video_token_id] * reference.num_video_tokens, *prompt_ids[at + 1 :]]
+    assert list(group.prompt_ids) == expanded
+    assert len(group.responses) == SAMPLING.group_size
+    for response in group.responses:
+        assert len(response.logprobs) == len(response.token_ids) <= SAMPLING.max_completion_tokens
+        assert response.finished or len(response.token_ids) == SAMPLING.max_completion_tokens
+
+
+@pytest.mark.parametrize("duration_s", [6.0, 12.0, 19.2])
+def test_logprobs_agree_with_hugging_face_at_any_frame_rate(
+    rollout: Rollout,
+    weights: Weights,
+    clip: Clip,
+    forbidden_ids: list[int],
+    reference_of: Callable[..., Any],
+    duration_s: float,
+) -> None:
+    clip = replace(clip, key=f"lasts {duration_s} s", duration_s=duration_s)
+    reference = reference_of(weights, clip)
+    group = rollout.sample(clip)
+    for response in group.responses:
+        expected = reference.logprobs(group.prompt_ids, response.token_ids, forbidden_ids, SAMPLING.temperature)
+        np.testing.assert_allclose(response.logprobs, expected, atol=1e-5, rtol=0)
+
+
+def test_greedy_answer_and_its_logprobs_at_temperature_one_are_those_of_hugging_face(
+    rollout: Rollout, weights: Weights, clip: Clip, forbidden_ids: list[int], reference_of: Callable[..., Any]
+) -> None:
+    reference = reference_of(weights, clip)
+    group = rollout.sample(clip, GREEDY)
+    token_ids = group.responses[0].token_ids
+    assert token_ids == reference.greedy(group.prompt_ids, forbidden_ids, GREEDY.max_completion_tokens)
+    expected = reference.logprobs(group.prompt_ids, token_ids, forbidden_ids, temperature=1.0)
+    np.testing.assert_allclose(group.responses[0].logprobs, expected, atol=1e-5, rtol=0)
+
+
+def test_same_seed_gives_the_same_group_and_another_seed_another(rollout: Rollout, clip: Clip) -> None:
+    first, again, other = (rollout.sample(clip, replace(SAMPLING, seed=seed)) for seed in (7, 7, 8))
+    tokens = [[response.token_ids for response in group.responses] for group in (first, again, other)]
+    assert tokens[0] == tokens[1]
+    assert not set(tokens[0]) & set(tokens[2])
+
+
+def test_more_groups_than_fit_into_one_step_are_sampled_with_their_own_seeds(rollout: Rollout, clip: Clip) -> None:
+    requests = [
+        (replace(clip, key=f"copy {seed}"), Sampling(group_size=8, temperature=1.0, max_completion_tokens=8, seed=seed))
+        for seed in range(8)
+    ]
+    groups = rollout.sample_many(requests)  # 64 sequences for 32 places, 4,096 prompt tokens for steps of 2,048
+    assert [len(group.responses) for group in groups] == [8] * 8
+    assert len({response.token_ids for group in groups for response in group.responses}) == 64
+
+
+def test_forbidden_tokens_are_not_sampled_even_when_the_weights_want_them(
+    rollout: Rollout,
+    weights: Weights,
+    clip: Clip,
+    forbidden_ids: list[int],
+    reference_of: Callable[..., Any],
+) -> None:
+    prompt = rollout.sample(clip, GREEDY).prompt_ids
+    hidden = reference_of(weights, clip).forward(prompt, [])[0][-1]  # [H]
+    video_id = reference_of(weights, clip).video_token_id
+    wanting = {**weights, EMBEDDING: weights[EMBEDDING].clone()}
+    wanting[EMBEDDING][video_id] = hidden * 50 / hidden.square().sum()
+    assert reference_of(wanting, clip).forward(prompt, [])[1][-1].softmax(-1)[video_id] > 0.99
+
+    rollout.push(wanting)
+    group = rollout.sample(clip)
+    sampled = {token for response in group.responses for token in response.token_ids}
+    assert sampled and not sampled & set(forbidden_ids)
+    reference = reference_of(wanting, clip)
+    for response in group.responses:
+        expected = reference.logprobs(group.prompt_ids, response.token_ids, forbidden_ids, SAMPLING.temperature)
+        np.testing.assert_allclose(response.logprobs, expected, atol=1e-5, rtol=0)
+
+
+def test_pushed_weights_reach_every_layer_and_tag_the_groups(
+    rollout: Rollout,
+    noisy_weights: Weights,
+    clip: Clip,
+    forbidden_ids: list[int],
+    reference_of: Callable[..., Any],
+) -> None:
+    before = rollout.sample(clip)  # fills the caches with keys, values and video features of the old weights
+    version = rollout.push(noisy_weights)
+    group = rollout.sample(clip)
+    assert version == rollout.engine.version == group.weight_version == before.weight_version + 1
+    reference = reference_of(noisy_weights, clip)
+    for response in group.responses:
+        expected = reference.logprobs(group.prompt_ids, response.token_ids, forbidden_ids, SAMPLING.temperature)
+        np.testing.assert_allclose(response.logprobs, expected, atol=1e-5, rtol=0)
+
+
+def test_engine_refuses_to_sample_after_an_incomplete_push_and_recovers_with_the_next(
+    rollout: Rollout, weights: Weights, noisy_weights: Weights, clip: Clip
+) -> None:
+    before = rollout.sample(clip)
+    lacking = {name: tensor for name, tensor in noisy_weights.items() if name != "model.language_model.norm.weight"}
+    with pytest.raises(WeightSyncError, match="language_model.model.norm.weight"):
+        rollout.push(lacking)
+    with pytest.raises(WeightSyncError, match="push new weights first"):
+        rollout.sample(clip)
+    rollout.push(weights)
+    after = rollout.sample(clip)
+    assert [r.token_ids for r in after.responses] == [r.token_ids for r in before.responses]
+
+
+def test_push_of_a_version_that_is_not_new_is_refused(rollout: Rollout, weights: Weights) -> None:
+    with pytest.raises(WeightSyncError, match="already"):
+        rollout.push(weights, version=rollout.engine.version)
+
+
+def test_push_while_a_group_is_sampled_is_refused(
+    rollout: Rollout, weights: Weights, clip: Clip, query: GroundingQuery, prompt_ids: list[int]
+) -> None:
+    blob, version = weights_to_blob(weights.items()), rollout.engine.version
+
+    async def push_meanwhile() -> ResponseGroup:
+        group = asyncio.ensure_future(rollout.engine.generate(query, prompt_ids, clip, SAMPLING))
+        await asyncio.sleep(0)
+        with pytest.raises(WeightSyncError, match="1 groups were being sampled"):
+            await rollout.engine.update_weights(version + 1, blob)
+        return await group
+
+    assert rollout.run(push_meanwhile()).weight_version == rollout.engine.version == version
+
+
+@pytest.mark.parametrize("spans", [[("2", 0, 3)], [("2", 0, 1), ("3", 1, 3)], [("4", 0, 3)], None])
+def test_a_rollout_never_uses_weights_other_than_the_version_it_is_tagged_with(
+    spans: list[tuple[str, int, int]] | None,
+) -> None:
+    versions = None if spans is None else [WeightVersionSpan(*span) for span in spans]
+    completion = CompletionOutput(0, "", [5, 6, 7], None, None, weight_versions=versions)
+    with pytest.raises(WeightSyncError, match="tagged with weights 3"):
+        _check_version(completion, 3, "test/0")
+
+
+def test_what_vllm_refuses_becomes_a_rollout_error_that_survives_pickling(
+    rollout: Rollout, clip: Clip, query: GroundingQuery, prompt_ids: list[int]
+) -> None:
+    with pytest.raises(RolloutError, match="test/0.*512") as caught:
+        rollout.run(rollout.engine.generate(query, [*prompt_ids, *[0] * 600], clip, SAMPLING))
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_engine_that_cannot_start_says_why(tiny_model_dir: Path, rollout_config: Config) -> None:
+    too_long = replace(rollout_config.model, max_tokens=1_000_000)
+    with pytest.raises(RolloutError, match="max_position_embeddings"):
+        asyncio.run(RolloutEngine.start(tiny_model_dir, too_long, rollout_config.rollout))

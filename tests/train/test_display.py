@@ -1,0 +1,147 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from museg_ray.config import PhaseConfig
+from museg_ray.metrics import names
+from museg_ray.train.display import Display
+from museg_ray.train.panel import Progress, StepRow, clock, closing_table, sparkline, training_panel
+
+PHASES = [PhaseConfig("timestamps", 2), PhaseConfig("free", 2)]
+METRICS = {metric: 0.5 for metric in names.METRICS} | {names.WEIGHTS_VERSION: 3.0, names.TIME_STEP_S: 4.0}
+SUMMARY = {
+    "before": {"miou": 0.48, "format_rate": 0.9},
+    "after": {"miou": 0.631, "format_rate": 0.85},
+    "blind": {"miou": 0.4},
+    "swapped": {"miou": 0.28, "format_rate": 0.9},
+}
+
+
+def plain_console() -> Console:
+    return Console(file=io.StringIO(), width=80)
+
+
+def written(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def rendered(renderable: object, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(renderable)
+    return written(console)
+
+
+def progress_of(*rows: StepRow) -> Progress:
+    return Progress("run-1", PHASES, 4, list(rows))
+
+
+def test_a_pipe_gets_one_ascii_line_a_step_within_120_characters():
+    console = plain_console()
+    with Display("run-1", PHASES, 4, console) as display:
+        for step in (1, 2, 3):
+            display.step(step, "timestamps" if step < 3 else "free", METRICS)
+    lines = written(console).splitlines()
+    assert [line.split()[0] for line in lines] == ["phase", "step", "1/4", "2/4", "phase", "step", "3/4"]
+    assert written(console).isascii()
+    assert max(map(len, lines)) <= 120
+
+
+def test_columns_of_a_pipe_stand_under_their_headings():
+    console = plain_console()
+    with Display("run-1", PHASES, 4, console) as display:
+        display.step(1, "timestamps", METRICS | {names.REWARD_TOTAL: 1.234})
+    _, heading, row = written(console).splitlines()
+    end = heading.index("reward") + len("reward")
+    assert row[:end].endswith("1.234")
+    assert len(heading) == len(row)
+
+
+def test_a_metric_that_was_not_recorded_is_a_dash():
+    console = plain_console()
+    with Display("run-1", PHASES, 4, console) as display:
+        display.step(1, "timestamps", {names.REWARD_TOTAL: 1.0})
+    assert written(console).splitlines()[-1].split() == ["1/4", "1.000"] + ["-"] * 11
+
+
+def test_a_stage_is_announced_when_it_starts_and_when_it_ends():
+    console = plain_console()
+    with Display("run-1", PHASES, 4, console) as display, display.stage("rendering"):
+        assert written(console) == "...    rendering\n"
+    assert written(console).splitlines()[1].startswith("ok     rendering (")
+
+
+def test_a_stage_that_fails_says_so_and_passes_the_error_on():
+    console = plain_console()
+    display = Display("run-1", PHASES, 4, console)
+    with pytest.raises(ValueError, match="no disk"), display, display.stage("rendering"):
+        raise ValueError("no disk")
+    assert written(console).splitlines()[1].startswith("FAILED rendering (")
+
+
+def test_a_terminal_shows_stages_the_panel_once_and_the_table_below_it():
+    console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None)
+    with Display("run-1", PHASES, 4, console) as display:
+        with display.stage("rendering") as progress:
+            progress(3, 4)
+        for step in (1, 2, 3, 4):
+            display.step(step, "timestamps" if step < 3 else "free", METRICS)
+        with display.stage("evaluation after"):
+            pass
+    display.closing(SUMMARY)
+    text = written(console)
+    stages = [text.index(mark) for mark in ("✓ rendering", "4 of 4", "✓ evaluation after", "Held-out videos")]
+    assert stages == sorted(stages)
+
+
+def test_the_panel_fits_80_columns_without_breaking_a_line():
+    panel = training_panel(progress_of(*(StepRow(step, "timestamps", METRICS) for step in (1, 2))), 75.0, 4000.0)
+    narrow, wide = rendered(panel, 80).splitlines(), rendered(panel, 200).splitlines()
+    assert max(map(len, narrow)) <= 80
+    assert len(narrow) == len(wide)
+
+
+def test_the_panel_shows_phase_step_times_and_weight_version():
+    text = rendered(training_panel(progress_of(StepRow(1, "timestamps", METRICS)), 75.0, 4000.0))
+    for shown in ("● timestamps 1 to 2", "○ free 3 to 4", "1 of 4", "1:15 gone", "1:06:40 left", "4.00 s", "v3"):
+        assert shown in text
+
+
+def test_the_total_starts_anew_with_a_phase_since_its_weights_differ():
+    rows = [StepRow(2, "timestamps", {names.REWARD_TOTAL: 2.4}), StepRow(3, "free", {names.REWARD_TOTAL: 1.6})]
+    assert progress_of(*rows).history(names.REWARD_TOTAL) == [None, 1.6]
+
+
+def test_the_parts_keep_their_history_over_phases():
+    rows = [StepRow(2, "timestamps", {names.REWARD_MATCHING: 0.4}), StepRow(3, "free", {names.REWARD_MATCHING: 0.6})]
+    assert progress_of(*rows).history(names.REWARD_MATCHING) == [0.4, 0.6]
+
+
+def test_remaining_time_follows_the_last_steps():
+    rows = [StepRow(step, "timestamps", {names.TIME_STEP_S: 4.0}) for step in (1, 2)]
+    assert progress_of(*rows).remaining_s == 8.0
+
+
+def test_a_sparkline_spans_lowest_to_highest_and_leaves_gaps_blank():
+    assert sparkline([0.0, 0.5, 1.0], width=8) == "▁▄▇"
+    assert sparkline([None, 0.0, 1.0], width=8) == " ▁▇"
+    assert sparkline([0.3, 0.3], width=8) == "▄▄"
+    assert sparkline([], width=8) == ""
+
+
+def test_a_long_history_is_averaged_into_the_width():
+    assert sparkline([0.0, 0.0, 1.0, 1.0], width=2) == "▁▇"
+    assert len(sparkline([float(value) for value in range(1000)], width=32)) == 32
+
+
+def test_the_closing_table_shows_change_blind_and_swapped():
+    lines = rendered(closing_table(SUMMARY)).splitlines()
+    (miou,) = [line.split() for line in lines if "mIoU" in line]
+    (form,) = [line.split() for line in lines if "right format" in line]
+    assert miou == ["mIoU", "0.480", "0.631", "+0.151", "0.400", "0.280"]
+    assert form == ["right", "format", "0.900", "0.850", "-0.050", "-", "0.900"]
+
+
+def test_clock_counts_hours_only_when_there_are_some():
+    assert [clock(seconds) for seconds in (0.0, 75.4, 4000.0, -3.0)] == ["0:00", "1:15", "1:06:40", "0:00"]
