@@ -7,7 +7,7 @@ BIN := .venv/bin
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
 
-setup:  ## build .venv from requirements/cpu.txt (PYTHON=... picks the interpreter)
+setup:  ## build .venv from requirements/cpu.txt (PYTHON=... picks the interpreter of a new one)
 	@PYTHON="$(PYTHON)" bash scripts/setup.sh
 
 demo: setup  ## the whole system on this CPU: train the tiny model, measure it before and after

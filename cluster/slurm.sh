@@ -27,6 +27,7 @@ readonly START_TIMEOUT_S=600
 # Ray's own default is 3 s between SIGTERM and SIGKILL: too short for the last checkpoint.
 readonly STOP_WAIT_S=300
 readonly SUBMISSION=museg-$SLURM_JOB_ID
+readonly RAY_LOG=museg-$SLURM_JOB_ID-ray.log
 
 # The clone, with its .venv, lies on a file system that all nodes share.
 cd "${SLURM_SUBMIT_DIR:?}"
@@ -55,7 +56,8 @@ start_ray() {
   shift
   # A step gets one core unless it asks for the node's.
   srun "${placement[@]}" --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" \
-    ray start --block --disable-usage-stats --dashboard-agent-listen-port=0 --metrics-export-port="$METRICS_PORT" "$@" &
+    ray start --block --disable-usage-stats --metrics-export-port="$METRICS_PORT" "$@" \
+    >>"$RAY_LOG" 2>&1 &
   steps+=($!)
 }
 
@@ -65,10 +67,10 @@ wait_until() {
   shift
   until "$@"; do
     for step in "${steps[@]}"; do
-      kill -0 "$step" 2>/dev/null || { echo "slurm.sh: Ray ended on a node before $what; see above" >&2; return 1; }
+      kill -0 "$step" 2>/dev/null || { echo "slurm.sh: Ray ended on a node before $what; see $RAY_LOG" >&2; return 1; }
     done
     if ((SECONDS > deadline)); then
-      echo "slurm.sh: no $what after $START_TIMEOUT_S s" >&2
+      echo "slurm.sh: no $what after $START_TIMEOUT_S s; see $RAY_LOG" >&2
       return 1
     fi
     sleep 2

@@ -24,7 +24,7 @@ fail() {
 }
 
 wanted_stamp() {
-  cat "$LOCK_FILE" pyproject.toml startup/* scripts/setup.sh | sha256sum
+  cat "$LOCK_FILE" pyproject.toml startup/museg_torchvision_ops.* scripts/setup.sh | sha256sum
 }
 
 is_current() {
@@ -84,8 +84,8 @@ install_torch() {
 build() {
   local python
   if ! .venv/bin/python -c "$SUITABLE" 2>/dev/null; then
-    check_machine
     python=$(find_python)
+    check_machine
     rm -rf .venv
     mkdir .venv
     stage "virtual environment .venv, $("$python" --version)" "$python" -m venv .venv

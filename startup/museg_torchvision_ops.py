@@ -6,20 +6,20 @@ not load, which torchvision itself tolerates, except that `torchvision/_meta_reg
 module runs is all it needs; every pure Python part (resize, transforms) then works.
 
 The repair must reach processes that nobody of ours starts (vLLM inspects models in a subprocess, Ray starts workers),
-so a `.pth` file beside this module runs `install()` when Python starts. That is why this is a module of its own and
-no part of `museg_ray`: importing the package at every start would pin the installed copy, and code that Ray ships in
-a job's working directory would silently lose against it. Start-up imports nothing but `sys`, torch least of all.
+so a `.pth` file imports this module when Python starts. That is why it is no part of `museg_ray`: importing the
+package at every start would pin the installed copy, and code that Ray ships in a job's working directory would
+silently lose against it. Start-up imports nothing but `sys`, torch least of all.
 """
 
 import sys
 
-_OPERATORS = (
+OPERATORS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
 
 
-class _BeforeMetaRegistrations:
+class TorchvisionOperators:
     """Import hook that finds no module; it only acts in time.
 
     When torchvision imports `_meta_registrations` it has already tried to load its operators, so what is missing
@@ -38,11 +38,10 @@ class _BeforeMetaRegistrations:
 
         if not hasattr(torch.ops.torchvision, "nms"):
             library = torch.library.Library("torchvision", "FRAGMENT")
-            for schema in _OPERATORS:
+            for schema in OPERATORS:
                 library.define(schema)
             self.library = library
 
 
-def install() -> None:
-    """Put the hook before Python's own finders."""
-    sys.meta_path.insert(0, _BeforeMetaRegistrations())
+# At import, since Python runs .pth files of a virtual environment twice and imports a module once.
+sys.meta_path.insert(0, TorchvisionOperators())

@@ -36,9 +36,10 @@ def main() -> None:
     console = Console(stderr=True)
     try:
         app()
-    except KeyboardInterrupt:
-        console.print("Interrupted: all processes of the run have ended.")
-        sys.exit(EXIT_INTERRUPTED)
+    except SystemExit as end:
+        if end.code == EXIT_INTERRUPTED:  # what typer makes of KeyboardInterrupt
+            console.print("Interrupted: all processes of the run have ended.")
+        raise
     except Exception as error:
         mistake = _user_error(error)
         if mistake is None:

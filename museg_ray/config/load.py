@@ -14,7 +14,7 @@ from museg_ray.config.schema import Config, validate
 from museg_ray.errors import ConfigError
 
 MODEL_CONFIG_FILE = "museg_config.yaml"
-"""Beside the weights of an exported model: the configuration it was trained with, so that it sees videos the same way."""
+"""Beside the weights of an exported model: what it was trained with, so that it sees videos the same way."""
 
 
 def _node_type(annotation: Any) -> type | None:

@@ -207,7 +207,7 @@ class Config:
 
     @property
     def evaluation_prompt(self) -> str:
-        """What evaluation and `museg ground` ask: `evaluation.prompt`, else the last phase's, else the bare question."""
+        """What evaluation and `museg ground` ask: `evaluation.prompt`, else the last phase's, else the question."""
         phases = self.train.phases
         return self.evaluation.prompt or (phases[-1].prompt if phases else "{question}")
 

@@ -52,8 +52,8 @@ def _environment(config: LearnerConfig) -> dict[str, str]:
     """Environment variables of the learner's process, set before torch and DeepSpeed are imported."""
     variables: dict[str, str] = {}
     if config.num_gpus == 0:
-        # Ray leaves GPUs visible to actors that reserve none.
-        variables |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+        # Ray leaves GPUs visible to actors that reserve none. Waiting threads must not spin on the engines' cores.
+        variables |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_WAIT_POLICY": "PASSIVE"}
     if config.num_threads > 0:
         variables["OMP_NUM_THREADS"] = str(config.num_threads)
     return variables

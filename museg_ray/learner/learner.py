@@ -155,14 +155,14 @@ class Learner:
         Raises:
             LearnerError: the gradient is not finite; most ZeRO stages would skip the update without a word.
         """
-        # At stage 0 no optimiser of DeepSpeed's computes the norm.
+        # At stage 0 no optimiser of DeepSpeed's computes the norm; with one rank the local gradients are all there is.
         norm = self._gradient_norm() if self._engine.zero_optimization_stage() == 0 else None
         self._engine.step()
         norm = float(self._engine.get_global_grad_norm()) if norm is None else norm
         if not math.isfinite(norm) or norm < 0 or not self._engine.was_step_applied():
             raise LearnerError(
                 f"The gradient of update {self._engine.global_steps} is not finite (norm {norm}). "
-                "Lower learner.learning_rate or learner.max_grad_norm, or set model.dtype to float32."
+                "Lower learner.learning_rate, or set model.dtype to float32."
             )
         return norm
 

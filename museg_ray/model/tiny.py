@@ -102,7 +102,7 @@ def build_config(tokenizer: Qwen2TokenizerFast) -> Qwen2_5_VLConfig:
         "temporal_patch_size": 2,
         "window_size": 56,
         "fullatt_block_indexes": [VISION_DEPTH - 1],
-        "tokens_per_second": 2,
+        "tokens_per_second": 1,  # one position a second: each word of a scan is then equally far from its frames
         "initializer_range": INITIALIZER_RANGE,
     }
     return Qwen2_5_VLConfig(
@@ -130,9 +130,7 @@ def build_processor(tokenizer: Qwen2TokenizerFast) -> Qwen2_5_VLProcessor:
     )
 
 
-def save_tiny_model(
-    model: Qwen2_5_VLForConditionalGeneration, tokenizer: Qwen2TokenizerFast, out_dir: Path
-) -> None:
+def save_tiny_model(model: Qwen2_5_VLForConditionalGeneration, tokenizer: Qwen2TokenizerFast, out_dir: Path) -> None:
     """Write a Hugging Face folder that stock transformers and stock vLLM load."""
     model.save_pretrained(out_dir)
     build_processor(tokenizer).save_pretrained(out_dir)

@@ -144,7 +144,10 @@ def _draw_seconds(axes: Axes, run: RunFolder) -> None:
 
 
 def _draw_lines(axes: Axes, run: RunFolder, lines: Sequence[Line]) -> None:
-    """One light raw and one strong smoothed line a metric, smoothed within each phase, named at its right end."""
+    """One light raw and one strong smoothed line a metric, named at its right end.
+
+    Smoothed within each phase: a mean over the switch would blur two different rewards into a slope.
+    """
     window, ends = _window(run), []
     for label, metric, color in lines:
         steps, values = run.series(metric)
@@ -152,6 +155,8 @@ def _draw_lines(axes: Axes, run: RunFolder, lines: Sequence[Line]) -> None:
             continue
         for phase in run.phases:
             inside = (steps >= phase.first_step) & (steps <= phase.last_step)
+            if not inside.any():
+                continue
             smooth = _smooth(values[inside], window)
             axes.plot(steps[inside], smooth, color=color, linewidth=1.9, marker=_marker(run), markersize=3.5)
             if window > 1:

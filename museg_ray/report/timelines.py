@@ -31,7 +31,7 @@ NUM_QUERIES = 6
 STRIP_CLIP = VideoConfig(max_frames=48, max_pixels=128 * 28 * 28)
 """Few and small frames: they are drawn half an inch high."""
 
-WIDTH, LEFT, RIGHT = 10.0, 0.8, 0.8  # inches, like all below
+WIDTH, LEFT, RIGHT = 10.0, 0.8, 0.95  # inches, like all below
 INNER = WIDTH - LEFT - RIGHT
 HEADER, QUESTION, STRIP, TIMES, SPACE = 0.85, 0.3, 0.55, 0.3, 0.28
 NUM_KEY_FRAMES = 8

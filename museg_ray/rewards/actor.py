@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import ray
 from ray.actor import ActorHandle
@@ -26,7 +27,7 @@ class RewardActor:
         return tuple(score_response(text, truth, weights, self._local) for text in texts)
 
 
-RewardActorHandle = ActorHandle[RewardActor]
+RewardActorHandle: TypeAlias = "ActorHandle[RewardActor]"
 
 
 class RewardPool:

@@ -227,7 +227,7 @@ def _check_version(completion: "CompletionOutput", version: int, query_id: str) 
     versions = {span.version for span in completion.weight_versions or ()}
     if versions - {str(version)} or (completion.token_ids and not versions):
         raise WeightSyncError(
-            f"Query {query_id} was tagged with weights {version}, but vLLM sampled tokens of it with {sorted(versions)}."
+            f"Query {query_id} was tagged with weights {version}, but vLLM sampled it with {sorted(versions)}."
         )
 
 

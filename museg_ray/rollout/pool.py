@@ -149,8 +149,8 @@ class RolloutPool:
         config, cluster = self._config, ray.cluster_resources()
         return ResourceError(
             f"{member.name} of {config.num_actors} found no place in the cluster {limit}. Each reserves "
-            f"{config.num_cpus:g} CPUs and {config.num_gpus:g} GPUs; the cluster has {cluster.get('CPU', 0):g} CPUs and "
-            f"{cluster.get('GPU', 0):g} GPUs for all parts of the run. Lower rollout.num_actors or add machines."
+            f"{config.num_cpus:g} CPUs and {config.num_gpus:g} GPUs; the cluster has {cluster.get('CPU', 0):g} CPUs "
+            f"and {cluster.get('GPU', 0):g} GPUs for all parts of the run. Lower rollout.num_actors or add machines."
         )
 
 

@@ -4,21 +4,22 @@ Written for vLLM 0.32. vLLM is imported inside functions, since the driver needs
 seconds that the import takes.
 """
 
+import shutil
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from museg_ray.config.schema import ModelConfig, RolloutConfig
+from museg_ray.weights.blob import SHARED_MEMORY_DIR
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 PROMPTS_PER_STEP = 4
 """Prompts of full length that one engine step may prefill."""
+GIB = 1024**3
 CLIP_CACHE_GIB = 1.0
-"""Shared memory for the pixels of recent clips, GiB: about 60 clips of MUSEG's size (16 MB)."""
-CPU_BLOCK_TOKENS = 32
-"""Tokens of a key-value cache block on a CPU. Only whole blocks are shared between the responses of a group, and
-vLLM's 128 is longer than the whole prompt of a small model; its CPU kernels want multiples of 32."""
+"""Shared memory for the pixels of recent clips, at most: about 60 clips of MUSEG's size (16 MB)."""
 
 
 def engine_environment(rollout: RolloutConfig) -> dict[str, str]:
@@ -49,7 +50,29 @@ def start_vllm(model_dir: Path, model: ModelConfig, rollout: RolloutConfig) -> "
 
     device_args = _gpu_args(rollout) if rollout.num_gpus else _cpu_args(rollout)
     args = AsyncEngineArgs(**_common_args(model_dir, model, rollout), **device_args)
-    return AsyncLLM.from_engine_args(args)
+    llm = AsyncLLM.from_engine_args(args)
+    _unname_clip_cache()
+    return llm
+
+
+def _unname_clip_cache() -> None:
+    """Take its name from the clip cache, which both processes have mapped by now.
+
+    The kernel then frees it with the last of them, however they end. vLLM removes it only in a clean shutdown: each
+    killed actor would leave its share of the machine's memory behind.
+    """
+    from vllm import envs
+
+    cache = SharedMemory(name=envs.VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME)
+    cache.close()
+    cache.unlink()
+
+
+def _clip_cache_gib() -> float:
+    """Containers often have little shared memory, and writing beyond it kills the process; clips that find no place
+    in the cache are sent to the engine with each response's request."""
+    free_gib = shutil.disk_usage(SHARED_MEMORY_DIR).free / GIB
+    return min(CLIP_CACHE_GIB, free_gib / 4)
 
 
 def _common_args(model_dir: Path, model: ModelConfig, rollout: RolloutConfig) -> dict[str, Any]:
@@ -67,7 +90,7 @@ def _common_args(model_dir: Path, model: ModelConfig, rollout: RolloutConfig) ->
         "limit_mm_per_prompt": {"video": 1, "image": 0},
         # vLLM's default cache sends a clip's pixels to the engine process once for each of the G responses.
         "mm_processor_cache_type": "shm",
-        "mm_processor_cache_gb": CLIP_CACHE_GIB,
+        "mm_processor_cache_gb": _clip_cache_gib(),
         # Log-probs of the distribution sampled from, that is after the bias on forbidden tokens and the temperature.
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",  # the model folder's own would add end tokens and sampling defaults
@@ -88,8 +111,7 @@ def _gpu_args(rollout: RolloutConfig) -> dict[str, Any]:
 def _cpu_args(rollout: RolloutConfig) -> dict[str, Any]:
     return {
         # An explicit size also spares the warm-up that vLLM would size the cache by.
-        "kv_cache_memory_bytes": int(rollout.kv_cache_gib * 1024**3),
-        "block_size": CPU_BLOCK_TOKENS,
+        "kv_cache_memory_bytes": int(rollout.kv_cache_gib * GIB),
         # vLLM's choice on a CPU is a worker process beside the engine process. It imports everything once more (8 s)
         # and keeps a fifth of a core busy while idle, and it binds the engines of one machine to the same core.
         "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",

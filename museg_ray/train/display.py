@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -33,7 +33,6 @@ PLAIN_COLUMNS = (
     ("learn_s", 7, "{:.2f}", names.TIME_LEARNER_S),
     ("sync_s", 6, "{:.2f}", names.TIME_SYNC_S),
 )
-
 
 StageProgress = Callable[[int, int], None]
 """Called with (done, total) by a stage that can count."""
@@ -66,7 +65,7 @@ class Display:
             console: standard output when None.
         """
         self._console = console or Console()
-        self._is_live = self._console.is_terminal
+        self._is_live = self._console.is_terminal and not self._console.is_dumb_terminal
         self._spinner = Spinner("dots", style="cyan")
         self._progress = Progress(run_name, phases, total_steps)
         self._stages: list[_Stage] = []  # under way, innermost last
@@ -127,7 +126,7 @@ class Display:
                 self._print_line(_plain_heading(phase))
             self._print_line(_plain_row(self._progress))
 
-    def closing(self, summary: Mapping[str, Mapping[str, float]]) -> None:
+    def closing(self, summary: Mapping[str, Any]) -> None:
         """Print the table before / after / change / blind / swapped from the run's summary."""
         self._leave_panel()
         self._console.print()

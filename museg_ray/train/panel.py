@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -221,7 +222,7 @@ def _figures(figures: Sequence[tuple[Text, str]]) -> Table:
     return grid
 
 
-def closing_table(summary: Mapping[str, Mapping[str, float]]) -> Table:
+def closing_table(summary: Mapping[str, Any]) -> Table:
     """Held-out results: before, after, change, the best video-blind answer, and swapped videos.
 
     Args:

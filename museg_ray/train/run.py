@@ -1,14 +1,14 @@
 """One run from configuration to report: the only place that knows every part.
 
-    corpus or annotations ─▶ start Ray, engines, learner ─▶ evaluate ─▶ train (trainer.py) ─▶ evaluate, also with the
-    videos swapped ─▶ checkpoint, export ─▶ summary, pictures, report.html
+corpus or annotations ─▶ start Ray, engines, learner ─▶ evaluate ─▶ train (trainer.py) ─▶ evaluate, also with the
+videos swapped ─▶ checkpoint, export ─▶ summary, pictures, report.html
 """
 
 import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -26,9 +26,7 @@ from museg_ray.evaluation.runner import evaluate, scores, spread, swap_videos, w
 from museg_ray.metrics import names
 from museg_ray.metrics.recorder import Recorder
 from museg_ray.model.qwen_vl import resolve_model_path
-from museg_ray.report.curves import draw_curves
 from museg_ray.report.page import write_report
-from museg_ray.report.timelines import draw_timelines
 from museg_ray.train.display import Display
 from museg_ray.train.ledger import Ledger, RolloutLog
 from museg_ray.train.parts import Parts
@@ -37,6 +35,8 @@ from museg_ray.train.runtime import ray_session
 from museg_ray.train.trainer import StepResult, Trainer
 from museg_ray.types import GroundingQuery
 
+STEPS_PER_LEDGER = 10
+"""A run that is killed leaves books that are at most this many steps old."""
 STACK = ("museg_ray", "ray", "torch", "transformers", "deepspeed", "decord")
 
 
@@ -69,8 +69,11 @@ def run(config: Config) -> Path:
     with Display(run_dir.name, config.train.phases, config.total_steps) as display:
         session = _Session(config, run_dir, display)
         train, heldout = session.load_queries()
-        with ray_session(config):
-            summary = asyncio.run(session.train_and_evaluate(train, heldout))
+        try:
+            with ray_session(config):
+                summary = asyncio.run(session.train_and_evaluate(train, heldout))
+        except asyncio.CancelledError:  # SIGTERM
+            raise KeyboardInterrupt from None
         session.write_pages()
     display.closing(summary)
     return run_dir
@@ -89,18 +92,19 @@ class _Session:
         save_config(config, run_dir / "config.yaml")
 
     @contextmanager
-    def _stage(self, name: str, text: str) -> Iterator[None]:
+    def _stage(self, name: str, text: str) -> Iterator[Callable[[int, int], None]]:
+        """Announce a stage and time it; yields what shows its progress (done, total)."""
         start_s = time.monotonic()
-        with self._display.stage(text):
-            yield
+        with self._display.stage(text) as progress:
+            yield progress
         self._notes.wall_s[name] = round(time.monotonic() - start_s, 2)
 
     def load_queries(self) -> tuple[list[GroundingQuery], list[GroundingQuery]]:
         """Train and held-out queries, their video files checked; renders the synthetic corpus where it is asked for."""
         data = self._config.data
-        with self._stage("corpus", "videos and questions"):
+        with self._stage("corpus", "videos and questions") as progress:
             if data.synthetic.num_train_videos:
-                corpus = ensure_corpus(data.synthetic)
+                corpus = ensure_corpus(data.synthetic, progress)
                 train, heldout = read_annotations(corpus.train), read_annotations(corpus.heldout)
             else:
                 train, heldout = self._read("data.train", data.train), self._read("data.heldout", data.heldout)
@@ -137,9 +141,7 @@ class _Session:
         _, blind = blind_baseline(train, heldout)
         return self._write_summary(before, after, blind, swapped)
 
-    async def _evaluate(
-        self, name: str, text: str, queries: Sequence[GroundingQuery], parts: Parts
-    ) -> GroundingScores:
+    async def _evaluate(self, name: str, text: str, queries: Sequence[GroundingQuery], parts: Parts) -> GroundingScores:
         evaluation = self._config.evaluation
         prompt = self._config.evaluation_prompt
         with self._stage(f"evaluate_{name}", text):
@@ -159,6 +161,8 @@ class _Session:
             self._display.step(result.step, result.phase, result.metrics)
             recorder.log(result.step, result.phase, result.metrics)
             rollout_log.append(result.step, result.phase, result.groups)
+            if result.step % STEPS_PER_LEDGER == 0:
+                ledger.write(self._run_dir / "ledger.parquet")
 
         start_s = time.monotonic()
         try:
@@ -195,8 +199,6 @@ class _Session:
     def write_pages(self) -> None:
         """Pictures and report.html, from the run folder alone."""
         with self._stage("report", "pictures and report"):
-            draw_curves(self._run_dir)
-            draw_timelines(self._run_dir)
             write_report(self._run_dir)
 
 

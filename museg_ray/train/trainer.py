@@ -146,6 +146,8 @@ class Trainer:
         finally:
             for task in (*tasks, watch):  # after a failure: the others' results have no one to go to
                 task.cancel()
+            # Until they have ended: a group that is still being scored would take the pool's closing for a failure.
+            await asyncio.gather(*tasks, watch, return_exceptions=True)
 
     async def _watch_queues(self) -> None:
         while True:
@@ -185,12 +187,12 @@ class Trainer:
         clips = {t.scored.group.clip_key: t.clip for t in timed}
         learned = await self._parts.learner.update([t.scored for t in timed], clips)
         gap, limit = learned[names.PARITY_GAP_MEAN], self._config.train.max_logprob_gap
-        if gap > limit:
+        if not gap <= limit:  # also for a gap that is no number
             raise ParityError(
                 f"Rollout and learner log-probs of the same tokens differ by {gap:.2e} nats on average "
-                f"(largest {learned[names.PARITY_GAP_MAX]:.2e}), more than train.max_logprob_gap = {limit:.0e}, at weight "
-                f"version {self.weight_version}. A push that left weights behind or wrong video positions look like "
-                "this; for bfloat16 engines a limit of about 0.1 is usual."
+                f"(largest {learned[names.PARITY_GAP_MAX]:.2e}), more than train.max_logprob_gap = {limit:.0e}, "
+                f"at weight version {self.weight_version}. A push that left weights behind or wrong video positions "
+                "look like this; for bfloat16 engines a limit of about 0.1 is usual."
             )
         return learned
 

@@ -9,6 +9,8 @@ The videos are a corpus of their own; neither the demo's train split nor its hel
 """
 
 import math
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -48,12 +50,12 @@ from museg_ray.video.decode import read_clip
 
 CORPUS = SyntheticConfig(num_train_videos=3000, num_heldout_videos=0, seed=1)
 SEED = 0
-NUM_STEPS = 800
+NUM_STEPS = 1000
 VIDEOS_PER_STEP = 16
 LEARNING_RATE = 2e-3
 WARMUP_SHARE = 0.08
 ADAM_BETAS = (0.9, 0.98)
-SCAN_ONLY_SHARE = 0.3
+SCAN_ONLY_SHARE = 0.25
 """First share of the steps with scans only: without them the model learns to answer without looking."""
 SCAN_SHARE = 0.5
 """Share of scans after that."""
@@ -71,9 +73,7 @@ class Lesson:
     response: str
 
 
-def careless_segments(
-    rng: np.random.Generator, segments: Sequence[Segment], duration_s: float
-) -> tuple[Segment, ...]:
+def careless_segments(rng: np.random.Generator, segments: Sequence[Segment], duration_s: float) -> tuple[Segment, ...]:
     """What the careless annotator takes the true segments for: fewer, and a second off; always well formed."""
     if len(segments) > 1 and rng.random() < FIRST_ONLY_PROBABILITY:
         segments = segments[:1]
@@ -167,26 +167,25 @@ def _load_corpus(config: Config, progress: Progress) -> list[tuple[Clip, list[Gr
 
 
 def rebuild_tiny_model(config: Config, out_dir: Path = PACKAGED_MODEL_DIR) -> None:
-    """Train museg-tiny from random weights and write it to `out_dir`; about 15 minutes on two cores.
+    """Train museg-tiny from random weights and write it to `out_dir`, whole or not at all.
 
     Args:
         config: the demo's; its video settings are what the model is trained on and what goes beside its weights.
     """
-    out_dir.mkdir(parents=True, exist_ok=True)
-    with Progress() as progress:
-        corpus = _load_corpus(config, progress)
-        warm_start = WarmStart(out_dir)
-        _train(warm_start, corpus, progress)
-    model = warm_start.policy.model.to(torch.bfloat16)
-    save_tiny_model(model, warm_start.tokenizer, out_dir)
-    save_config(config, out_dir / MODEL_CONFIG_FILE)
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out_dir.parent, prefix=".museg-tiny-") as scratch, Progress() as progress:
+        warm_start = WarmStart(Path(scratch) / "random")
+        _train(warm_start, _load_corpus(config, progress), progress)
+        trained = Path(scratch) / "trained"
+        save_tiny_model(warm_start.policy.model.to(torch.bfloat16), warm_start.tokenizer, trained)
+        save_config(config, trained / MODEL_CONFIG_FILE)
+        shutil.rmtree(out_dir, ignore_errors=True)
+        trained.rename(out_dir)
 
 
 def _train(warm_start: WarmStart, corpus: list[tuple[Clip, list[GroundingQuery]]], progress: Progress) -> None:
     rng = np.random.default_rng(SEED)
-    optimizer = torch.optim.AdamW(
-        warm_start.policy.parameters(), lr=LEARNING_RATE, betas=ADAM_BETAS, weight_decay=0.0
-    )
+    optimizer = torch.optim.AdamW(warm_start.policy.parameters(), lr=LEARNING_RATE, betas=ADAM_BETAS, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _learning_rate_factor)
     videos = _endless_videos(rng, len(corpus))
     bar = progress.add_task("warm start", total=NUM_STEPS)

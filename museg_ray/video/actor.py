@@ -101,8 +101,8 @@ class ClipPool:
             return await self._read(await self._start_actor(), video)
         except RayError as error:
             raise VideoError(
-                f"The video {video} killed the process that read it, twice: {error}. "
-                "Take its rows out of the annotation file."
+                f"The video {video} killed the process that read it, twice. "
+                f"Take its rows out of the annotation file, or look for a lack of memory. {error}"
             ) from error
 
     async def _read(self, actor: ActorHandle, video: str) -> ray.ObjectRef:

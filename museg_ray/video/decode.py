@@ -1,7 +1,6 @@
 """Reads a video file into a Clip, in the calling process; `actor.py` adds the deadline and the sharing.
 
-decord decodes with one thread: it is the fastest of the readers at 2 frames a second, and more threads make it slower
-and less stable.
+decord decodes with one thread: more threads make it slower at 2 frames a second, and less stable.
 """
 
 import hashlib

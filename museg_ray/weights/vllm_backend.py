@@ -79,7 +79,8 @@ def repack_output_head(model: torch.nn.Module) -> None:
     plain weights beside the packed ones (embedding and head) can be packed again; the others did it while loading.
     """
     for layer in model.modules():
-        if hasattr(layer, "cpu_linear") and layer.weight.numel() > 0:
+        weight = getattr(layer, "weight", None)
+        if hasattr(layer, "cpu_linear") and isinstance(weight, torch.Tensor) and weight.numel() > 0:
             dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
 
 

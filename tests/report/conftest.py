@@ -11,6 +11,7 @@ import pytest
 from museg_ray.config import Config, PhaseConfig, RewardWeights, save_config
 from museg_ray.metrics import names
 from museg_ray.metrics.recorder import Recorder
+from museg_ray.report.page import write_report
 from museg_ray.train.ledger import RolloutLog
 from museg_ray.types import GroundingQuery, Response, ResponseGroup, RewardParts, ScoredGroup, Segment
 
@@ -128,17 +129,23 @@ def write_summary(path: Path, num_steps: int) -> None:
     path.write_text(json.dumps(summary))
 
 
-@pytest.fixture
-def queries(tmp_path: Path) -> list[GroundingQuery]:
-    """Eight held-out queries whose videos do not exist."""
+def heldout_queries(video_dir: Path) -> list[GroundingQuery]:
+    """Eight queries; nobody has put their videos there."""
     truths = [((1.0, 3.5),), ((2.0, 4.0), (6.5, 9.0)), ((0.5, 1.5), (4.0, 5.0), (8.0, 11.0)), ((5.0, 7.5),)] * 2
     return [
-        GroundingQuery(f"heldout/{i}", str(tmp_path / f"{i}.mp4"), "the red circle is visible", truth, 12.0)
+        GroundingQuery(f"heldout/{i}", str(video_dir / f"{i}.mp4"), "the red circle is visible", truth, 12.0)
         for i, truth in enumerate(truths)
     ]
 
 
 @pytest.fixture
-def make_run(tmp_path: Path, queries: list[GroundingQuery]) -> Callable[..., Path]:
+def make_run(tmp_path: Path) -> Callable[..., Path]:
     """Builds a run folder of 4 + 5 steps; `stop_after=n` leaves it unfinished after step n."""
-    return lambda stop_after=None: build_run_folder(tmp_path / "run", queries, (4, 5), stop_after)
+    return lambda stop_after=None: build_run_folder(tmp_path / "run", heldout_queries(tmp_path), (4, 5), stop_after)
+
+
+@pytest.fixture(scope="session")
+def finished_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """report.html of a finished run; not to be changed."""
+    folder = tmp_path_factory.mktemp("report")
+    return write_report(build_run_folder(folder / "run", heldout_queries(folder), (4, 5)))

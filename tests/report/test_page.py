@@ -26,11 +26,6 @@ class Page(HTMLParser):
         self.text += data + " "
 
 
-@pytest.fixture(scope="module")
-def finished_page(tmp_path_factory: pytest.TempPathFactory, queries: list[GroundingQuery]) -> Path:
-    return write_report(build_run_folder(tmp_path_factory.mktemp("page") / "run", queries, (4, 5)))
-
-
 def test_the_page_shows_results_responses_times_and_versions(finished_page: Path):
     text = re.sub(r"\s+", " ", Page(finished_page).text)
     for shown in ("0.480", "0.630", "+0.150", "timestamps, step 4", "free, step 9", "vllm", "6 min 28 s", "30.5"):
@@ -38,21 +33,20 @@ def test_the_page_shows_results_responses_times_and_versions(finished_page: Path
     assert "unfinished" not in text
 
 
-def test_the_page_loads_nothing_from_outside(make_run: Callable[..., Path]):
-    path = write_report(make_run())
-    loads = Page(path).loads
+def test_the_page_loads_nothing_from_outside(finished_page: Path):
+    loads = Page(finished_page).loads
     assert len(loads) == 2
     assert all(load.startswith("data:image/png;base64,") for load in loads)
-    assert "url(" not in path.read_text()
+    assert "url(" not in finished_page.read_text()
 
 
-def test_a_response_is_shown_as_text_and_never_as_part_of_the_page(make_run: Callable[..., Path]):
-    html = write_report(make_run()).read_text()
+def test_a_response_is_shown_as_text_and_never_as_part_of_the_page(finished_page: Path):
+    html = finished_page.read_text()
     assert "&lt;think&gt;" in html
     assert "<think>" not in html
 
 
-@pytest.mark.parametrize("stop_after", [0, 2, 6])
+@pytest.mark.parametrize("stop_after", [0, 6])
 def test_the_page_of_an_unfinished_run_says_what_is_missing(make_run: Callable[..., Path], stop_after: int):
     text = Page(write_report(make_run(stop_after=stop_after))).text
     assert "This run is unfinished." in text

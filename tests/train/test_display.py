@@ -81,7 +81,7 @@ def test_a_stage_that_fails_says_so_and_passes_the_error_on():
 
 
 def test_a_terminal_shows_stages_the_panel_once_and_the_table_below_it():
-    console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None)
+    console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None, _environ={"TERM": "xterm"})
     with Display("run-1", PHASES, 4, console) as display:
         with display.stage("rendering") as progress:
             progress(3, 4)

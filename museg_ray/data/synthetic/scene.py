@@ -95,7 +95,7 @@ def _draw_object(
     rng: np.random.Generator, kind: tuple[str, str], duration_s: int, taken: list[Appearance]
 ) -> SceneObject | None:
     count = int(rng.choice([1, 2, 3, 4], p=[0.4, 0.25, 0.2, 0.15]))
-    appearances = []
+    appearances: list[Appearance] = []
     for start_s, end_s in _draw_intervals(rng, duration_s, count):
         free = _free_quadrants(taken + appearances, start_s, end_s)
         if not free:
@@ -124,9 +124,7 @@ def draw_scene(rng: np.random.Generator) -> Scene:
         if drawn is not None:
             objects.append(drawn)
     fps = int(rng.choice(FRAME_RATES))
-    return Scene(
-        duration_s, height, width, fps, int(rng.integers(100, 140)), int(rng.integers(2**31)), tuple(objects)
-    )
+    return Scene(duration_s, height, width, fps, int(rng.integers(100, 140)), int(rng.integers(2**31)), tuple(objects))
 
 
 def _shape_mask(

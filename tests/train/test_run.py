@@ -1,0 +1,93 @@
+"""Two full steps, one a phase, with the real vLLM, DeepSpeed and Ray on the tiny model."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from museg_ray.cli.demo import demo_config_path
+from museg_ray.config import load_config
+
+RUN_TIMEOUT_S = 600
+
+
+@pytest.fixture(scope="module")
+def finished_run(
+    tmp_path_factory: pytest.TempPathFactory, museg: str, run_environment: dict[str, str], short_overrides: list[str]
+) -> tuple[Path, str]:
+    """The run folder and what was printed."""
+    folder = tmp_path_factory.mktemp("runs") / "short"
+    printed = subprocess.run(
+        [museg, "demo", "--run-dir", str(folder), "--seed", "5", *short_overrides],
+        env=run_environment,
+        cwd=folder.parent,
+        capture_output=True,
+        text=True,
+        timeout=RUN_TIMEOUT_S,
+        check=False,
+    )
+    assert printed.returncode == 0, printed.stdout[-3000:] + printed.stderr[-3000:]
+    return folder, printed.stdout
+
+
+def _metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_each_phase_trains_its_step(finished_run: tuple[Path, str]) -> None:
+    assert [(row["step"], row["phase"]) for row in _metrics(finished_run[0])] == [(1, "timestamps"), (2, "free")]
+
+
+def test_rollout_and_learner_agree_before_and_after_a_weight_push(finished_run: tuple[Path, str]) -> None:
+    for row in _metrics(finished_run[0]):
+        assert row["parity/gap_mean"] < 1e-5
+        assert row["parity/gap_max"] < 1e-3
+    assert [row["weights/version"] for row in _metrics(finished_run[0])] == [1, 2]
+
+
+def test_every_issued_query_ends_exactly_once(finished_run: tuple[Path, str]) -> None:
+    ledger = pq.read_table(finished_run[0] / "ledger.parquet").to_pydict()
+    assert ledger["issue_id"] == [0, 1, 2, 3]
+    assert ledger["outcome"] == ["trained"] * 4
+    assert ledger["weight_version"] == [0, 0, 1, 1]
+
+
+def test_every_response_is_logged_with_its_rewards(finished_run: tuple[Path, str]) -> None:
+    group_size = load_config(demo_config_path()).rollout.group_size
+    rollouts = pq.read_table(finished_run[0] / "rollouts.parquet")
+    assert rollouts.num_rows == 4 * group_size
+
+
+def test_the_summary_compares_before_after_blind_and_swapped(finished_run: tuple[Path, str]) -> None:
+    summary = json.loads((finished_run[0] / "summary.json").read_text())
+    assert (summary["seed"], summary["steps"]) == (5, 2)
+    for answers in ("before", "after", "blind", "swapped"):
+        assert 0 <= summary[answers]["miou"] <= 1
+    assert summary["logprob_gap"]["mean"] < 1e-5
+    assert summary["rollouts_per_s"] > 0
+    assert summary["versions"]["ray"] and summary["wall_s"]["train"] > 0
+
+
+def test_the_exported_model_differs_from_the_start_and_loads_in_transformers(
+    finished_run: tuple[Path, str], tiny_model_dir: Path
+) -> None:
+    trained = Qwen2_5_VLForConditionalGeneration.from_pretrained(finished_run[0] / "model", dtype=torch.float32)
+    start = Qwen2_5_VLForConditionalGeneration.from_pretrained(tiny_model_dir, dtype=torch.float32)
+    assert trained.state_dict().keys() == start.state_dict().keys()
+
+
+def test_a_person_finds_pictures_and_a_report(finished_run: tuple[Path, str]) -> None:
+    for name in ("report.html", "curves.png", "timelines.png", "config.yaml"):
+        assert (finished_run[0] / name).stat().st_size > 0
+    assert (finished_run[0] / "checkpoint").is_dir()
+
+
+def test_without_a_terminal_it_prints_plain_lines_and_the_closing_table(finished_run: tuple[Path, str]) -> None:
+    printed = finished_run[1]
+    assert "\x1b[" not in printed
+    for word in ("phase timestamps", "phase free", "before", "after", "blind", "swapped"):
+        assert word in printed
