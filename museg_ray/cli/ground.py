@@ -3,8 +3,10 @@
 import asyncio
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 from rich.console import Console
@@ -25,25 +27,42 @@ def ground(
     plot: Annotated[Path | None, typer.Option(help="Write a time line with key frames to this PNG.")] = None,
 ) -> None:
     """Print the time segments of an event in a video, and the reasoning that led to them."""
-    from museg_ray.model.qwen_vl import resolve_model_path
+    from museg_ray.report.timelines import draw_grounding
     from museg_ray.rewards.answer import parse_response
     from museg_ray.video.decode import read_clip
 
-    model_dir = resolve_model_path(model)
-    config = _model_config(model_dir)
-    clip = read_clip(str(video), config.video)
-    status = Console(stderr=True).status("reading the video with the model …")
-    with status:
+    with _silenced_libraries() as terminal, Console(file=terminal).status("asking the model …"):
+        from museg_ray.model.qwen_vl import resolve_model_path
+
+        model_dir = resolve_model_path(model)
+        config = _model_config(model_dir)
+        clip = read_clip(str(video), config.video)
         text = asyncio.run(_ask(model_dir, config, clip, question))
     parsed = parse_response(text)
     if plot is not None:
-        from museg_ray.report.timelines import draw_grounding
-
         draw_grounding(plot, clip, question, parsed.segments)
     if as_json:
         print(json.dumps(_as_json(clip, question, text, parsed)))
     else:
         _print(clip, question, text, parsed, plot)
+
+
+@contextmanager
+def _silenced_libraries() -> Iterator[TextIO]:
+    """Keep what vLLM and its process print (pages of warnings) off the terminal; their failures come as errors.
+
+    At the level of file descriptors, since the engine is a process of its own. Yields what still writes to the terminal.
+    """
+    saved = {number: os.dup(number) for number in (1, 2)}
+    with open(os.devnull, "w") as sink, os.fdopen(os.dup(2), "w") as terminal:
+        try:
+            for number in saved:
+                os.dup2(sink.fileno(), number)
+            yield terminal
+        finally:
+            for number, copy in saved.items():
+                os.dup2(copy, number)
+                os.close(copy)
 
 
 def _model_config(model_dir: Path) -> Config:
@@ -86,7 +105,7 @@ def _as_json(clip: Clip, question: str, text: str, parsed: "ParsedResponse") -> 
 
 
 def _print(clip: Clip, question: str, text: str, parsed: "ParsedResponse", plot: Path | None) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     console.print(f"[bold]{question}[/]  [dim]in {clip.video} ({clip.duration_s:g} s)[/]")
     for start_s, end_s in parsed.segments:
         console.print(f"  [green]{start_s:8.2f} s – {end_s:.2f} s[/]")

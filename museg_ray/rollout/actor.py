@@ -15,7 +15,6 @@ MAX_GROUPS = 1000
 """Groups that may be inside one actor at once; the engine queues what exceeds its `max_num_seqs`."""
 
 
-@ray.remote(concurrency_groups={"control": 1})
 class RolloutActor:
     """One engine. Groups and weight updates share an event loop; the control calls have their own, so that they are
     answered while an engine starts, which blocks the first."""
@@ -60,4 +59,5 @@ def start_actor(model_dir: Path, model: ModelConfig, rollout: RolloutConfig) -> 
         "max_concurrency": MAX_GROUPS,
         "runtime_env": {"env_vars": engine_environment(rollout)},
     }
-    return RolloutActor.options(**options).remote(model_dir, model, rollout)
+    remote_class = ray.remote(concurrency_groups={"control": 1})(RolloutActor)
+    return remote_class.options(**options).remote(model_dir, model, rollout)

@@ -93,7 +93,10 @@ class RolloutEngine:
             WeightSyncError: the engine has no complete weights, or the weights changed while it sampled.
         """
         if not self._has_weights:
-            raise WeightSyncError(f"Query {query.query_id}: {self._incomplete()}")
+            raise WeightSyncError(
+                f"Query {query.query_id} cannot be sampled: the update that followed weights {self._version} is not "
+                "finished or failed; push new weights first."
+            )
         version = self._version
         params = self._sampling_params(sampling)
         prompt = _vllm_prompt(prompt_ids, clip, version)
@@ -146,6 +149,7 @@ class RolloutEngine:
     def close(self) -> None:
         """End the engine's process; running requests fail."""
         self._llm.shutdown()
+        del self._llm  # now, and not while the interpreter ends, where its destructor fails
 
     async def _final_output(self, prompt: dict[str, Any], params: "SamplingParams") -> "RequestOutput":
         request_id = str(next(self._request_ids))
@@ -193,9 +197,6 @@ class RolloutEngine:
             text=self._tokenizer.decode(visible_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False),
             finished=finished,
         )
-
-    def _incomplete(self) -> str:
-        return f"the update of weights {self._version} is not finished or failed; push new weights first."
 
 
 def _vllm_prompt(prompt_ids: Sequence[int], clip: Clip, version: int) -> dict[str, Any]:

@@ -1,16 +1,12 @@
 """How vLLM is started: its process environment and its engine arguments, with the reason of each.
 
-Written for vLLM 0.32. vLLM is imported inside functions, since the driver needs `engine_environment` without the 7
-seconds that the import takes.
+Written for vLLM 0.32. It is imported inside functions: the driver imports this module too, and vLLM takes 7 s.
 """
 
-import shutil
-from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from museg_ray.config.schema import ModelConfig, RolloutConfig
-from museg_ray.weights.blob import SHARED_MEMORY_DIR
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -18,8 +14,6 @@ if TYPE_CHECKING:
 PROMPTS_PER_STEP = 4
 """Prompts of full length that one engine step may prefill."""
 GIB = 1024**3
-CLIP_CACHE_GIB = 1.0
-"""Shared memory for the pixels of recent clips, at most: about 60 clips of MUSEG's size (16 MB)."""
 
 
 def engine_environment(rollout: RolloutConfig) -> dict[str, str]:
@@ -50,29 +44,7 @@ def start_vllm(model_dir: Path, model: ModelConfig, rollout: RolloutConfig) -> "
 
     device_args = _gpu_args(rollout) if rollout.num_gpus else _cpu_args(rollout)
     args = AsyncEngineArgs(**_common_args(model_dir, model, rollout), **device_args)
-    llm = AsyncLLM.from_engine_args(args)
-    _unname_clip_cache()
-    return llm
-
-
-def _unname_clip_cache() -> None:
-    """Take its name from the clip cache, which both processes have mapped by now.
-
-    The kernel then frees it with the last of them, however they end. vLLM removes it only in a clean shutdown: each
-    killed actor would leave its share of the machine's memory behind.
-    """
-    from vllm import envs
-
-    cache = SharedMemory(name=envs.VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME)
-    cache.close()
-    cache.unlink()
-
-
-def _clip_cache_gib() -> float:
-    """Containers often have little shared memory, and writing beyond it kills the process; clips that find no place
-    in the cache are sent to the engine with each response's request."""
-    free_gib = shutil.disk_usage(SHARED_MEMORY_DIR).free / GIB
-    return min(CLIP_CACHE_GIB, free_gib / 4)
+    return AsyncLLM.from_engine_args(args)
 
 
 def _common_args(model_dir: Path, model: ModelConfig, rollout: RolloutConfig) -> dict[str, Any]:
@@ -88,9 +60,10 @@ def _common_args(model_dir: Path, model: ModelConfig, rollout: RolloutConfig) ->
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(PROMPTS_PER_STEP * model.max_tokens, rollout.max_num_seqs),
         "limit_mm_per_prompt": {"video": 1, "image": 0},
-        # vLLM's default cache sends a clip's pixels to the engine process once for each of the G responses.
-        "mm_processor_cache_type": "shm",
-        "mm_processor_cache_gb": _clip_cache_gib(),
+        # No cache of processed pixels. vLLM's shared-memory one takes a clip for read as soon as one of the group's G
+        # responses has read it: once it is full it overwrites clips that others wait for, and the engine dies ("Data
+        # has been modified or is invalid"). Vision features stay cached by clip all the same.
+        "mm_processor_cache_gb": 0,
         # Log-probs of the distribution sampled from, that is after the bias on forbidden tokens and the temperature.
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",  # the model folder's own would add end tokens and sampling defaults

@@ -1,9 +1,9 @@
 """Supervised training of museg-tiny, up to the point where reinforcement learning has clear room above it.
 
     random weights ─▶ scans ("no no red red no …", a word a second), which tie each time to its frames
-                   ─▶ scans, and full responses whose answers a careless annotator gave ─▶ the packaged model
+                   ─▶ full responses, a scan and then what a careless annotator answered ─▶ the packaged model
 
-The careless annotator names only the first of several segments half of the time and is often a second off. So the model
+The careless annotator often names only the first of several segments, or is a second off. So the model
 learns to see well and to answer badly, which the rewards can tell and the loss cannot: that is GRPO's part of the work.
 The videos are a corpus of their own; neither the demo's train split nor its held-out videos are among them.
 """
@@ -50,16 +50,15 @@ from museg_ray.video.decode import read_clip
 
 CORPUS = SyntheticConfig(num_train_videos=3000, num_heldout_videos=0, seed=1)
 SEED = 0
-NUM_STEPS = 1000
+NUM_STEPS = 1200
 VIDEOS_PER_STEP = 16
 LEARNING_RATE = 2e-3
 WARMUP_SHARE = 0.08
 ADAM_BETAS = (0.9, 0.98)
 SCAN_ONLY_SHARE = 0.25
-"""First share of the steps with scans only: without them the model learns to answer without looking."""
-SCAN_SHARE = 0.5
-"""Share of scans after that."""
-FIRST_ONLY_PROBABILITY = 0.5
+"""First share of the steps with scans only: without them the model learns to answer without looking. The full responses
+after that begin with a scan each."""
+FIRST_ONLY_PROBABILITY = 0.4
 """How often the annotator names only the first of several segments."""
 OFF_BY_ONE_PROBABILITY = 0.5
 """How often the annotator moves a boundary by -1, 0 or 1 s (equally likely)."""
@@ -87,10 +86,10 @@ def careless_segments(rng: np.random.Generator, segments: Sequence[Segment], dur
     return tuple(noted) or tuple(segments[:1])
 
 
-def draw_lesson(rng: np.random.Generator, query: GroundingQuery, scan_share: float) -> Lesson:
+def draw_lesson(rng: np.random.Generator, query: GroundingQuery, scan_only: bool) -> Lesson:
     assert query.duration_s is not None, "the corpus gives every duration"
     scan = write_scan(query.question, query.segments, int(query.duration_s))
-    if rng.random() < scan_share:
+    if scan_only:
         return Lesson(SCAN_PROMPT.format(question=query.question), scan)
     prompt = CITE_PROMPT if rng.random() < 0.5 else FREE_PROMPT
     segments = careless_segments(rng, query.segments, query.duration_s)
@@ -190,11 +189,11 @@ def _train(warm_start: WarmStart, corpus: list[tuple[Clip, list[GroundingQuery]]
     videos = _endless_videos(rng, len(corpus))
     bar = progress.add_task("warm start", total=NUM_STEPS)
     for step in range(NUM_STEPS):
-        scan_share = 1.0 if step < SCAN_ONLY_SHARE * NUM_STEPS else SCAN_SHARE
+        scan_only = step < SCAN_ONLY_SHARE * NUM_STEPS
         num_tokens = 0
         for _ in range(VIDEOS_PER_STEP):
             clip, queries = corpus[next(videos)]
-            loss, count = warm_start.loss(clip, [draw_lesson(rng, query, scan_share) for query in queries])
+            loss, count = warm_start.loss(clip, [draw_lesson(rng, query, scan_only) for query in queries])
             loss.backward()
             num_tokens += count
         for parameter in warm_start.policy.parameters():

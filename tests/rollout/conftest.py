@@ -39,7 +39,10 @@ def query() -> GroundingQuery:
 
 @pytest.fixture(scope="session")
 def prompt_ids(tiny_model_dir: Path, query: GroundingQuery) -> list[int]:
-    return chat_prompt_ids(load_tokenizer(tiny_model_dir), query.question)
+    """Longer than a block of the key-value cache (128 tokens), so that responses and requests share blocks."""
+    ids = chat_prompt_ids(load_tokenizer(tiny_model_dir), ", ".join([query.question] * 30))
+    assert 128 < len(ids) < 256
+    return ids
 
 
 @pytest.fixture(scope="session")

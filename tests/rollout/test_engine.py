@@ -115,14 +115,12 @@ def test_same_seed_gives_the_same_group_and_another_seed_another(rollout: Rollou
     assert not set(tokens[0]) & set(tokens[2])
 
 
-def test_more_groups_than_fit_into_one_step_are_sampled_with_their_own_seeds(rollout: Rollout, clip: Clip) -> None:
-    requests = [
-        (replace(clip, key=f"copy {seed}"), Sampling(group_size=8, temperature=1.0, max_completion_tokens=8, seed=seed))
-        for seed in range(8)
-    ]
-    groups = rollout.sample_many(requests)  # 64 sequences for 32 places, 4,096 prompt tokens for steps of 2,048
-    assert [len(group.responses) for group in groups] == [8] * 8
-    assert len({response.token_ids for group in groups for response in group.responses}) == 64
+def test_seeded_groups_that_do_not_fit_into_one_step_are_sampled(rollout: Rollout, clip: Clip) -> None:
+    sampling = Sampling(group_size=32, temperature=1.0, max_completion_tokens=8, seed=0)
+    requests = [(replace(clip, key=f"copy {seed}"), replace(sampling, seed=seed)) for seed in range(4)]
+    groups = rollout.sample_many(requests)  # 128 sequences for 32 places, and more prompt tokens than a step takes
+    assert [len(group.responses) for group in groups] == [32] * 4
+    assert len({response.token_ids for group in groups for response in group.responses}) == 128
 
 
 def test_forbidden_tokens_are_not_sampled_even_when_the_weights_want_them(
@@ -171,7 +169,7 @@ def test_engine_refuses_to_sample_after_an_incomplete_push_and_recovers_with_the
 ) -> None:
     before = rollout.sample(clip)
     lacking = {name: tensor for name, tensor in noisy_weights.items() if name != "model.language_model.norm.weight"}
-    with pytest.raises(WeightSyncError, match="language_model.model.norm.weight"):
+    with pytest.raises(WeightSyncError, match=r"language_model\.model\.norm\.weight"):
         rollout.push(lacking)
     with pytest.raises(WeightSyncError, match="push new weights first"):
         rollout.sample(clip)
@@ -213,7 +211,7 @@ def test_a_rollout_never_uses_weights_other_than_the_version_it_is_tagged_with(
 def test_what_vllm_refuses_becomes_a_rollout_error_that_survives_pickling(
     rollout: Rollout, clip: Clip, query: GroundingQuery, prompt_ids: list[int]
 ) -> None:
-    with pytest.raises(RolloutError, match="test/0.*512") as caught:
+    with pytest.raises(RolloutError, match=r"test/0.*512") as caught:
         rollout.run(rollout.engine.generate(query, [*prompt_ids, *[0] * 600], clip, SAMPLING))
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 

@@ -101,7 +101,7 @@ def test_group_on_a_killed_actor_fails_by_name_and_the_engine_dies_with_its_acto
     engine = engine_processes()[0]
     os.kill(engine.ppid(), signal.SIGKILL)
     assert not psutil.wait_procs([engine], timeout=60)[1]
-    with pytest.raises(RolloutError, match="rollout actor [01] failed on query test/0"):
+    with pytest.raises(RolloutError, match=r"rollout actor [01] failed on query test/0"):
         pool.sample(clip, num_groups=2)
 
 
@@ -124,7 +124,7 @@ def test_actor_that_the_cluster_has_no_room_for_is_named_with_what_it_reserves(
         finally:
             await pool.close()
 
-    with pytest.raises(ResourceError, match="rollout actor 0 of 1 .* reserves 1000 CPUs"):
+    with pytest.raises(ResourceError, match=r"rollout actor 0 of 1 .* reserves 1000 CPUs"):
         asyncio.run(start())
 
 
@@ -138,5 +138,5 @@ def test_actor_with_an_unusable_model_folder_is_named_with_the_reason(
         finally:
             await pool.close()
 
-    with pytest.raises(ModelError, match="rollout actor 0 did not start: .*tokenizer"):
+    with pytest.raises(ModelError, match=r"rollout actor 0 did not start: .*tokenizer"):
         asyncio.run(start())
