@@ -82,7 +82,8 @@ class RolloutEngine:
     async def generate(
         self, query: GroundingQuery, prompt_ids: Sequence[int], clip: Clip, sampling: Sampling
     ) -> ResponseGroup:
-        """Sample the G responses to one query: one request, so one prefill and one pass of the vision tower.
+        """Sample the G responses to one query in one request: they share one pass of the vision tower and the prompt's
+        keys and values (on a CPU in whole blocks of 128 tokens).
 
         Args:
             prompt_ids: the chat prompt with ONE video placeholder, from `chat_prompt_ids`.
@@ -163,7 +164,7 @@ class RolloutEngine:
             await self._llm.start_weight_update()
             await self._llm.update_weights(WeightTransferUpdateRequest({"path": str(path)}))
             await self._llm.finish_weight_update(str(version))
-        # Video features of the old vision tower; vLLM keeps them over an update. Pixels may stay cached.
+        # vLLM keeps video features over an update; these come from the old vision tower.
         await self._llm.reset_encoder_cache()
         return int(await self._llm.get_weight_version())
 

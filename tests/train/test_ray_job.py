@@ -31,14 +31,17 @@ class Head:
 @pytest.fixture
 def head(run_environment: dict[str, str], free_port: Callable[[], int], tmp_path: Path) -> Iterator[Head]:
     """A head node on free ports. Ended by its own process: `ray stop` would end every Ray of the machine."""
-    port, dashboard, metrics = free_port(), free_port(), free_port()
-    command = ["ray", "start", "--head", "--block", "--num-cpus=4", f"--port={port}", f"--dashboard-port={dashboard}"]
-    command += [f"--metrics-export-port={metrics}", "--disable-usage-stats"]
+    port, dashboard, metrics, agent, client = (free_port() for _ in range(5))
+    command = ["ray", "start", "--head", "--block", "--num-cpus=4", "--disable-usage-stats", f"--port={port}"]
+    command += [f"--dashboard-port={dashboard}", f"--metrics-export-port={metrics}"]
+    # Fixed numbers by default, which another Ray of this machine may hold.
+    command += [f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"]
     process = subprocess.Popen(
         command, env=run_environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
     )
     try:
         _wait_for(f"http://127.0.0.1:{dashboard}/api/version")
+        _wait_for(f"http://127.0.0.1:{metrics}/metrics")
         yield Head(f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}/metrics")
     finally:
         process.terminate()
