@@ -1,4 +1,4 @@
-"""The shape of the package: who may import whom, how long a file may be, and that the README's tree names every file."""
+"""The shape of the package: who may import whom, how long a file may be; and the tree in the README."""
 
 import ast
 from pathlib import Path

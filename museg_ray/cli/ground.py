@@ -51,7 +51,7 @@ def ground(
 def _silenced_libraries() -> Iterator[TextIO]:
     """Keep what vLLM and its process print (pages of warnings) off the terminal; their failures come as errors.
 
-    At the level of file descriptors, since the engine is a process of its own. Yields what still writes to the terminal.
+    At the level of file descriptors, since the engine is a process of its own. Yields what still writes there.
     """
     saved = {number: os.dup(number) for number in (1, 2)}
     with open(os.devnull, "w") as sink, os.fdopen(os.dup(2), "w") as terminal:

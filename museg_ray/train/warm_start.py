@@ -72,7 +72,7 @@ class Course:
 
 COURSES = (
     Course(1200, 2e-3, num_scan_steps=300, first_only_probability=0.4, off_by_one_probability=0.5),
-    Course(250, 1e-3, num_scan_steps=0, first_only_probability=0.5, off_by_one_probability=0.0),
+    Course(250, 1e-3, num_scan_steps=0, first_only_probability=0.7, off_by_one_probability=0.0),
 )
 """The second one makes boundaries exact and leaves the habit of naming one segment of several: MUSEG's first failure
 signature, and the room that reinforcement learning has."""
