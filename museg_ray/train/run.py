@@ -5,10 +5,9 @@ videos swapped ─▶ checkpoint, export ─▶ summary, pictures, report.html
 """
 
 import asyncio
-import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -136,8 +135,7 @@ class _Session:
                 await parts.learner.export_model(self._run_dir / "model")
                 save_config(self._config, self._run_dir / "model" / MODEL_CONFIG_FILE)
         finally:
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.shield(parts.close())
+            await _to_the_end(parts.close())
         _, blind = blind_baseline(train, heldout)
         return self._write_summary(before, after, blind, swapped)
 
@@ -200,6 +198,16 @@ class _Session:
         """Pictures and report.html, from the run folder alone."""
         with self._stage("report", "pictures and report"):
             write_report(self._run_dir)
+
+
+async def _to_the_end(closing: Coroutine[None, None, None]) -> None:
+    """Await something that a Ctrl-C meanwhile must not break off; the Ctrl-C takes effect after it."""
+    task = asyncio.ensure_future(closing)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise
 
 
 def _cancel_on_sigterm() -> None:

@@ -22,7 +22,8 @@ def _all_processes_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 def test_an_interrupted_run_leaves_no_process_behind(
     number: signal.Signals, start_museg: Start, tmp_path: Path, short_overrides: list[str]
 ) -> None:
-    process = start_museg("demo", "--run-dir", str(tmp_path / "run"), *short_overrides)
+    long_phase = "train.phases=[{name: long, steps: 1000, prompt: 'Find {question}.'}]"
+    process = start_museg("demo", "--run-dir", str(tmp_path / "run"), *short_overrides, long_phase)
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline_s = time.monotonic() + WAIT_S
     while not metrics.exists() and process.poll() is None and time.monotonic() < deadline_s:
