@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from museg_ray.config.load import MODEL_CONFIG_FILE, load_config
 from museg_ray.config.schema import Config
@@ -106,13 +107,13 @@ def _as_json(clip: Clip, question: str, text: str, parsed: "ParsedResponse") -> 
 
 def _print(clip: Clip, question: str, text: str, parsed: "ParsedResponse", plot: Path | None) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"[bold]{question}[/]  [dim]in {clip.video} ({clip.duration_s:g} s)[/]")
+    console.print(f"[bold]{escape(question)}[/]  [dim]in {escape(clip.video)} ({clip.duration_s:g} s)[/]")
     for start_s, end_s in parsed.segments:
         console.print(f"  [green]{start_s:8.2f} s – {end_s:.2f} s[/]")
     if not parsed.segments:
         console.print("  The response holds no valid answer; here it is as the model wrote it:")
         console.print(f"  {text}", markup=False)
     elif parsed.reasoning:
-        console.print(f"[dim]reasoning:[/] {parsed.reasoning.strip()}")
+        console.print(f"[dim]reasoning:[/] {escape(parsed.reasoning.strip())}")
     if plot is not None:
         console.print(f"[dim]picture:[/] {plot}")

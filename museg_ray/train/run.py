@@ -64,9 +64,10 @@ def run(config: Config) -> Path:
         MusegError: with what went wrong, where, and what to do. What was written until then is whole and stays.
         KeyboardInterrupt: Ctrl-C or SIGTERM; all processes of the run have ended.
     """
+    model_dir = resolve_model_path(config.model.path)  # first: a wrong path leaves no empty run folder behind
     run_dir = create_run_folder(Path(config.run.dir), config.run.name)
     with Display(run_dir.name, config.train.phases, config.total_steps) as display:
-        session = _Session(config, run_dir, display)
+        session = _Session(config, model_dir, run_dir, display)
         train, heldout = session.load_queries()
         try:
             with ray_session(config):
@@ -81,13 +82,13 @@ def run(config: Config) -> Path:
 class _Session:
     """The stages of one run, each announced on the display and timed for the summary."""
 
-    def __init__(self, config: Config, run_dir: Path, display: Display) -> None:
+    def __init__(self, config: Config, model_dir: Path, run_dir: Path, display: Display) -> None:
         self._config = config
         self._run_dir = run_dir
         self._display = display
         self._notes = _Notes()
         self._start_s = time.monotonic()
-        self._model_dir = resolve_model_path(config.model.path)
+        self._model_dir = model_dir
         save_config(config, run_dir / "config.yaml")
 
     @contextmanager
