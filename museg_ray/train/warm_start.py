@@ -3,8 +3,8 @@
     random weights ─▶ scans ("no no red red no …", a word a second), which tie each time to its frames
                    ─▶ full responses, a scan and then what a careless annotator answered ─▶ the packaged model
 
-The careless annotator often names only the first of several segments, at first also a second off. So the model
-learns to see well and to answer badly, which the rewards can tell and the loss cannot: that is GRPO's part of the work.
+The careless annotator mostly names only the first of several segments. So the model learns to see and to read off what
+it saw, and then to answer badly, which the rewards can tell and the loss cannot: that is GRPO's part of the work.
 The videos are a corpus of their own; neither the demo's train split nor its held-out videos are among them.
 """
 
@@ -66,16 +66,15 @@ class Course:
     """First steps with scans only: without them the model learns to answer without looking."""
     first_only_probability: float
     """How often the annotator names only the first of several segments."""
-    off_by_one_probability: float
-    """How often the annotator moves a boundary by -1, 0 or 1 s (equally likely)."""
 
 
 COURSES = (
-    Course(1200, 2e-3, num_scan_steps=300, first_only_probability=0.4, off_by_one_probability=0.5),
-    Course(250, 1e-3, num_scan_steps=0, first_only_probability=0.7, off_by_one_probability=0.0),
+    Course(1200, 2e-3, num_scan_steps=300, first_only_probability=0.0),
+    Course(250, 1e-3, num_scan_steps=0, first_only_probability=0.6),
 )
-"""The second one makes boundaries exact and leaves the habit of naming one segment of several: MUSEG's first failure
-signature, and the room that reinforcement learning has."""
+"""The second one leaves a habit of naming one segment of several: MUSEG's first failure signature, and the room that
+reinforcement learning has. Greedy answers then almost always name one; samples often name all, so that a group shows
+the difference. At 0.85 too few do, and GRPO learns from the noise of what is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,20 +85,9 @@ class Lesson:
     response: str
 
 
-def careless_segments(
-    rng: np.random.Generator, course: Course, segments: Sequence[Segment], duration_s: float
-) -> tuple[Segment, ...]:
-    """What the careless annotator takes the true segments for: fewer, and a second off; always well formed."""
-    if len(segments) > 1 and rng.random() < course.first_only_probability:
-        segments = segments[:1]
-    noted: list[Segment] = []
-    for true_start_s, true_end_s in segments:
-        shifts = rng.integers(-1, 2, size=2) * (rng.random(2) < course.off_by_one_probability)
-        earliest_s = noted[-1][1] + 1 if noted else 0.0
-        start_s, end_s = max(earliest_s, true_start_s + shifts[0]), min(duration_s, true_end_s + shifts[1])
-        if start_s < end_s:
-            noted.append((float(start_s), float(end_s)))
-    return tuple(noted) or tuple(segments[:1])
+def careless_segments(rng: np.random.Generator, course: Course, segments: Sequence[Segment]) -> Sequence[Segment]:
+    """What the careless annotator notes of the true segments: all, or the first."""
+    return segments[:1] if rng.random() < course.first_only_probability else segments
 
 
 def draw_lesson(rng: np.random.Generator, course: Course, query: GroundingQuery, scan_only: bool) -> Lesson:
@@ -108,7 +96,7 @@ def draw_lesson(rng: np.random.Generator, course: Course, query: GroundingQuery,
     if scan_only:
         return Lesson(SCAN_PROMPT.format(question=query.question), scan)
     prompt = CITE_PROMPT if rng.random() < 0.5 else FREE_PROMPT
-    segments = careless_segments(rng, course, query.segments, query.duration_s)
+    segments = careless_segments(rng, course, query.segments)
     return Lesson(prompt.format(question=query.question), write_response(scan, segments))
 
 

@@ -10,7 +10,7 @@ CITE_PROMPT = "Find every time {question}. Refer to specific timestamps."
 FREE_PROMPT = "Find every time {question}."
 """Phase 2 and evaluation."""
 SCAN_PROMPT = "Second by second: {question}?"
-"""The dense lesson of the warm start."""
+"""The first lessons of the warm start: the scan alone."""
 
 
 def format_segments(segments: Sequence[Segment]) -> str:
