@@ -1,6 +1,7 @@
 """Whole runs in processes of their own: what a user starts, two optimiser steps long."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -52,6 +53,8 @@ def start_museg(
 ) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts `museg ARGUMENTS` in a process group of its own, as a shell does; what is left of it is killed after."""
     started: list[subprocess.Popen[str]] = []
+    # A shell that runs the tests in the background lets them ignore Ctrl-C, and programs inherit that.
+    on_interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def start(*arguments: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
@@ -67,6 +70,7 @@ def start_museg(
         return process
 
     yield start
+    signal.signal(signal.SIGINT, on_interrupt)
     for process in started:
         if process.poll() is None:
             for child in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
