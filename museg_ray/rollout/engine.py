@@ -10,7 +10,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from museg_ray.config.schema import ModelConfig, RolloutConfig
-from museg_ray.errors import ModelError, RolloutError, WeightSyncError
+from museg_ray.errors import RolloutError, WeightSyncError
 from museg_ray.model.qwen_vl import FORBIDDEN_LOGIT_BIAS, end_token_id, forbidden_token_ids, load_tokenizer
 from museg_ray.rollout.vllm_setup import start_vllm
 from museg_ray.types import ByteArray, Clip, GroundingQuery, Response, ResponseGroup
@@ -71,8 +71,6 @@ class RolloutEngine:
             # vLLM in no variable: an import error that it keeps holds this frame, so that it would outlive `close`.
             engine = cls(start_vllm(model_dir, model, rollout), tokenizer)
             await engine._llm.update_weight_version("0")
-        except ModelError:
-            raise
         except Exception as error:  # vLLM's errors are many and cannot be pickled
             raise RolloutError(f"The rollout engine did not start on {model_dir}: {_reason(error)}.") from None
         return engine
