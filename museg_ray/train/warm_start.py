@@ -9,7 +9,6 @@ The videos are a corpus of their own; neither the demo's train split nor its hel
 """
 
 import math
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -184,7 +183,8 @@ def rebuild_tiny_model(config: Config, out_dir: Path = PACKAGED_MODEL_DIR) -> No
         trained = Path(scratch) / "trained"
         save_tiny_model(warm_start.policy.model.to(torch.bfloat16), warm_start.tokenizer, trained)
         save_config(config, trained / MODEL_CONFIG_FILE)
-        shutil.rmtree(out_dir, ignore_errors=True)
+        if out_dir.exists():
+            out_dir.rename(Path(scratch) / "replaced")  # deleted with the rest, once the new one is in its place
         trained.rename(out_dir)
 
 
