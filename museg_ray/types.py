@@ -4,7 +4,8 @@ Time intervals are `(start_s, end_s)` in seconds from the first frame of the vid
 Shapes: T frames, H x W pixels, P prompt tokens, C completion tokens, G responses of one group.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -69,24 +70,45 @@ class ResponseGroup:
 
     query: GroundingQuery
     clip_key: str
+    clip_duration_s: float
+    """Length of the video as it was read; the annotation's may be absent or rounded."""
     prompt_ids: tuple[int, ...]  # [P], video placeholders expanded
     responses: tuple[Response, ...]  # [G]
     weight_version: int
     """Version of the weights that sampled EVERY token of the group (checked in the rollout actor)."""
 
 
-@dataclass(frozen=True, slots=True)
-class RewardParts:
-    """What one response earned. Each part is finite and in [0, 1]; `total` is the phase's weighted sum."""
+class RewardParts(NamedTuple):
+    """What one response earned. Each part is finite and in [0, 1]; `total` is the phase's weighted sum.
+
+    A tuple and not a dataclass: thousands of them are made and sent between processes every second, at a third of the
+    cost.
+    """
 
     total: float
-    global_iou: float
-    local_ngiou: float
+    global_match: float
+    """r_G, of the answer's covered time against the true one."""
+    local_match: float
+    """r_L, of single segments against their counterparts."""
     matching: float
+    """r_M = (r_G + r_L) / 2."""
     timestamp: float
+    """r_T"""
     format: float
-    predicted: tuple[Segment, ...] = field(default=())
+    """r_F"""
+    predicted: tuple[Segment, ...] = ()
     """The segments read from the answer, sorted; empty when the answer is invalid."""
+    extras: tuple[tuple[str, float], ...] = ()
+    """(name, value) of every further reward that the phase weighs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unscored:
+    """A response that no reward actor could score, twice. It has no reward: a 0 would be a lie that trains."""
+
+    text: str
+    reasons: tuple[str, ...]
+    """One a try."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,8 @@ ALLOWED = {
     "evaluation": GROUND | PURE | {"rollout"},
     "report": GROUND | {"video"},
     "train": GROUND | PURE | {"rollout", "learner", "evaluation", "report"},
-    "cli": GROUND | PURE | {"rollout", "train", "report"},
+    "bench": GROUND | PURE,
+    "cli": GROUND | PURE | {"rollout", "train", "report", "bench"},
 }
 
 

@@ -5,8 +5,10 @@ import sys
 import typer
 from rich.console import Console
 
+from museg_ray.cli.bench import bench
 from museg_ray.cli.demo import demo
 from museg_ray.cli.ground import ground
+from museg_ray.cli.reward import reward
 from museg_ray.cli.train import train
 from museg_ray.errors import MusegError
 
@@ -21,6 +23,8 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(train)
 app.command()(ground)
+app.add_typer(reward, name="reward")
+app.add_typer(bench, name="bench")
 
 
 def _user_error(error: BaseException) -> MusegError | None:

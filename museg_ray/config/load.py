@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from museg_ray.config.schema import Config, validate
+from museg_ray.config.schema import Config
+from museg_ray.config.validate import validate
 from museg_ray.errors import ConfigError
 
 MODEL_CONFIG_FILE = "museg_config.yaml"

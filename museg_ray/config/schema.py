@@ -1,11 +1,9 @@
 """The configuration tree. Every field has its unit and meaning under it; YAML files live in `configs/`.
 
-`load.py` reads YAML and `key=value` overrides into `Config`; `validate` holds the checks between fields.
+`load.py` reads YAML and `key=value` overrides into `Config`; `validate.py` holds the checks of values.
 """
 
 from dataclasses import dataclass, field
-
-from museg_ray.errors import ConfigError
 
 
 @dataclass
@@ -103,14 +101,31 @@ class RolloutConfig:
 
 
 @dataclass
+class BrevityConfig:
+    """Shape of the reward `brevity`: 1 up to `free_chars` characters, 0 from `max_chars` on, linear between."""
+
+    free_chars: int = 2000
+    max_chars: int = 6000
+
+
+@dataclass
 class RewardConfig:
     num_actors: int = 1
     num_cpus: float = 1.0
     """CPUs each reward actor reserves in Ray."""
-    local: str = "sequential"
-    """Local matching: `sequential` (the paper), `maximum` (best assignment by NGIoU) or `none` (r_M is r_G)."""
-    timeout_s: float = 60.0
-    """A group that is not scored by then is retried on another actor, then ends the run."""
+    global_matching: str = "iou"
+    """r_G: `iou` of the covered time (the paper) or its `f1` (the published code's measure)."""
+    local_matching: str = "sequential"
+    """r_L: `sequential` (the paper), `maximum` (best assignment by NGIoU) or `none` (r_M is then r_G)."""
+    timestamp: str = "all"
+    """r_T: `all` times of the answer must be cited (1 or 0), or the cited `fraction` of them counts."""
+    wasserstein_beta: float = 3.0
+    """Steepness of the reward `wasserstein`: exp(-beta W1 / covered seconds)."""
+    brevity: BrevityConfig = field(default_factory=BrevityConfig)
+    custom: str = ""
+    """Import path of a reward of your own, e.g. `my_package.my_reward`; see docs/rewards.md for its signature."""
+    response_timeout_s: float = 10.0
+    """A response that is not scored by then is retried once by itself, then quarantined."""
 
 
 @dataclass
@@ -132,7 +147,7 @@ class LearnerConfig:
     """DeepSpeed ZeRO stage, 0 to 3."""
     learning_rate: float = 1.5e-6
     schedule: str = "linear"
-    """`linear` (to 0 over all steps) or `constant`."""
+    """`linear` (to 0 over all steps, or over those up to the next phase with `fresh_schedule`) or `constant`."""
     warmup_steps: int = 0
     weight_decay: float = 0.0
     adam_betas: tuple[float, float] = (0.9, 0.999)
@@ -144,18 +159,35 @@ class LearnerConfig:
     """An update that takes longer ends the run."""
 
 
+FURTHER_REWARDS = ("tiou", "recall", "wasserstein", "brevity", "custom")
+"""The rewards beyond the paper's, as `RewardWeights` names them."""
+
+
 @dataclass
 class RewardWeights:
-    """Weights of the reward's parts in one phase."""
+    """Weights of the reward's parts in one phase. A further reward (from `tiou` on) is computed where it has one."""
 
     matching: float = 1.0
+    """r_M, how well the segments match."""
     timestamp: float = 0.0
+    """r_T, the reasoning cites the times of the answer."""
     format: float = 1.0
+    """r_F, one think block, then one valid answer block."""
+    tiou: float = 0.0
+    """Plain temporal IoU of the covered time, alone."""
+    recall: float = 0.0
+    """R1@t as steps: a third each for IoU of at least 0.3, 0.5 and 0.7."""
+    wasserstein: float = 0.0
+    """Soft distance on the time axis."""
+    brevity: float = 0.0
+    """Shape by `rewards.brevity`."""
+    custom: float = 0.0
+    """The reward that `rewards.custom` names."""
 
 
 @dataclass
 class PhaseConfig:
-    """One stretch of training with its own reward and prompt (paper section 4.3)."""
+    """One stretch of training with its own reward, prompt and data (paper section 4.3)."""
 
     name: str = ""
     steps: int = 0
@@ -163,6 +195,14 @@ class PhaseConfig:
     prompt: str = "{question}"
     """User message; `{question}` is replaced."""
     weights: RewardWeights = field(default_factory=RewardWeights)
+    train: str = ""
+    """Annotation file (.jsonl) of this phase; empty: `data.train`."""
+    multi_segment_share: float | None = None
+    """Share of this phase's queries with several true segments; null: `data.multi_segment_share`."""
+    fresh_optimizer: bool = False
+    """Forget the optimiser's moments at the start of this phase."""
+    fresh_schedule: bool = False
+    """Start the learning-rate schedule anew: warm-up again, then over this phase and those after it that go on."""
     fresh_reference: bool = False
     """Take the policy at the start of this phase as the new KL reference."""
 
@@ -175,6 +215,30 @@ class TrainConfig:
     max_logprob_gap: float = 0.5
     """The run fails when the mean gap between rollout and learner log-probs of a step exceeds this (nats).
     In float32 it stays under 1e-5; bfloat16 engines differ by up to about 0.1."""
+
+
+@dataclass
+class AlarmConfig:
+    """When a run warns that it goes wrong. What is compared is a mean over the last `window_steps` steps of a phase."""
+
+    window_steps: int = 20
+    """Steps of a window; no alarm is raised before a phase has so many. 0 turns all alarms off."""
+    max_single_segment_share: float = 0.9
+    """Share of the answers to multi-segment queries that name one segment."""
+    min_timestamp: float = 0.05
+    """Mean r_T, in phases that weigh it."""
+    matching_drop: float = 0.05
+    """Fall of the mean r_M below its mean over the last window of the phase before."""
+    min_reward_std: float = 0.05
+    """Standard deviation of the total reward within a group; on the scale of the phase's weights."""
+    max_truncated_share: float = 0.2
+    """Share of the responses cut by the length limit."""
+    format_drop: float = 0.1
+    """Fall of the mean r_F below its best window so far."""
+    max_same_answer_share: float = 0.5
+    """Share of a step's valid answers that are one and the same, given for different videos."""
+    max_full_length_share: float = 0.5
+    """Share of valid answers that cover at least 90 % of a video whose truth does not."""
 
 
 @dataclass
@@ -199,11 +263,21 @@ class Config:
     algo: AlgoConfig = field(default_factory=AlgoConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    alarms: AlarmConfig = field(default_factory=AlarmConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     @property
     def total_steps(self) -> int:
         return sum(phase.steps for phase in self.train.phases)
+
+    def train_file(self, phase: PhaseConfig) -> str:
+        """The annotation file that a phase draws its queries from."""
+        return phase.train or self.data.train
+
+    def multi_segment_share(self, phase: PhaseConfig) -> float:
+        """Share of multi-segment queries among those that a phase draws."""
+        share = phase.multi_segment_share
+        return self.data.multi_segment_share if share is None else share
 
     @property
     def evaluation_prompt(self) -> str:
@@ -226,55 +300,3 @@ class Config:
     def num_gpus_needed(self) -> float:
         """GPUs that all actors together reserve in Ray."""
         return self.rollout.num_actors * self.rollout.num_gpus + self.learner.num_gpus
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
-def _validate_choices(config: Config) -> None:
-    choices = [
-        ("model.dtype", config.model.dtype, ("float32", "bfloat16")),
-        ("rewards.local", config.rewards.local, ("sequential", "maximum", "none")),
-        ("learner.schedule", config.learner.schedule, ("linear", "constant")),
-        ("learner.zero_stage", config.learner.zero_stage, (0, 1, 2, 3)),
-    ]
-    for key, value, allowed in choices:
-        _require(value in allowed, f"{key} is {value!r}; it may be one of {', '.join(map(repr, allowed))}.")
-
-
-def _validate_ranges(config: Config) -> None:
-    at_least = [
-        ("rollout.group_size", config.rollout.group_size, 2),
-        ("rollout.num_actors", config.rollout.num_actors, 1),
-        ("rewards.num_actors", config.rewards.num_actors, 1),
-        ("video.num_actors", config.video.num_actors, 1),
-        ("train.prompts_per_step", config.train.prompts_per_step, 1),
-        ("video.max_frames", config.video.max_frames, 4),
-    ]
-    for key, value, least in at_least:
-        _require(value >= least, f"{key} is {value}; it must be at least {least}.")
-    share = config.data.multi_segment_share
-    _require(0.0 <= share <= 1.0, f"data.multi_segment_share is {share}; it must lie between 0 and 1.")
-    _require(config.rollout.temperature > 0.0, "rollout.temperature must be above 0: groups need varied responses.")
-
-
-def validate(config: Config) -> None:
-    """Check values and combinations.
-
-    Raises:
-        ConfigError: names the key and prints the arithmetic.
-    """
-    _validate_choices(config)
-    _validate_ranges(config)
-    completion, limit = config.rollout.max_completion_tokens, config.model.max_tokens
-    _require(
-        completion < limit,
-        f"rollout.max_completion_tokens ({completion}) leaves no room for the prompt in model.max_tokens ({limit}).",
-    )
-    _require(bool(config.train.phases), "train.phases is empty; a run needs at least one phase with steps.")
-    for index, phase in enumerate(config.train.phases):
-        where = f"train.phases[{index}]"
-        _require(phase.steps >= 0, f"{where}.steps is {phase.steps}; it cannot be negative.")
-        _require("{question}" in phase.prompt, f"{where}.prompt does not contain {{question}}: {phase.prompt!r}")

@@ -86,19 +86,35 @@ def _read_row(line: str, stem: str, root: Path) -> GroundingQuery:
         query_id=f"{stem}/{idx}",
         video=str(root / video),
         question=problem,
-        segments=_segments(_field(row, "solution")),
+        segments=read_segments(_field(row, "solution"), "solution"),
         duration_s=_duration_s(row.get("duration")),
         task=task,
     )
 
 
-def _segments(solution: Any) -> tuple[Segment, ...]:
+def read_pairs(value: Any, field: str) -> list[Segment]:
+    """A JSON list of [start_s, end_s] as it stands, at least one pair.
+
+    Raises:
+        DataError: anything else; names the field.
+    """
     expected = "a list of [start_s, end_s] with 0 <= start_s < end_s"
-    _expect(isinstance(solution, list) and bool(solution), "solution", solution, expected)
-    for pair in solution:
-        _expect(isinstance(pair, list) and len(pair) == 2 and all(map(_is_finite, pair)), "solution", pair, expected)
-        _expect(0 <= pair[0] < pair[1], "solution", pair, expected)
-    return tuple(sorted((float(start_s), float(end_s)) for start_s, end_s in solution))
+    _expect(isinstance(value, list) and bool(value), field, value, expected)
+    for pair in value:
+        _expect(isinstance(pair, list) and len(pair) == 2 and all(map(_is_finite, pair)), field, pair, expected)
+    return [(float(start_s), float(end_s)) for start_s, end_s in value]
+
+
+def read_segments(value: Any, field: str) -> tuple[Segment, ...]:
+    """`read_pairs`, sorted, each a segment.
+
+    Raises:
+        DataError: not so, or a pair without 0 <= start_s < end_s; names the field.
+    """
+    segments = read_pairs(value, field)
+    for start_s, end_s in segments:
+        _expect(0 <= start_s < end_s, field, [start_s, end_s], "segments with 0 <= start_s < end_s")
+    return tuple(sorted(segments))
 
 
 def _duration_s(duration: Any) -> float | None:

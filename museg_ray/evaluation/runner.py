@@ -8,11 +8,11 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from museg_ray.config.schema import RewardWeights
+from museg_ray.config.schema import RewardConfig, RewardWeights
 from museg_ray.data.prompts import render_prompt
 from museg_ray.evaluation.metrics import GroundingAnswer, GroundingScores, grounding_scores
 from museg_ray.model.prompt import chat_prompt_ids
-from museg_ray.rewards.recipe import score_response
+from museg_ray.rewards.recipe import Recipe
 from museg_ray.rollout.engine import Sampling
 from museg_ray.rollout.pool import RolloutPool
 from museg_ray.types import GroundingQuery, RewardParts
@@ -37,7 +37,7 @@ class Answered:
             "segments": self.query.segments,
             "predicted": self.parts.predicted,
             "response": self.response,
-            "iou": self.parts.global_iou,
+            "iou": self.parts.global_match,
             "format": self.parts.format,
         }
 
@@ -72,16 +72,16 @@ async def evaluate(
     clips: ClipPool,
     rollouts: RolloutPool,
 ) -> list[Answered]:
-    """One greedy response to each query, scored with recipe `paper`; the order of `queries` is kept."""
+    """One greedy response to each query, scored as in the paper, whatever the run trains on; the order is kept."""
     sampling = Sampling(group_size=1, temperature=0.0, max_completion_tokens=max_completion_tokens, seed=0)
-    weights = RewardWeights()
+    recipe, weights = Recipe(RewardConfig()), RewardWeights()
 
     async def answer(query: GroundingQuery) -> Answered:
         clip = await clips.get(query.video)
         prompt_ids = chat_prompt_ids(tokenizer, render_prompt(prompt, query.question))
         group = await rollouts.generate(query, prompt_ids, clip, sampling)
         text = group.responses[0].text
-        return Answered(query, text, score_response(text, query.segments, weights, "sequential"))
+        return Answered(query, text, recipe.score(text, query, weights))
 
     return list(await asyncio.gather(*(answer(query) for query in queries)))
 

@@ -9,7 +9,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
-from museg_ray.config.schema import Config, LearnerConfig
+from museg_ray.config.schema import Config, LearnerConfig, PhaseConfig
 from museg_ray.errors import LearnerError, MusegError
 from museg_ray.types import Clip, ScoredGroup
 
@@ -38,8 +38,8 @@ class LearnerActor:
     def export_weights(self) -> ray.ObjectRef:
         return ray.put(self._learner.export_weights())
 
-    def refresh_reference(self) -> None:
-        self._learner.refresh_reference()
+    def start_phase(self, phase: PhaseConfig) -> None:
+        self._learner.start_phase(phase)
 
     def save_checkpoint(self, out_dir: Path) -> None:
         self._learner.save_checkpoint(out_dir)
@@ -99,9 +99,9 @@ class LearnerHandle:
         """Reference to the blob of the present weights, which lies in the object store."""
         return await _result(self._actor.export_weights.remote())
 
-    async def refresh_reference(self) -> None:
-        """Take the present policy as the KL reference."""
-        await _result(self._actor.refresh_reference.remote())
+    async def start_phase(self, phase: PhaseConfig) -> None:
+        """Start anew what the phase wants fresh: exactly at its first step, before any update of that phase."""
+        await _result(self._actor.start_phase.remote(phase))
 
     async def save_checkpoint(self, out_dir: Path) -> None:
         """Write DeepSpeed's checkpoint of weights, optimiser and schedule."""

@@ -1,4 +1,4 @@
-"""Starting DeepSpeed: process group, configuration, optimiser and schedule."""
+"""Starting DeepSpeed: process group, configuration, optimiser and schedule; starting its optimiser anew."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from museg_ray.config.schema import Config
 from museg_ray.errors import ConfigError
-from museg_ray.learner.schedule import learning_rate_factor
+from museg_ray.learner.schedule import run_learning_rate_factor, schedule_spans
 
 MAX_BUCKET_ELEMENTS = 200_000_000
 """Gradient elements that ZeRO reduces at once; bounds a buffer that DeepSpeed allocates in full."""
@@ -41,8 +41,8 @@ def start_engine(policy: nn.Module, config: Config) -> deepspeed.DeepSpeedEngine
         fused=learner_device().type == "cuda",  # else a temporary copy of every ZeRO partition
     )
     factor = partial(
-        learning_rate_factor,
-        total_steps=config.total_steps,
+        run_learning_rate_factor,
+        spans=schedule_spans(config.train.phases),
         warmup_steps=learner.warmup_steps,
         schedule=learner.schedule,
     )
@@ -53,6 +53,17 @@ def start_engine(policy: nn.Module, config: Config) -> deepspeed.DeepSpeedEngine
         config=deepspeed_config(config, sum(parameter.numel() for parameter in parameters)),
     )
     return engine
+
+
+def reset_optimizer(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Forget AdamW's moments and its step count, on which the bias correction rests. Weights and rate stay.
+
+    At every ZeRO stage `engine.optimizer.state` is the state of the AdamW that `start_engine` made: by parameter at
+    stage 0, by flat float32 partition above; empty before the first update, then tensors whose fresh values are 0.
+    """
+    for state in engine.optimizer.state.values():
+        for tensor in state.values():
+            tensor.zero_()  # in place: DeepSpeed keeps views of the moments
 
 
 def deepspeed_config(config: Config, num_parameters: int) -> dict[str, Any]:

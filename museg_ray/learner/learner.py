@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from museg_ray.algo.loss import grpo_loss
-from museg_ray.config.schema import Config
+from museg_ray.config.schema import Config, PhaseConfig
 from museg_ray.errors import LearnerError
-from museg_ray.learner.deepspeed_engine import learner_device, start_engine
+from museg_ray.learner.deepspeed_engine import learner_device, reset_optimizer, start_engine
 from museg_ray.metrics import names
 from museg_ray.model.packing import Pack, pack_group
 from museg_ray.model.patchify import patchify, video_grid
@@ -86,11 +86,17 @@ class Learner:
             names.PARITY_GAP_MAX: gaps.max().item() if len(gaps) else 0.0,
         }
 
-    def refresh_reference(self) -> None:
-        """Take the present policy as the KL reference; does nothing without one."""
-        if self._reference is not None:
-            for name, tensor in self._weights():
-                self._reference.model.get_parameter(name).copy_(tensor)
+    def start_phase(self, phase: PhaseConfig) -> None:
+        """Start anew what the phase wants fresh: `fresh_optimizer` and `fresh_reference`.
+
+        The caller calls it exactly at the first step of the phase, before any update of that phase; the learner does
+        not know where phases begin, and in the middle of one it would forget what the phase has gathered. The
+        learning-rate schedule needs no call: it follows from the step.
+        """
+        if phase.fresh_optimizer:
+            reset_optimizer(self._engine)
+        if phase.fresh_reference:
+            self._refresh_reference()
 
     def export_weights(self) -> ByteArray:
         """All weights under their Hugging Face names, tied ones once."""
@@ -169,6 +175,12 @@ class Learner:
     def _gradient_norm(self) -> float:
         gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
         return torch.nn.utils.get_total_norm(gradients).item()
+
+    def _refresh_reference(self) -> None:
+        """Take the present policy as the KL reference; does nothing without one."""
+        if self._reference is not None:
+            for name, tensor in self._weights():
+                self._reference.model.get_parameter(name).copy_(tensor)
 
     def _weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Full weights by Hugging Face name, tied ones once, as copies on the CPU."""

@@ -1,12 +1,43 @@
-"""The learning rate over a run."""
+"""The learning rate over a run: a function of the global step alone, so a resumed run needs no state for it."""
+
+from collections.abc import Sequence
+
+from museg_ray.config.schema import PhaseConfig
+
+Span = tuple[int, int]
+"""(first global step, number of steps) of consecutive phases under one schedule."""
+
+
+def schedule_spans(phases: Sequence[PhaseConfig]) -> list[Span]:
+    """The run cut where a phase starts the schedule anew; at least one span, the first from step 0.
+
+    A phase without steps never begins: it cuts nothing, and those after it go on with the schedule before it.
+    """
+    spans = [(0, 0)]
+    for phase in (phase for phase in phases if phase.steps > 0):
+        first_step, num_steps = spans[-1]
+        if phase.fresh_schedule and num_steps > 0:
+            spans.append((first_step + num_steps, phase.steps))
+        else:
+            spans[-1] = (first_step, num_steps + phase.steps)
+    return spans
+
+
+def run_learning_rate_factor(step: int, spans: Sequence[Span], warmup_steps: int, schedule: str) -> float:
+    """Factor on the configured learning rate at the global `step` (from 0): warm-up and decay of the step's span.
+
+    Steps after the run belong to the last span.
+    """
+    first_step, num_steps = next(span for span in reversed(spans) if span[0] <= step)
+    return learning_rate_factor(step - first_step, num_steps, warmup_steps, schedule)
 
 
 def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, schedule: str) -> float:
-    """Factor on the configured learning rate at `step` (from 0).
+    """Factor on the configured learning rate at `step` (from 0) of a schedule over `total_steps`.
 
     Warm-up rises to 1 over the first `warmup_steps` steps, its first step already above 0: an update at rate 0 would
     spend a step's rollouts on nothing. Then `constant` stays at 1, and `linear` falls so that it would reach 0 at
-    step `total_steps`, the first one after the run.
+    step `total_steps`, the first one after the schedule.
     """
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)

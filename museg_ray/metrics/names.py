@@ -14,7 +14,18 @@ REWARD_GLOBAL = "reward/global"
 REWARD_LOCAL = "reward/local"
 REWARD_TIMESTAMP = "reward/timestamp"
 REWARD_FORMAT = "reward/format"
+REWARD_TIOU = "reward/tiou"
+REWARD_RECALL = "reward/recall"
+REWARD_WASSERSTEIN = "reward/wasserstein"
+REWARD_BREVITY = "reward/brevity"
+REWARD_CUSTOM = "reward/custom"
 REWARD_STD = "reward/std"
+REWARD_EQUAL_GROUPS_SHARE = "reward/equal_groups_share"
+REWARD_QUARANTINED = "reward/quarantined"
+ANSWER_INVALID_SHARE = "answer/invalid_share"
+ANSWER_SINGLE_SEGMENT_SHARE = "answer/single_segment_share"
+ANSWER_SAME_SHARE = "answer/same_share"
+ANSWER_FULL_LENGTH_SHARE = "answer/full_length_share"
 ROLLOUT_RESPONSES_PER_S = "rollout/responses_per_s"
 ROLLOUT_COMPLETION_TOKENS = "rollout/completion_tokens"
 ROLLOUT_TRUNCATED_SHARE = "rollout/truncated_share"
@@ -33,6 +44,23 @@ TIME_STEP_S = "time/step_s"
 WEIGHTS_VERSION = "weights/version"
 QUEUE_ROLLOUT = "queue/rollout"
 QUEUE_REWARD = "queue/reward"
+ALARM_SINGLE_SEGMENT = "alarm/single_segment"
+ALARM_TIMESTAMP_STUCK = "alarm/timestamp_stuck"
+ALARM_MATCHING_FALLS = "alarm/matching_falls"
+ALARM_VARIANCE_COLLAPSE = "alarm/variance_collapse"
+ALARM_TRUNCATED = "alarm/truncated"
+ALARM_FORMAT_FALLS = "alarm/format_falls"
+ALARM_VIDEO_BLIND = "alarm/video_blind"
+ALARMS = (
+    ALARM_SINGLE_SEGMENT,
+    ALARM_TIMESTAMP_STUCK,
+    ALARM_MATCHING_FALLS,
+    ALARM_VARIANCE_COLLAPSE,
+    ALARM_TRUNCATED,
+    ALARM_FORMAT_FALLS,
+    ALARM_VIDEO_BLIND,
+)
+"""1 while raised, 0 otherwise; `config.alarms` has the limits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +74,25 @@ class Metric:
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
         REWARD_TOTAL: Metric("1", "weighted sum of the parts under the weights of the phase"),
-        REWARD_MATCHING: Metric("1", "r_M, how well predicted and true segments match: (r_G + r_L) / 2"),
-        REWARD_GLOBAL: Metric("1", "r_G, intersection over union of all predicted and all true time"),
-        REWARD_LOCAL: Metric("1", "r_L, NGIoU of segments paired in order of time"),
-        REWARD_TIMESTAMP: Metric("1", "r_T, the reasoning cites every timestamp of the answer"),
+        REWARD_MATCHING: Metric("1", "r_M, how well predicted and true segments match: (r_G + r_L) / 2, or r_G alone"),
+        REWARD_GLOBAL: Metric("1", "r_G, overlap of all predicted with all true time: IoU or F1"),
+        REWARD_LOCAL: Metric("1", "r_L, NGIoU of single segments and their counterparts"),
+        REWARD_TIMESTAMP: Metric("1", "r_T, the reasoning cites the timestamps of the answer"),
         REWARD_FORMAT: Metric("1", "r_F, one think block, one valid answer block, nothing else"),
+        REWARD_TIOU: Metric("1", "IoU of the covered time, alone"),
+        REWARD_RECALL: Metric("1", "a third each for IoU of at least 0.3, 0.5 and 0.7"),
+        REWARD_WASSERSTEIN: Metric("1", "nearness on the time axis, from the Wasserstein distance"),
+        REWARD_BREVITY: Metric("1", "1 for a short response, 0 for one that is too long"),
+        REWARD_CUSTOM: Metric("1", "the reward that rewards.custom names"),
         REWARD_STD: Metric("1", "standard deviation of the total within a group, mean over groups"),
+        REWARD_EQUAL_GROUPS_SHARE: Metric("share", "groups whose responses all earned the same: they teach nothing"),
+        REWARD_QUARANTINED: Metric("responses", "responses of the step that could not be scored"),
+        ANSWER_INVALID_SHARE: Metric("share", "responses without a valid answer"),
+        ANSWER_SINGLE_SEGMENT_SHARE: Metric("share", "valid answers to multi-segment queries that name one segment"),
+        ANSWER_SAME_SHARE: Metric("share", "valid answers that are one and the same, given for different videos"),
+        ANSWER_FULL_LENGTH_SHARE: Metric(
+            "share", "valid answers that cover at least 90 % of the video, where the truth does not"
+        ),
         ROLLOUT_RESPONSES_PER_S: Metric("1/s", "responses generated a second of rollout"),
         ROLLOUT_COMPLETION_TOKENS: Metric("tokens", "length of a completion"),
         ROLLOUT_TRUNCATED_SHARE: Metric("share", "completions cut by the length limit"),
@@ -70,5 +111,12 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         WEIGHTS_VERSION: Metric("version", "weights that the rollout actors hold after the step"),
         QUEUE_ROLLOUT: Metric("groups", "groups waiting for a rollout actor"),
         QUEUE_REWARD: Metric("groups", "groups waiting for a reward actor"),
+        ALARM_SINGLE_SEGMENT: Metric("0 or 1", "multi-segment queries are answered with one segment"),
+        ALARM_TIMESTAMP_STUCK: Metric("0 or 1", "r_T stays near 0 though the phase weighs it"),
+        ALARM_MATCHING_FALLS: Metric("0 or 1", "r_M is lower than at the end of the phase before"),
+        ALARM_VARIANCE_COLLAPSE: Metric("0 or 1", "the responses of a group earn nearly the same"),
+        ALARM_TRUNCATED: Metric("0 or 1", "many responses are cut by the length limit"),
+        ALARM_FORMAT_FALLS: Metric("0 or 1", "r_F is lower than it has been"),
+        ALARM_VIDEO_BLIND: Metric("0 or 1", "answers do not depend on the video"),
     }
 )

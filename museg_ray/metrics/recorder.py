@@ -1,4 +1,4 @@
-"""Records the numbers of every step: metrics.jsonl, TensorBoard and, where Ray runs, its metrics port."""
+"""Records the numbers of every step: metrics.jsonl, TensorBoard and, where Ray runs, its metrics port; and alarms."""
 
 import json
 import math
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from museg_ray.metrics.alarms import Alarm
 from museg_ray.metrics.names import METRICS
 from museg_ray.metrics.ray_sink import open_ray_sink
 
@@ -19,10 +20,11 @@ class Recorder:
         """Open the sinks of a run folder.
 
         Args:
-            run_dir: gets `metrics.jsonl` and `tensorboard/`.
+            run_dir: gets `metrics.jsonl`, `tensorboard/` and, with the first alarm, `alarms.jsonl`.
             run_name: the `run` tag of the Ray gauges.
         """
         run_dir.mkdir(parents=True, exist_ok=True)
+        self._alarms_path = run_dir / "alarms.jsonl"
         self._lines = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
         self._tensorboard = SummaryWriter(str(run_dir / "tensorboard"), flush_secs=10)
         self._ray_sink = open_ray_sink(run_name)
@@ -50,6 +52,11 @@ class Recorder:
             self._tensorboard.add_scalar(name, value, step)
         if self._ray_sink is not None:
             self._ray_sink.write(step, values)
+
+    def alarm(self, alarm: Alarm) -> None:
+        """Append an alarm to `alarms.jsonl`; whether it still holds is in the metrics `alarm/*` of each step."""
+        with self._alarms_path.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(alarm.as_dict()) + "\n")
 
     def close(self) -> None:
         """Flush and close the files."""

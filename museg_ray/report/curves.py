@@ -75,6 +75,7 @@ def _curves(run: RunFolder) -> Figure:
     for axes in (parts, total, deviation, gap, seconds):
         _mark_phases(axes, run)
     _name_phases(parts, run)
+    _mark_alarms(parts, run)
     figure.text(0.055, 0.972, f"Reward over {len(run.rows)} steps", fontsize=15, fontweight="bold", va="center")
     figure.text(0.055, 0.947, _how_drawn(run), color=MUTED, va="center")
     return figure
@@ -200,3 +201,11 @@ def _name_phases(axes: Axes, run: RunFolder) -> None:
     for phase in run.phases:
         middle = (phase.first_step + phase.last_step) / 2
         axes.text(middle, 1.03, phase.name, transform=place, ha="center", color=MUTED, fontweight="bold")
+
+
+def _mark_alarms(axes: Axes, run: RunFolder) -> None:
+    """A triangle above the axis at each step that raised an alarm, explained beside it."""
+    steps = [alarm.last_step for alarm in run.alarms]
+    axes.plot(steps, [0.025] * len(steps), "^", color=INK, markersize=6, transform=axes.get_xaxis_transform())
+    if steps:
+        axes.text(1.02, -0.05, "▲ alarm raised", transform=axes.transAxes, va="center", color=INK, fontsize=9.5)

@@ -8,7 +8,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from museg_ray.config.schema import FURTHER_REWARDS
 from museg_ray.metrics import names
+from museg_ray.metrics.alarms import Alarm, alarm_name
 from museg_ray.report.curves import draw_curves
 from museg_ray.report.run_folder import RunFolder, read_run
 from museg_ray.report.timelines import draw_timelines
@@ -27,7 +29,7 @@ TIME_PARTS = (
     ("learner", names.TIME_LEARNER_S),
     ("weight sync", names.TIME_SYNC_S),
 )
-REWARD_PARTS = ("matching", "global", "local", "timestamp", "format")
+REWARD_PARTS = ("matching", "global", "local", "timestamp", "format", *FURTHER_REWARDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,8 @@ def write_report(run_dir: Path) -> Path:
         .render(
             run=run,
             scores=_scores(run),
+            alarms=_alarms_by_name(run.alarms),
+            no_alarm=_why_no_alarm(run),
             curves=_inlined(draw_curves(run_dir)),
             timelines=_inlined(draw_timelines(run_dir)),
             part_times=_part_times(run),
@@ -118,6 +122,23 @@ def _scores(run: RunFolder) -> list[ScoreRow]:
     _, name, meaning = SCORES[0]
     before, after = (_mean([answer.iou for answer in answers.values()]) for answers in (run.before, run.after))
     return [ScoreRow(name, meaning, before, after, blind=None, swapped=None)]
+
+
+def _alarms_by_name(alarms: Sequence[Alarm]) -> dict[str, list[Alarm]]:
+    """In the order of each name's first; one that came back stands with its name."""
+    by_name: dict[str, list[Alarm]] = {}
+    for alarm in alarms:
+        by_name.setdefault(alarm.name, []).append(alarm)
+    return by_name
+
+
+def _why_no_alarm(run: RunFolder) -> str:
+    """What it means that no alarm was raised."""
+    window = run.alarm_window_steps
+    if max((phase.last_step - phase.first_step + 1 for phase in run.phases), default=0) < window:
+        return f"None could be raised: an alarm looks at {window} steps of a phase, and no phase has finished so many."
+    watched = ", ".join(alarm_name(metric) for metric in names.ALARMS)
+    return f"None was raised. Watched over the last {window} steps of a phase: {watched}."
 
 
 def _part_times(run: RunFolder) -> list[PartTime]:

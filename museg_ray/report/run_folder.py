@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from museg_ray.errors import DataError
+from museg_ray.metrics.alarms import Alarm
 from museg_ray.types import Segment
 
 
@@ -54,6 +55,10 @@ class RunFolder:
     before: Mapping[str, HeldoutAnswer]
     """Answers by query id, before training."""
     after: Mapping[str, HeldoutAnswer]
+    alarms: Sequence[Alarm]
+    """In the order in which they were raised; one that came back is there again."""
+    alarm_window_steps: int
+    """Steps that an alarm looks at; 0: the run watched for none."""
 
     @property
     def missing(self) -> list[str]:
@@ -108,16 +113,19 @@ def read_run(run_dir: Path) -> RunFolder:
             "wrote, which holds config.yaml and metrics.jsonl."
         )
     config_yaml = config_path.read_text(encoding="utf-8")
-    phases = yaml.safe_load(config_yaml)["train"]["phases"]
+    config = yaml.safe_load(config_yaml)
     summary_path = run_dir / "summary.json"
     return RunFolder(
         path=run_dir,
         config_yaml=config_yaml,
-        planned_steps=sum(phase["steps"] for phase in phases),
+        planned_steps=sum(phase["steps"] for phase in config["train"]["phases"]),
         rows=_read_lines(run_dir / "metrics.jsonl"),
         summary=json.loads(summary_path.read_text(encoding="utf-8")) if summary_path.is_file() else {},
         before=_read_answers(run_dir / "evaluation" / "before.jsonl"),
         after=_read_answers(run_dir / "evaluation" / "after.jsonl"),
+        alarms=[Alarm(**row) for row in _read_lines(run_dir / "alarms.jsonl")],
+        # A run from before there were alarms has no such section.
+        alarm_window_steps=config.get("alarms", {}).get("window_steps", 0),
     )
 
 

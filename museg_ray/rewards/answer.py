@@ -1,86 +1,53 @@
 """Reading a response: `<think>…</think><answer>12.30-15.00 20.10-31.75</answer>`, seconds.
 
-Total over all texts, in bounded time: texts have a greatest length, and no pattern here backtracks (possessive `++`).
+Total over all texts, in bounded time: texts and answers have a greatest length, and no pattern here backtracks
+(possessive `++`).
 """
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from museg_ray.types import Segment
 
 MAX_CHARS = 100_000
 """Longest response that is read, several times what 4096 tokens of reasoning hold; a longer one is invalid. It bounds
-the time of scoring: the worst text of this length takes under 0.1 s (0.4 s with `maximum` matching)."""
+the time of scoring: the worst text of this length takes under 0.1 s."""
+
+MAX_SEGMENTS = 1000
+"""Most segments an answer may have, five times the most of any true answer in MUSEG's data (218, THUMOS15). It bounds
+the time of `maximum` matching."""
 
 _NUMBER = r"[0-9]++(?:\.[0-9]++)?+"  # not \d, which takes the digits of every script
 _ITEM = re.compile(rf"({_NUMBER})-({_NUMBER})")
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedResponse:
-    """What the rewards look at."""
+class ParsedResponse(NamedTuple):
+    """A response, read once for all rewards."""
 
+    text: str
+    """As the model wrote it."""
     segments: tuple[Segment, ...]
-    """The answer's segments, sorted; empty when the answer is invalid."""
+    """The answer's segments in seconds, sorted; empty when the answer is invalid."""
     reasoning: str
     """Text of the one think block, empty when there is none."""
-    well_formed: bool
-    """The response is exactly one think block and then one valid answer block, with only white space around them."""
+    answer_problem: str
+    """Why the answer is invalid; empty when it is valid."""
+    format_problem: str
+    """Why the response is not well-formed; empty when it is."""
+
+    @property
+    def well_formed(self) -> bool:
+        """Exactly one think block and then one valid answer block, with only white space around them (r_F = 1)."""
+        return not self.format_problem
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
+class _Block(NamedTuple):
     """A tagged stretch of a text; positions in characters."""
 
     start: int  # of the opening tag
     body_start: int
     body_end: int
     end: int  # after the closing tag
-
-
-def _find_block(text: str, tag: str) -> _Block | None:
-    """The one block of this tag; None when either of its two tags is missing, repeated, or in the wrong order."""
-    opening, closing = f"<{tag}>", f"</{tag}>"
-    if text.count(opening) != 1 or text.count(closing) != 1:
-        return None
-    start, body_end = text.index(opening), text.index(closing)
-    if body_end < start:
-        return None
-    return _Block(start, start + len(opening), body_end, body_end + len(closing))
-
-
-def _parse_segments(body: str) -> tuple[Segment, ...]:
-    """Segments of an answer's text, sorted; empty when there is none or any item is not one.
-
-    Items are split on white space; an item is NUMBER-NUMBER, a NUMBER ASCII digits with an optional decimal part (no
-    sign, exponent or unit), start < end. One bad item makes the whole answer invalid.
-    """
-    segments = []
-    for item in body.split():
-        match = _ITEM.fullmatch(item)
-        if match is None:
-            return ()
-        start_s, end_s = float(match[1]), float(match[2])
-        if not start_s < end_s < float("inf"):  # 400 digits are a number by the grammar, but not a finite float
-            return ()
-        segments.append((start_s, end_s))
-    return tuple(sorted(segments))
-
-
-def _reasoning(text: str, think: _Block | None, answer: _Block | None) -> str:
-    """Text of the think block; an answer written inside it is left out, since it would cite itself."""
-    if think is None:
-        return ""
-    if answer is None or not think.start < answer.start < think.end:
-        return text[think.body_start : think.body_end]
-    return text[think.body_start : answer.start] + " " + text[answer.end : think.body_end]
-
-
-def _is_well_formed(text: str, think: _Block | None, answer: _Block | None) -> bool:
-    if think is None or answer is None or answer.start < think.end:
-        return False
-    outside = text[: think.start] + text[think.end : answer.start] + text[answer.end :]
-    return not outside.strip()
 
 
 def parse_response(text: str) -> ParsedResponse:
@@ -92,11 +59,74 @@ def parse_response(text: str) -> ParsedResponse:
     an empty answer earns the full format reward, and `0.00-inf` a reward of NaN.
     """
     if len(text) > MAX_CHARS:
-        return ParsedResponse(segments=(), reasoning="", well_formed=False)
-    think, answer = _find_block(text, "think"), _find_block(text, "answer")
-    segments = _parse_segments(text[answer.body_start : answer.body_end]) if answer else ()
-    return ParsedResponse(
-        segments=segments,
-        reasoning=_reasoning(text, think, answer),
-        well_formed=bool(segments) and _is_well_formed(text, think, answer),
-    )
+        problem = f"the response has {len(text)} characters; at most {MAX_CHARS} are read"
+        return ParsedResponse(text, (), "", problem, problem)
+    think, think_problem = _find_block(text, "think")
+    answer, answer_problem = _find_block(text, "answer")
+    segments: tuple[Segment, ...] = ()
+    if answer:
+        segments, answer_problem = _parse_segments(text[answer.body_start : answer.body_end])
+    format_problem = answer_problem or think_problem or _order_problem(text, think, answer)
+    return ParsedResponse(text, segments, _reasoning(text, think, answer), answer_problem, format_problem)
+
+
+def parse_items(body: str) -> tuple[list[Segment], str]:
+    """Segments of an answer's text in the order written, and what is wrong with it (then there are none).
+
+    Items are split on white space; an item is NUMBER-NUMBER, a NUMBER ASCII digits with an optional decimal part (no
+    sign, exponent or unit), start < end. One bad item makes the whole answer invalid.
+    """
+    items = body.split()
+    if not items:
+        return [], "the answer is empty"
+    if len(items) > MAX_SEGMENTS:
+        return [], f"the answer has {len(items)} segments; at most {MAX_SEGMENTS} are read"
+    segments = []
+    for item in items:
+        match = _ITEM.fullmatch(item)
+        if match is None:
+            return [], f"{_shown(item)} is not of the form START-END, two plain numbers"
+        start_s, end_s = float(match[1]), float(match[2])
+        if not start_s < end_s < float("inf"):  # 400 digits are a number by the grammar, but not a finite float
+            return [], f"{_shown(item)} does not end after its start"
+        segments.append((start_s, end_s))
+    return segments, ""
+
+
+def _parse_segments(body: str) -> tuple[tuple[Segment, ...], str]:
+    segments, problem = parse_items(body)
+    return tuple(sorted(segments)), problem
+
+
+def _find_block(text: str, tag: str) -> tuple[_Block | None, str]:
+    """The one block of this tag; else none, and why: one of its two tags is missing, repeated, or out of order."""
+    opening, closing = f"<{tag}>", f"</{tag}>"
+    num_opening, num_closing = text.count(opening), text.count(closing)
+    if num_opening != 1 or num_closing != 1:
+        return None, f"{num_opening} {opening} and {num_closing} {closing} tags where one of each must be"
+    start, body_end = text.index(opening), text.index(closing)
+    if body_end < start:
+        return None, f"{closing} stands before {opening}"
+    return _Block(start, start + len(opening), body_end, body_end + len(closing)), ""
+
+
+def _reasoning(text: str, think: _Block | None, answer: _Block | None) -> str:
+    """Text of the think block; an answer written inside it is left out, since it would cite itself."""
+    if think is None:
+        return ""
+    if answer is None or not think.start < answer.start < think.end:
+        return text[think.body_start : think.body_end]
+    return text[think.body_start : answer.start] + " " + text[answer.end : think.body_end]
+
+
+def _order_problem(text: str, think: _Block | None, answer: _Block | None) -> str:
+    """What keeps two blocks that are there from being a well-formed response."""
+    assert think and answer, "a missing block is a problem of its own"
+    if answer.start < think.end:
+        return "the answer does not come after the think block"
+    outside = (text[: think.start] + text[think.end : answer.start] + text[answer.end :]).strip()
+    return f"text outside the two blocks: {_shown(outside)}" if outside else ""
+
+
+def _shown(text: str, limit: int = 40) -> str:
+    return repr(text if len(text) <= limit else text[:limit] + "…")

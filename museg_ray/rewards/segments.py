@@ -43,9 +43,23 @@ def iou(a: Iterable[Segment], b: Iterable[Segment]) -> float:
 
     Source: r_G of MUSEG (arXiv 2505.20715, section 4.2.1).
     """
-    union_a, union_b = union(a), union(b)
-    covered_s = total_length(union(union_a + union_b))
-    if covered_s == 0.0:
-        return 0.0
-    # Rounding of the two sums may take the quotient past 1 by a last digit.
-    return min(1.0, total_length(intersection(union_a, union_b)) / covered_s)
+    return iou_of_unions(union(a), union(b))
+
+
+def iou_of_unions(a: list[Segment], b: list[Segment]) -> float:
+    """`iou` of two sets that come from `union`."""
+    shared_s = total_length(intersection(a, b))
+    covered_s = total_length(a) + total_length(b) - shared_s
+    # Rounding of the sums may take the quotient past 1 by a last digit.
+    return min(1.0, shared_s / covered_s) if covered_s else 0.0
+
+
+def f1_of_unions(a: list[Segment], b: list[Segment]) -> float:
+    """F1 (Dice) of the time that two sets from `union` cover, in [0, 1]; 0 when both are empty.
+
+    2 |A and B| / (|A| + |B|).
+
+    Source: what MUSEG's published code takes for r_G, here with both sides as unions, so that it cannot pass 1.
+    """
+    both_s = total_length(a) + total_length(b)
+    return min(1.0, 2 * total_length(intersection(a, b)) / both_s) if both_s else 0.0

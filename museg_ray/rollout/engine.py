@@ -114,6 +114,7 @@ class RolloutEngine:
         return ResponseGroup(
             query=query,
             clip_key=clip.key,
+            clip_duration_s=clip.duration_s,
             prompt_ids=tuple(output.prompt_token_ids),
             responses=tuple(self._response(completion) for completion in output.outputs),
             weight_version=version,

@@ -16,7 +16,8 @@ from rich.text import Text
 
 from museg_ray.config.schema import PhaseConfig
 from museg_ray.metrics import names
-from museg_ray.train.panel import SPARK_WIDTH, Progress, StepRow, clock, closing_table, training_panel
+from museg_ray.metrics.alarms import Alarm
+from museg_ray.train.panel import SPARK_WIDTH, Progress, StepRow, alarm_notice, clock, closing_table, training_panel
 
 PLAIN_COLUMNS = (
     # heading, width, form, metric
@@ -125,6 +126,14 @@ class Display:
             if is_new_phase:
                 self._print_line(_plain_heading(phase))
             self._print_line(_plain_row(self._progress))
+
+    def alarm(self, alarm: Alarm) -> None:
+        """Show an alarm that the last step raised: above the panel, which names it for as long as it holds."""
+        if self._is_live:
+            self._console.print(alarm_notice(alarm))
+            return
+        self._print_line(f"alarm  {alarm.name}, {alarm.steps}: {alarm.saw}")
+        self._print_line(f"       check: {alarm.check}")
 
     def closing(self, summary: Mapping[str, Any]) -> None:
         """Print the table before / after / change / blind / swapped from the run's summary."""

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from museg_ray.config.schema import FURTHER_REWARDS
 from museg_ray.types import GroundingQuery, ScoredGroup, Segment
 
 
@@ -22,6 +23,8 @@ class Outcome(StrEnum):
 
     TRAINED = "trained"
     """The learner updated on its group."""
+    FILTERED = "filtered"
+    """Its group was left out of the update; the reason is written beside it."""
     FAILED = "failed"
     """No group came of it; the reason is written beside it."""
 
@@ -75,13 +78,13 @@ class Ledger:
 
         Args:
             issue_id: what `issue` returned.
-            outcome: trained or failed; a failure needs its reason.
+            outcome: trained, or filtered or failed, which need their reason.
             weight_version: weights that sampled the group; None when there was none.
         """
         assert 0 <= issue_id < len(self._entries), f"issue {issue_id} was never opened"
         entry = self._entries[issue_id]
         assert entry.outcome is None, f"issue {issue_id} of {entry.query_id} already ended as {entry.outcome}"
-        assert reason or outcome is not Outcome.FAILED, f"issue {issue_id} of {entry.query_id} failed without a reason"
+        assert reason or outcome is Outcome.TRAINED, f"issue {issue_id} of {entry.query_id} {outcome} without a reason"
         entry.outcome, entry.reason, entry.weight_version = outcome.value, reason, weight_version
         entry.ended_unix_s = time.time()
 
@@ -114,6 +117,8 @@ ROLLOUT_SCHEMA = pa.schema(
         pa.field("reward_local", pa.float64(), nullable=False),
         pa.field("reward_timestamp", pa.float64(), nullable=False),
         pa.field("reward_format", pa.float64(), nullable=False),
+        # null where the phase does not weigh them
+        *(pa.field(f"reward_{name}", pa.float64()) for name in FURTHER_REWARDS),
         pa.field("advantage", pa.float32(), nullable=False),
         pa.field("num_tokens", pa.int32(), nullable=False),
         pa.field("finished", pa.bool_(), nullable=False),
@@ -170,10 +175,11 @@ def _response_rows(step: int, phase: str, scored: ScoredGroup) -> list[dict[str,
             "predicted": _segment_structs(reward.predicted),
             "reward_total": reward.total,
             "reward_matching": reward.matching,
-            "reward_global": reward.global_iou,
-            "reward_local": reward.local_ngiou,
+            "reward_global": reward.global_match,
+            "reward_local": reward.local_match,
             "reward_timestamp": reward.timestamp,
             "reward_format": reward.format,
+            **{f"reward_{name}": value for name, value in reward.extras},
             "advantage": float(advantage),
             "num_tokens": len(response.token_ids),
             "finished": response.finished,

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from museg_ray.config.schema import PhaseConfig
 from museg_ray.metrics import names
+from museg_ray.metrics.alarms import Alarm, alarm_name
 
 PANEL_WIDTH = 88
 SPARK_WIDTH = 32
@@ -29,6 +30,11 @@ REWARD_ROWS = (
     ("    local", names.REWARD_LOCAL),
     ("  timestamp", names.REWARD_TIMESTAMP),
     ("  format", names.REWARD_FORMAT),
+    ("  tiou", names.REWARD_TIOU),
+    ("  recall", names.REWARD_RECALL),
+    ("  wasserstein", names.REWARD_WASSERSTEIN),
+    ("  brevity", names.REWARD_BREVITY),
+    ("  custom", names.REWARD_CUSTOM),
     ("spread in group", names.REWARD_STD),
 )
 TIME_PARTS = (
@@ -83,6 +89,11 @@ class Progress:
         return _mean([row.metrics.get(metric) for row in self.rows[-RECENT_STEPS:]]) or 0.0
 
     @property
+    def alarms(self) -> list[str]:
+        """Names of the alarms that are raised after the last step."""
+        return [alarm_name(metric) for metric in names.ALARMS if self.latest(metric)]
+
+    @property
     def is_complete(self) -> bool:
         """True once the last step is in."""
         return bool(self.rows) and self.rows[-1].step >= self.total_steps
@@ -128,6 +139,7 @@ def training_panel(progress: Progress, elapsed_s: float, remaining_s: float) -> 
     body = Group(
         _phase_line(progress),
         _progress_line(progress, elapsed_s, remaining_s),
+        *_alarm_lines(progress),
         Text(),
         _reward_table(progress),
         Text(),
@@ -164,6 +176,21 @@ def _progress_line(progress: Progress, elapsed_s: float, remaining_s: float) -> 
     left = f"{clock(remaining_s)} left" if step < total else "done"
     count = Text.assemble((f"{step}", "bold"), (f" of {total}", "dim"))
     return _labelled("step", bar, count, Text(f"{clock(elapsed_s)} gone, {left}", "dim"))
+
+
+def _alarm_lines(progress: Progress) -> list[RenderableType]:
+    """The alarms that are raised at present; no line when there are none."""
+    return [_labelled("alarms", Text("  ".join(progress.alarms), "bold yellow"))] if progress.alarms else []
+
+
+def alarm_notice(alarm: Alarm) -> Table:
+    """An alarm as it is printed above the panel: what was seen, and under it what to check."""
+    notice = Table.grid(padding=(0, 1, 0, 0))
+    notice.add_row(
+        Text("▲", "bold yellow"), Text.assemble((alarm.name, "bold"), f", {alarm.steps}: {alarm.saw}", style="yellow")
+    )
+    notice.add_row("", Text(f"check: {alarm.check}", "yellow"))
+    return notice
 
 
 def _reward_table(progress: Progress) -> Table:

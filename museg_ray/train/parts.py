@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from museg_ray.config.schema import Config
 from museg_ray.learner.actor import LearnerHandle
 from museg_ray.model.qwen_vl import load_tokenizer
-from museg_ray.rewards.actor import RewardPool
+from museg_ray.rewards.pool import RewardPool
 from museg_ray.rollout.pool import RolloutPool
 from museg_ray.video.actor import ClipPool
 
@@ -26,7 +26,7 @@ class Parts:
 
     @classmethod
     async def start(cls, config: Config, model_dir: Path) -> "Parts":
-        """Start all actors at once and wait until engines and learner hold the model.
+        """Start all actors at once and wait until the reward actors are up and engines and learner hold the model.
 
         Raises:
             MusegError: a part did not start; those that did are closed.
@@ -39,7 +39,7 @@ class Parts:
             learner=LearnerHandle(config, model_dir),
         )
         try:
-            await asyncio.gather(parts.rollouts.ready(), parts.learner.ready())
+            await asyncio.gather(parts.rollouts.ready(), parts.rewards.ready(), parts.learner.ready())
         except BaseException:  # also a cancellation by Ctrl-C: the engines' processes must not outlive the run
             await parts.close()
             raise

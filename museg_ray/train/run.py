@@ -7,10 +7,11 @@ videos swapped ─▶ checkpoint, export ─▶ summary, pictures, report.html
 import asyncio
 import signal
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 from museg_ray.config.load import MODEL_CONFIG_FILE, save_config
@@ -23,12 +24,15 @@ from museg_ray.evaluation.blind import blind_baseline
 from museg_ray.evaluation.metrics import GroundingScores
 from museg_ray.evaluation.runner import evaluate, scores, spread, swap_videos, write_answers
 from museg_ray.metrics import names
+from museg_ray.metrics.alarms import AlarmWatch
 from museg_ray.metrics.recorder import Recorder
 from museg_ray.model.qwen_vl import resolve_model_path
 from museg_ray.report.page import write_report
+from museg_ray.rewards.recipe import Recipe
 from museg_ray.train.display import Display
 from museg_ray.train.ledger import Ledger, RolloutLog
 from museg_ray.train.parts import Parts
+from museg_ray.train.quarantine import Quarantine
 from museg_ray.train.run_folder import create_run_folder, write_json
 from museg_ray.train.runtime import ray_session
 from museg_ray.train.trainer import StepResult, Trainer
@@ -65,6 +69,7 @@ def run(config: Config) -> Path:
         KeyboardInterrupt: Ctrl-C or SIGTERM; all processes of the run have ended.
     """
     model_dir = resolve_model_path(config.model.path)  # first: a wrong path leaves no empty run folder behind
+    Recipe(config.rewards)  # likewise: a reward of the user's that cannot be imported
     run_dir = create_run_folder(Path(config.run.dir), config.run.name)
     with Display(run_dir.name, config.train.phases, config.total_steps) as display:
         session = _Session(config, model_dir, run_dir, display)
@@ -99,17 +104,27 @@ class _Session:
             yield progress
         self._notes.wall_s[name] = round(time.monotonic() - start_s, 2)
 
-    def load_queries(self) -> tuple[list[GroundingQuery], list[GroundingQuery]]:
-        """Train and held-out queries, their video files checked; renders the synthetic corpus where it is asked for."""
+    def load_queries(self) -> tuple[dict[str, list[GroundingQuery]], list[GroundingQuery]]:
+        """Train queries by annotation file, as the phases name it, and held-out queries, their video files checked.
+
+        Renders the synthetic corpus where it is asked for.
+        """
         data = self._config.data
         with self._stage("corpus", "videos and questions") as progress:
+            train: dict[str, list[GroundingQuery]] = {}
             if data.synthetic.num_train_videos:
                 corpus = ensure_corpus(data.synthetic, progress)
-                train, heldout = read_annotations(corpus.train), read_annotations(corpus.heldout)
+                train[data.train], heldout = read_annotations(corpus.train), read_annotations(corpus.heldout)
             else:
-                train, heldout = self._read("data.train", data.train), self._read("data.heldout", data.heldout)
+                heldout = self._read("data.heldout", data.heldout)
+            for phase in self._config.train.phases:
+                path = self._config.train_file(phase)
+                if path not in train:
+                    train[path] = self._read("data.train", path)
+                # Tried now: without queries of a kind, a late phase would end the run after hours.
+                QuerySampler(train[path], 0).start_phase(self._config.multi_segment_share(phase))
             heldout = spread(heldout, self._config.evaluation.num_queries)
-            check_videos([*train, *heldout])
+            check_videos([*chain(*train.values()), *heldout])
         return train, heldout
 
     def _read(self, key: str, path: str) -> list[GroundingQuery]:
@@ -119,16 +134,16 @@ class _Session:
         return read_annotations(Path(path), Path(root) if root else None)
 
     async def train_and_evaluate(
-        self, train: Sequence[GroundingQuery], heldout: Sequence[GroundingQuery]
+        self, train: Mapping[str, Sequence[GroundingQuery]], heldout: Sequence[GroundingQuery]
     ) -> dict[str, object]:
         """Everything that needs the actors; returns the summary."""
         _cancel_on_sigterm()
-        sampler = QuerySampler(train, self._config.run.seed, self._config.data.multi_segment_share)
+        samplers = {path: QuerySampler(queries, self._config.run.seed) for path, queries in train.items()}
         with self._stage("start", "rollout engines and learner"):
             parts = await Parts.start(self._config, self._model_dir)
         try:
             before = await self._evaluate("before", "held-out videos, before", heldout, parts)
-            await self._train(parts, sampler)
+            await self._train(parts, samplers)
             after = await self._evaluate("after", "held-out videos, after", heldout, parts)
             swapped = await self._evaluate("swapped", "swapped videos", swap_videos(heldout), parts)
             with self._stage("export", "checkpoint and model"):
@@ -137,7 +152,7 @@ class _Session:
                 save_config(self._config, self._run_dir / "model" / MODEL_CONFIG_FILE)
         finally:
             await _to_the_end(parts.close())
-        _, blind = blind_baseline(train, heldout)
+        _, blind = blind_baseline([*chain(*train.values())], heldout)
         return self._write_summary(before, after, blind, swapped)
 
     async def _evaluate(self, name: str, text: str, queries: Sequence[GroundingQuery], parts: Parts) -> GroundingScores:
@@ -150,22 +165,29 @@ class _Session:
         write_answers(answered, self._run_dir / "evaluation" / f"{name}.jsonl")
         return scores(answered)
 
-    async def _train(self, parts: Parts, sampler: QuerySampler) -> None:
+    async def _train(self, parts: Parts, samplers: Mapping[str, QuerySampler]) -> None:
         recorder = Recorder(self._run_dir, self._run_dir.name)
         rollout_log = RolloutLog(self._run_dir / "rollouts.parquet")
         ledger = Ledger()
+        quarantine = Quarantine(self._run_dir / "quarantine.jsonl")
+        watch = AlarmWatch(self._config.alarms, self._config.train.phases)
 
         def on_step(result: StepResult) -> None:
             self._notes.add(result)
-            self._display.step(result.step, result.phase, result.metrics)
-            recorder.log(result.step, result.phase, result.metrics)
+            alarms = watch.observe(result.step, result.phase, result.metrics)
+            metrics = result.metrics | watch.states()
+            self._display.step(result.step, result.phase, metrics)
+            recorder.log(result.step, result.phase, metrics)
+            for alarm in alarms:
+                self._display.alarm(alarm)
+                recorder.alarm(alarm)
             rollout_log.append(result.step, result.phase, result.groups)
             if result.step % STEPS_PER_LEDGER == 0:
                 ledger.write(self._run_dir / "ledger.parquet")
 
         start_s = time.monotonic()
         try:
-            await Trainer(self._config, parts, sampler, ledger).run(on_step)
+            await Trainer(self._config, parts, samplers, ledger, quarantine).run(on_step)
         finally:
             self._notes.wall_s["train"] = round(time.monotonic() - start_s, 2)
             ledger.write(self._run_dir / "ledger.parquet")

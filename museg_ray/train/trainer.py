@@ -8,14 +8,14 @@ learner's log-probs before its update must equal the rollout's; their gap is che
     box        waits for                               unblocked by
     issue      the weight push of the step before      every rollout actor confirming the new version
     score      its own group's rollout                 the group (groups of one step overlap)
-    learn      all groups of the step                  the last score
+    learn      all groups of the step                  the last score or filtered group
     push       the update                              all actors confirming; one that does not ends the run
 """
 
 import asyncio
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -25,13 +25,16 @@ from museg_ray.algo.advantages import group_advantages
 from museg_ray.config.schema import Config, PhaseConfig
 from museg_ray.data.prompts import render_prompt
 from museg_ray.data.sampler import QuerySampler
-from museg_ray.errors import ParityError
+from museg_ray.errors import ParityError, RewardError
 from museg_ray.metrics import names
+from museg_ray.metrics.groups import group_metrics
 from museg_ray.model.prompt import chat_prompt_ids
+from museg_ray.rewards.phases import phase_steps
 from museg_ray.rollout.engine import Sampling
 from museg_ray.train.ledger import Ledger, Outcome
 from museg_ray.train.parts import Parts
-from museg_ray.types import GroundingQuery, ScoredGroup
+from museg_ray.train.quarantine import Quarantine
+from museg_ray.types import GroundingQuery, ResponseGroup, RewardParts, ScoredGroup, Unscored
 
 QUEUE_WATCH_S = 0.05
 """How often the queues are looked at; a step's queue metrics are the peaks seen."""
@@ -62,32 +65,51 @@ class StepListener(Protocol):
 
 @dataclass(slots=True)
 class _Timed:
-    """A scored group with what each of its stages took."""
+    """A group with what each of its stages took."""
 
-    scored: ScoredGroup
+    scored: ScoredGroup | None
+    """None when it was filtered."""
+    unscored: tuple[Unscored, ...]
+    """Responses that have no reward, and so are in no update."""
     clip: ray.ObjectRef
     clip_s: float
     rollout_s: float
     reward_s: float
 
-
-def phase_of_step(phases: list[PhaseConfig]) -> Iterator[tuple[int, PhaseConfig, bool]]:
-    """(step from 1, its phase, whether it is the phase's first) for every step of the run."""
-    step = 0
-    for phase in phases:
-        for index in range(phase.steps):
-            step += 1
-            yield step, phase, index == 0
+    @property
+    def filtered_because(self) -> str:
+        """Why the group is in no update; empty when it is in one."""
+        if self.scored is not None:
+            return ""
+        return (
+            f"{len(self.unscored)} of its responses could not be scored, the last one: {self.unscored[-1].reasons[-1]}"
+        )
 
 
 class Trainer:
     """Runs the steps of all phases over started parts."""
 
-    def __init__(self, config: Config, parts: Parts, sampler: QuerySampler, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        config: Config,
+        parts: Parts,
+        samplers: Mapping[str, QuerySampler],
+        ledger: Ledger,
+        quarantine: Quarantine,
+    ) -> None:
+        """
+        Args:
+            config: of the run.
+            parts: started.
+            samplers: by annotation file, as the phases name it: `Config.train_file`.
+            ledger: gets every query.
+            quarantine: gets every response that could not be scored.
+        """
         self._config = config
         self._parts = parts
-        self._sampler = sampler
+        self._samplers = samplers
         self._ledger = ledger
+        self._quarantine = quarantine
         self._queues = _QueuePeaks()
         self.weight_version = 0
 
@@ -97,14 +119,19 @@ class Trainer:
         Raises:
             MusegError: a part failed, or rollout and learner disagree; the run cannot go on.
         """
-        for step, phase, is_first in phase_of_step(self._config.train.phases):
-            if is_first and phase.fresh_reference:
-                await self._parts.learner.refresh_reference()
+        for step, phase, is_first in phase_steps(self._config.train.phases):
+            if is_first:
+                await self._start_phase(phase)
             listener(await self._step(step, phase))
+
+    async def _start_phase(self, phase: PhaseConfig) -> None:
+        self._samplers[self._config.train_file(phase)].start_phase(self._config.multi_segment_share(phase))
+        if phase.fresh_optimizer or phase.fresh_reference:
+            await self._parts.learner.start_phase(phase)
 
     async def _step(self, step: int, phase: PhaseConfig) -> StepResult:
         start_s = time.monotonic()
-        queries = self._sampler.draw(self._config.train.prompts_per_step)
+        queries = self._samplers[self._config.train_file(phase)].draw(self._config.train.prompts_per_step)
         issues = [self._ledger.issue(query, step) for query in queries]
         try:
             timed = await self._roll_out(queries, step, phase)
@@ -114,15 +141,18 @@ class Trainer:
             for issue in issues:
                 self._ledger.finish(issue, Outcome.FAILED, reason=f"{type(error).__name__}: {error}")
             raise
-        for issue in issues:
-            self._ledger.finish(issue, Outcome.TRAINED, weight_version=self.weight_version)
+        for issue, t in zip(issues, timed, strict=True):
+            outcome = Outcome.FILTERED if t.filtered_because else Outcome.TRAINED
+            self._ledger.finish(issue, outcome, reason=t.filtered_because, weight_version=self.weight_version)
         learned_s = time.monotonic()
         await self._push_weights()
         end_s = time.monotonic()
+        groups = [t.scored for t in timed if t.scored is not None]
         metrics = (
-            _group_metrics([t.scored for t in timed], rolled_out_s - start_s)
+            group_metrics(groups, rolled_out_s - start_s)
             | learned
             | {
+                names.REWARD_QUARANTINED: float(sum(len(t.unscored) for t in timed)),
                 names.TIME_CLIPS_S: max(t.clip_s for t in timed),
                 names.TIME_ROLLOUT_S: max(t.rollout_s for t in timed),
                 names.TIME_REWARD_S: max(t.reward_s for t in timed),
@@ -134,7 +164,7 @@ class Trainer:
                 names.QUEUE_REWARD: float(self._queues.reward),
             }
         )
-        return StepResult(step, phase.name, [t.scored for t in timed], metrics)
+        return StepResult(step, phase.name, groups, metrics)
 
     async def _roll_out(self, queries: list[GroundingQuery], step: int, phase: PhaseConfig) -> list[_Timed]:
         """The step's scored groups, in the order of `queries`; each is scored as soon as it is generated."""
@@ -170,22 +200,28 @@ class Trainer:
         prompt_ids = chat_prompt_ids(self._parts.tokenizer, render_prompt(phase.prompt, query.question))
         group = await self._parts.rollouts.generate(query, prompt_ids, clip, sampling)
         rollout_s = time.monotonic()
-        rewards = await self._parts.rewards.score(group, phase.weights)
-        totals = np.array([parts.total for parts in rewards], dtype=np.float32)  # [G]
-        advantages = group_advantages(totals, self._config.algo.scale_advantages)
-        scored = ScoredGroup(group, rewards, advantages)
+        outcomes = await self._parts.rewards.score(group, phase.weights)
         end_s = time.monotonic()
-        return _Timed(scored, clip, clip_s - start_s, rollout_s - clip_s, end_s - rollout_s)
+        self._quarantine.add(step, group, outcomes)
+        scored = _scored_group(group, outcomes, self._config.algo.scale_advantages)
+        unscored = tuple(outcome for outcome in outcomes if isinstance(outcome, Unscored))
+        return _Timed(scored, unscored, clip, clip_s - start_s, rollout_s - clip_s, end_s - rollout_s)
 
     async def _learn(self, timed: list[_Timed]) -> dict[str, float]:
         """One optimiser step.
 
         Raises:
+            RewardError: no group of the step is left to learn from.
             ParityError: the mean log-prob gap exceeds `train.max_logprob_gap`. At staleness 0 both sides hold the same
                 weights, so a gap means stale weights or positions, and training would be off-policy without a sign.
         """
-        clips = {t.scored.group.clip_key: t.clip for t in timed}
-        learned = await self._parts.learner.update([t.scored for t in timed], clips)
+        clips = {t.scored.group.clip_key: t.clip for t in timed if t.scored is not None}
+        if not clips:
+            raise RewardError(
+                f"No group of the step could be scored: {timed[-1].filtered_because}. "
+                f"Their texts and all reasons are in {self._quarantine.path}."
+            )
+        learned = await self._parts.learner.update([t.scored for t in timed if t.scored is not None], clips)
         gap, limit = learned[names.PARITY_GAP_MEAN], self._config.train.max_logprob_gap
         if not gap <= limit:  # also for a gap that is no number
             raise ParityError(
@@ -202,23 +238,13 @@ class Trainer:
         await self._parts.rollouts.push_weights(self.weight_version, blob)
 
 
-def _group_metrics(groups: list[ScoredGroup], rollout_s: float) -> dict[str, float]:
-    """Means over all responses of a step, and the spread within groups."""
-    rewards = [parts for scored in groups for parts in scored.rewards]
-    responses = [response for scored in groups for response in scored.group.responses]
-
-    def mean(values: Iterator[float] | list[float]) -> float:
-        return float(np.mean(list(values)))
-
-    return {
-        names.REWARD_TOTAL: mean(r.total for r in rewards),
-        names.REWARD_MATCHING: mean(r.matching for r in rewards),
-        names.REWARD_GLOBAL: mean(r.global_iou for r in rewards),
-        names.REWARD_LOCAL: mean(r.local_ngiou for r in rewards),
-        names.REWARD_TIMESTAMP: mean(r.timestamp for r in rewards),
-        names.REWARD_FORMAT: mean(r.format for r in rewards),
-        names.REWARD_STD: mean([float(np.std([r.total for r in scored.rewards], ddof=1)) for scored in groups]),
-        names.ROLLOUT_RESPONSES_PER_S: len(responses) / rollout_s,
-        names.ROLLOUT_COMPLETION_TOKENS: mean(float(len(r.token_ids)) for r in responses),
-        names.ROLLOUT_TRUNCATED_SHARE: mean(float(not r.finished) for r in responses),
-    }
+def _scored_group(
+    group: ResponseGroup, outcomes: tuple[RewardParts | Unscored, ...], scale_advantages: bool
+) -> ScoredGroup | None:
+    """The group without its unscored responses; None when fewer than two are left, which cannot be compared."""
+    scored = [(r, o) for r, o in zip(group.responses, outcomes, strict=True) if isinstance(o, RewardParts)]
+    if len(scored) < 2:
+        return None
+    responses, rewards = zip(*scored, strict=True)
+    totals = np.array([parts.total for parts in rewards], dtype=np.float32)  # [G]
+    return ScoredGroup(replace(group, responses=responses), rewards, group_advantages(totals, scale_advantages))

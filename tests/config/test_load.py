@@ -50,11 +50,31 @@ def test_an_unknown_key_inside_a_phase_is_refused(tmp_path: Path) -> None:
         ("rollout.max_completion_tokens=512", "leaves no room"),
         ("train.phases=[]", "train.phases is empty"),
         ("rollout.num_actors", "not of the form key=value"),
+        ("alarms.window_steps=-1", "cannot be negative"),
+        ("alarms.max_truncated_share=20", "alarms.max_truncated_share is 20"),
+        ("rewards.local=none", "unknown key 'rewards.local'. Did you mean 'local_matching'"),
+        ("rewards.global_matching=giou", "'iou', 'f1'"),
+        ("rewards.timestamp=any", "'all', 'fraction'"),
+        ("rewards.custom=my.reward", "no phase weighs it; set weights.custom"),
+        ("rewards.response_timeout_s=0", "must be above 0"),
+        ("rewards.brevity.free_chars=9000", "free_chars < max_chars"),
+        ("train.phases=[{steps: 1, weights: {custom: 1}}]", "rewards.custom is empty"),
+        ("train.phases=[{steps: 1, weights: {matching: 0, format: 0}}]", r"phases\[0\]\.weights are all 0"),
+        ("train.phases=[{steps: 1, weights: {matching: .nan}}]", r"phases\[0\]\.weights\.matching is nan"),
+        ("train.phases=[{steps: 1, multi_segment_share: 2}]", r"phases\[0\]\.multi_segment_share is 2"),
+        ("train.phases=[{name: a, steps: 1}, {name: a, steps: 1}]", r"phases\[0\]\.name 'a' is not its alone"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_key(override: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         load_config(CONFIGS / "demo.yaml", [override])
+
+
+def test_a_phase_has_its_own_data_or_that_of_the_run() -> None:
+    phases = "train.phases=[{name: a, steps: 1}, {name: b, steps: 1, train: b.jsonl, multi_segment_share: 0.25}]"
+    config = load_config(CONFIGS / "demo.yaml", [phases, "data.train=a.jsonl", "data.multi_segment_share=0.5"])
+    assert [config.train_file(phase) for phase in config.train.phases] == ["a.jsonl", "b.jsonl"]
+    assert [config.multi_segment_share(phase) for phase in config.train.phases] == [0.5, 0.25]
 
 
 def test_a_missing_file_is_named() -> None:

@@ -39,12 +39,12 @@ def config() -> Config:
 
 
 @pytest.fixture
-def start_learner(tiny_model_dir: Path) -> Iterator[Callable[[Config], Learner]]:
-    """Starts learners on the tiny model and closes them after the test."""
+def start_learner(tiny_model_dir: Path) -> Iterator[Callable[..., Learner]]:
+    """Starts learners on the tiny model, or on that of another folder, and closes them after the test."""
     started = []
 
-    def start(config: Config) -> Learner:
-        started.append(Learner(config, tiny_model_dir))
+    def start(config: Config, model_dir: Path = tiny_model_dir) -> Learner:
+        started.append(Learner(config, model_dir))
         return started[-1]
 
     yield start
@@ -94,7 +94,7 @@ def make_group(
             for completion, part in zip(completions, np.split(logprobs, ends), strict=True)
         )
         prompt_ids = tuple(pack.input_ids[: pack.num_prompt_tokens].tolist())
-        group = ResponseGroup(QUERY, clip.key, prompt_ids, responses, weight_version=0)
+        group = ResponseGroup(QUERY, clip.key, clip.duration_s, prompt_ids, responses, weight_version=0)
         rewards = tuple(RewardParts(0.0, 0.0, 0.0, 0.0, 0.0, 0.0) for _ in completions)
         return ScoredGroup(group, rewards, np.array(advantages, dtype=np.float32))
 

@@ -9,7 +9,7 @@ import pytest
 import ray
 from safetensors.torch import load
 
-from museg_ray.config.schema import Config
+from museg_ray.config.schema import Config, PhaseConfig
 from museg_ray.errors import LearnerError, ModelError
 from museg_ray.learner.actor import LearnerHandle
 from museg_ray.metrics import names
@@ -37,7 +37,7 @@ def test_an_update_through_the_actor_moves_the_exported_weights(
             assert metrics[names.PARITY_GAP_MAX] < 1e-5
             assert load(before.tobytes()).keys() == load(after.tobytes()).keys()
             assert not np.array_equal(before, after)
-            await learner.refresh_reference()
+            await learner.start_phase(PhaseConfig(name="next", fresh_optimizer=True, fresh_reference=True))
             await learner.export_model(tmp_path / "model")
             assert (tmp_path / "model" / "model.safetensors").is_file()
             group.advantages[0] = np.nan

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load
 
 from museg_ray.algo.loss import grpo_loss
-from museg_ray.config.schema import Config
+from museg_ray.config.schema import Config, PhaseConfig
 from museg_ray.errors import ConfigError, LearnerError
 from museg_ray.learner.learner import Learner
 from museg_ray.metrics import names
@@ -20,7 +20,7 @@ from museg_ray.types import Clip, ScoredGroup
 RISING, FALLING = [40, 41, 42, 43], [50, 51, 52]
 EMPTY: list[int] = []
 
-StartLearner = Callable[[Config], Learner]
+StartLearner = Callable[..., Learner]
 FreshPolicy = Callable[[torch.dtype], PolicyModel]
 MakeGroup = Callable[..., ScoredGroup]
 PolicyInputs = Callable[..., tuple]
@@ -140,7 +140,7 @@ def test_a_group_of_empty_responses_changes_nothing(
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(learner).items())
 
 
-def test_the_kl_term_measures_the_distance_to_the_last_reference(
+def test_the_kl_term_measures_the_distance_to_the_reference_of_the_last_phase_that_took_a_fresh_one(
     config: Config, start_learner: StartLearner, make_group: MakeGroup, clip: Clip
 ) -> None:
     config.algo.beta = 0.04
@@ -148,8 +148,79 @@ def test_the_kl_term_measures_the_distance_to_the_last_reference(
     scored = make_group([RISING, FALLING], [1.0, -1.0])
     assert learner.update([scored], {clip.key: clip})[names.LEARNER_KL] == pytest.approx(0.0, abs=1e-6)
     assert learner.update([scored], {clip.key: clip})[names.LEARNER_KL] > 1e-5
-    learner.refresh_reference()
+    learner.start_phase(PhaseConfig(fresh_optimizer=True, fresh_schedule=True))
+    assert learner.update([scored], {clip.key: clip})[names.LEARNER_KL] > 1e-5
+    learner.start_phase(PhaseConfig(fresh_reference=True))
     assert learner.update([scored], {clip.key: clip})[names.LEARNER_KL] == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_after_a_fresh_optimizer_an_update_equals_that_of_a_learner_newly_started_from_the_same_weights(
+    config: Config, start_learner: StartLearner, make_group: MakeGroup, clip: Clip, tmp_path: Path, zero_stage: int
+) -> None:
+    config.learner.zero_stage = zero_stage
+    scored = make_group([RISING, FALLING], [1.0, -1.0])
+    learner = start_learner(config)
+    learner.start_phase(PhaseConfig(fresh_optimizer=True))  # before the first update there is nothing to forget
+    for _ in range(2):
+        learner.update([scored], {clip.key: clip})
+    learner.export_model(tmp_path)
+    learner.start_phase(PhaseConfig(fresh_optimizer=True))
+    newly_started = start_learner(config, tmp_path)
+    for _ in range(2):  # the second one sees whether the moments gathered since are those of a new learner, too
+        for each in (learner, newly_started):
+            each.update([scored], {clip.key: clip})
+        expected = weights_of(newly_started)
+        for name, tensor in weights_of(learner).items():
+            torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_a_phase_that_wants_nothing_fresh_keeps_the_moments(
+    config: Config, start_learner: StartLearner, make_group: MakeGroup, clip: Clip, zero_stage: int
+) -> None:
+    config.learner.zero_stage = zero_stage
+    scored = make_group([RISING, FALLING], [1.0, -1.0])
+    undisturbed, next_phase, fresh = (start_learner(config) for _ in range(3))
+    for learner in (undisturbed, next_phase, fresh):
+        learner.update([scored], {clip.key: clip})
+    next_phase.start_phase(PhaseConfig(fresh_schedule=True))
+    fresh.start_phase(PhaseConfig(fresh_optimizer=True))
+    for learner in (undisturbed, next_phase, fresh):
+        learner.update([scored], {clip.key: clip})
+    expected, kept, forgot = (weights_of(learner) for learner in (undisturbed, next_phase, fresh))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in kept.items())
+    assert max((tensor - expected[name]).abs().max() for name, tensor in forgot.items()) > 1e-4
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2])
+def test_a_bfloat16_learner_forgets_its_moments_too(
+    config: Config, start_learner: StartLearner, make_group: MakeGroup, clip: Clip, zero_stage: int
+) -> None:
+    config.model.dtype, config.learner.zero_stage = "bfloat16", zero_stage  # stage 1 has a class of its own for it
+    learner = start_learner(config)
+    learner.update([make_group([RISING, FALLING], [1.0, -1.0], torch.bfloat16)], {clip.key: clip})
+    no_gradient = make_group([RISING, FALLING], [0.0, 0.0], torch.bfloat16)  # the moments alone move the weights
+
+    def moves() -> bool:
+        before = weights_of(learner)
+        learner.update([no_gradient], {clip.key: clip})
+        return any(not torch.equal(tensor, before[name]) for name, tensor in weights_of(learner).items())
+
+    assert moves()
+    learner.start_phase(PhaseConfig(fresh_optimizer=True))
+    assert not moves()
+
+
+def test_the_learning_rate_starts_anew_with_a_phase_that_wants_a_fresh_schedule(
+    config: Config, start_learner: StartLearner, make_group: MakeGroup, clip: Clip
+) -> None:
+    config.learner.schedule = "linear"
+    config.train.phases = [PhaseConfig(name="first", steps=2), PhaseConfig(name="next", steps=1, fresh_schedule=True)]
+    learner = start_learner(config)
+    scored = make_group([[40], [50]], [1.0, -1.0])
+    rates = [learner.update([scored], {clip.key: clip})[names.LEARNER_LEARNING_RATE] for _ in range(3)]
+    assert rates == pytest.approx([1e-3, 0.5e-3, 1e-3])
 
 
 def test_a_frozen_vision_tower_keeps_its_weights(

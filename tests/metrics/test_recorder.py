@@ -5,6 +5,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from museg_ray.metrics import names
+from museg_ray.metrics.alarms import Alarm
 from museg_ray.metrics.recorder import Recorder
 
 
@@ -46,3 +47,14 @@ def test_a_name_outside_the_table_is_refused(tmp_path: Path):
     with pytest.raises(AssertionError, match="reward/totl"):
         recorder.log(1, "free", {"reward/totl": 1.0})
     recorder.close()
+
+
+def test_each_alarm_is_one_json_line_that_is_readable_at_once(tmp_path: Path):
+    alarms = [Alarm("truncated", 1, 20, "25 %", "the limit"), Alarm("video_blind", 5, 24, "60 %", "swapped")]
+    recorder = Recorder(tmp_path, "test")
+    assert not (tmp_path / "alarms.jsonl").exists()
+    for alarm in alarms:
+        recorder.alarm(alarm)
+    rows = [json.loads(line) for line in (tmp_path / "alarms.jsonl").read_text().splitlines()]
+    recorder.close()
+    assert [Alarm(**row) for row in rows] == alarms

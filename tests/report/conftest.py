@@ -55,7 +55,7 @@ def scored_group(query: GroundingQuery, version: int) -> ScoredGroup:
         text = f"<think>It shows at {answer}.</think><answer>{answer}</answer>"
         responses.append(Response(tuple(range(40)), np.zeros(40, np.float32), text, finished=True))
     totals = np.array([reward.total for reward in rewards], np.float32)
-    group = ResponseGroup(query, "clip", (1, 2), tuple(responses), version)
+    group = ResponseGroup(query, "clip", 12.0, (1, 2), tuple(responses), version)
     return ScoredGroup(group, tuple(rewards), (totals - totals.mean()) / totals.std())
 
 

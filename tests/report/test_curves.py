@@ -1,9 +1,11 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from museg_ray.metrics.alarms import Alarm
 from museg_ray.report.curves import draw_curves
 
 
@@ -13,6 +15,13 @@ def test_curves_are_drawn_for_any_number_of_steps(make_run: Callable[..., Path],
     assert path.name == "curves.png"
     with Image.open(path) as picture:
         assert picture.size == (1500, 1440)
+
+
+def test_an_alarm_is_marked_in_the_picture(make_run: Callable[..., Path]):
+    run_dir = make_run()
+    without = draw_curves(run_dir).read_bytes()
+    (run_dir / "alarms.jsonl").write_text(json.dumps(Alarm("truncated", 2, 5, "saw", "check").as_dict()) + "\n")
+    assert draw_curves(run_dir).read_bytes() != without
 
 
 def test_a_run_without_a_step_gets_a_picture_that_says_so(make_run: Callable[..., Path]):

@@ -1,12 +1,14 @@
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 
 from museg_ray.errors import DataError
+from museg_ray.metrics.alarms import Alarm
 from museg_ray.report.page import write_report
 
 
@@ -24,6 +26,18 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data + " "
+
+
+def page_text(run_dir: Path) -> str:
+    return re.sub(r"\s+", " ", Page(write_report(run_dir)).text)
+
+
+def set_alarms(run_dir: Path, alarms: Sequence[Alarm] = (), window_steps: int = 20) -> Path:
+    (run_dir / "alarms.jsonl").write_text("".join(json.dumps(alarm.as_dict()) + "\n" for alarm in alarms))
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    config["alarms"]["window_steps"] = window_steps
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
+    return run_dir
 
 
 def test_the_page_shows_results_responses_times_and_versions(finished_page: Path):
@@ -62,6 +76,41 @@ def test_metrics_that_no_query_could_give_are_dashes(make_run: Callable[..., Pat
     html = write_report(run_dir).read_text()
     row = html[html.index("multi-segment F1@0.5") :].split("</tr>")[0]
     assert re.findall(r"<td[^>]*>([^<]*)</td>", row) == ["-"] * 5
+
+
+def test_each_alarm_is_shown_with_steps_numbers_and_what_to_check(make_run: Callable[..., Path]):
+    alarms = [
+        Alarm("video_blind", 1, 4, "60 % <same> answer", "blind & swapped"),
+        Alarm("truncated", 2, 5, "25 % are cut", "the limit"),
+        Alarm("video_blind", 6, 9, "70 % same answer", "blind & swapped"),
+    ]
+    text = page_text(set_alarms(make_run(), alarms))
+    order = [
+        "Steps 1 to 4: 60 % <same> answer.",
+        "Steps 6 to 9: 70 %",
+        "Check: blind & swapped",
+        "truncated",
+        "Steps 2",
+    ]
+    places = [text.index(shown) for shown in order]
+    assert places == sorted(places)
+    assert text.index("of 9 steps") < places[0] < text.index("Held-out results")
+    assert text.count("Check:") == 2
+
+
+def test_a_run_without_an_alarm_says_what_watched_it(make_run: Callable[..., Path]):
+    text = page_text(set_alarms(make_run(), window_steps=5))
+    assert "None was raised. Watched over the last 5 steps of a phase: single_segment, timestamp_stuck" in text
+
+
+def test_a_run_too_short_for_any_alarm_does_not_claim_to_have_been_watched(make_run: Callable[..., Path]):
+    text = page_text(set_alarms(make_run(), window_steps=6))
+    assert "None could be raised" in text
+    assert "None was raised" not in text
+
+
+def test_a_run_with_its_alarms_off_has_no_section_about_them(make_run: Callable[..., Path]):
+    assert "Alarms" not in page_text(set_alarms(make_run(), window_steps=0))
 
 
 def test_a_folder_without_a_run_gets_no_page(tmp_path: Path):

@@ -1,10 +1,13 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from museg_ray.errors import DataError
 from museg_ray.metrics import names
+from museg_ray.metrics.alarms import Alarm
 from museg_ray.report.run_folder import PhaseSpan, read_run
 
 
@@ -49,3 +52,20 @@ def test_the_last_written_rollouts_of_a_phase_are_those_of_its_last_step(make_ru
     assert {row["step"] for row in run.last_rollouts("timestamps")} == {4}
     assert {row["step"] for row in run.last_rollouts("free")} == {9}
     assert run.last_rollouts("no such phase") == []
+
+
+def test_alarms_are_read_and_a_run_without_one_has_none(make_run: Callable[..., Path]):
+    run_dir = make_run(stop_after=3)
+    run = read_run(run_dir)
+    assert (run.alarms, run.alarm_window_steps) == ([], 20)
+    alarm = Alarm("truncated", 1, 3, "25 % are cut", "the limit")
+    (run_dir / "alarms.jsonl").write_text(json.dumps(alarm.as_dict()) + "\n")
+    assert read_run(run_dir).alarms == [alarm]
+
+
+def test_a_run_from_before_there_were_alarms_can_be_read(make_run: Callable[..., Path]):
+    run_dir = make_run(stop_after=3)
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    del config["alarms"]
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
+    assert read_run(run_dir).alarm_window_steps == 0

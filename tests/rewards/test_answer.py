@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from museg_ray.rewards.answer import MAX_CHARS, parse_response
+from museg_ray.rewards.answer import MAX_CHARS, MAX_SEGMENTS, parse_response
 
 
 def test_segments_are_read_in_seconds_and_sorted() -> None:
@@ -110,8 +110,37 @@ def test_a_response_over_the_length_limit_is_invalid() -> None:
     assert (parsed.segments, parsed.reasoning, parsed.well_formed) == ((), "", False)
 
 
+def test_an_answer_of_too_many_segments_is_invalid() -> None:
+    segments = [f"{start}-{start + 1}" for start in range(MAX_SEGMENTS + 1)]
+    assert len(parse_response(f"<answer>{' '.join(segments[1:])}</answer>").segments) == MAX_SEGMENTS
+    parsed = parse_response(f"<answer>{' '.join(segments)}</answer>")
+    assert parsed.segments == () and "1001 segments" in parsed.answer_problem
+
+
+@pytest.mark.parametrize(
+    ("text", "answer_problem", "format_problem"),
+    [
+        ("<think>a</think><answer>1-2</answer>", "", ""),
+        ("<think>a</think><answer> </answer>", "the answer is empty", "the answer is empty"),
+        ("<think>a</think><answer>1-2", "1 <answer> and 0 </answer> tags", "1 <answer> and 0 </answer> tags"),
+        ("</answer>1-2<answer>", "</answer> stands before <answer>", "</answer> stands before"),
+        ("<answer>1-2 5</answer>", "'5' is not of the form START-END", "'5' is not"),
+        ("<answer>9-2</answer>", "'9-2' does not end after its start", "'9-2'"),
+        ("<answer>1-2</answer>", "", "0 <think> and 0 </think> tags"),
+        ("<answer>1-2</answer><think>a</think>", "", "the answer does not come after the think block"),
+        ("<think>a</think> so <answer>1-2</answer>", "", "text outside the two blocks: 'so'"),
+    ],
+)
+def test_it_says_what_is_wrong(text: str, answer_problem: str, format_problem: str) -> None:
+    parsed = parse_response(text)
+    assert parsed.answer_problem.startswith(answer_problem)
+    assert parsed.format_problem.startswith(format_problem)
+    assert bool(parsed.answer_problem) == bool(answer_problem) and bool(parsed.format_problem) == bool(format_problem)
+
+
 @given(st.lists(st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "1-2", " ", "9", "-", ".", "<"])))
 def test_well_formed_implies_a_valid_answer(pieces: list[str]) -> None:
     parsed = parse_response("".join(pieces))
     assert not parsed.well_formed or parsed.segments
+    assert bool(parsed.segments) != bool(parsed.answer_problem)
     assert all(0.0 <= start_s < end_s for start_s, end_s in parsed.segments)

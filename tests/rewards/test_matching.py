@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from museg_ray.rewards.matching import local_reward, ngiou
+from museg_ray.rewards.matching import Match, global_reward, local_reward, match_segments, ngiou
 from museg_ray.types import Segment
 
 times_s = st.floats(0, 1e6)
@@ -85,3 +85,16 @@ def test_maximum_finds_the_best_of_all_assignments(predicted: list[Segment], tru
 def test_maximum_is_never_below_sequential(predicted: list[Segment], truth: list[Segment]) -> None:
     sequential = local_reward(predicted, truth, "sequential")
     assert 0.0 <= sequential <= local_reward(predicted, truth, "maximum") + 1e-12 <= 1.0 + 1e-12
+
+
+def test_matches_name_their_segments() -> None:
+    truth = [(10.0, 20.0), (30.0, 40.0)]
+    predicted = [(0.0, 5.0), (10.0, 20.0), (30.0, 40.0)]
+    assert [(m.predicted, m.true) for m in match_segments(predicted, truth, "sequential")] == [(0, 0), (1, 1)]
+    assert match_segments(predicted, truth, "maximum") == [Match(1, 0, 1.0), Match(2, 1, 1.0)]
+    assert match_segments([], truth, "maximum") == match_segments([], truth, "sequential") == []
+
+
+def test_the_global_reward_is_iou_or_f1_of_covered_time() -> None:
+    assert global_reward([(15.0, 25.0)], [(10.0, 20.0)], "iou") == pytest.approx(1 / 3)
+    assert global_reward([(15.0, 25.0)], [(10.0, 20.0)], "f1") == pytest.approx(1 / 2)

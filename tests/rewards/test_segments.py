@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from museg_ray.rewards.segments import intersection, iou, total_length, union
+from museg_ray.rewards.segments import f1_of_unions, intersection, iou, total_length, union
 from museg_ray.types import Segment
 
 # Multiples of 1/8 s, so that sums and differences are exact.
@@ -78,3 +78,15 @@ def test_union_is_disjoint_sorted_and_covers_the_same_time(covering: list[Segmen
 @given(segment_lists.filter(bool))
 def test_any_segments_have_iou_one_with_themselves(covering: list[Segment]) -> None:
     assert iou(covering, covering[::-1]) == 1.0
+
+
+@given(segment_lists, segment_lists)
+def test_f1_is_two_iou_over_one_plus_iou(a: list[Segment], b: list[Segment]) -> None:
+    overlap = iou(a, b)
+    f1 = f1_of_unions(union(a), union(b))
+    assert f1 == pytest.approx(2 * overlap / (1 + overlap))
+    assert f1 == f1_of_unions(union(b), union(a))
+
+
+def test_f1_of_nothing_with_nothing_is_zero() -> None:
+    assert f1_of_unions([], []) == 0.0

@@ -5,11 +5,17 @@ from rich.console import Console
 
 from museg_ray.config import PhaseConfig
 from museg_ray.metrics import names
+from museg_ray.metrics.alarms import Alarm
 from museg_ray.train.display import Display
 from museg_ray.train.panel import Progress, StepRow, clock, closing_table, sparkline, training_panel
 
 PHASES = [PhaseConfig("timestamps", 2), PhaseConfig("free", 2)]
-METRICS = {metric: 0.5 for metric in names.METRICS} | {names.WEIGHTS_VERSION: 3.0, names.TIME_STEP_S: 4.0}
+METRICS = (
+    {metric: 0.5 for metric in names.METRICS}
+    | {names.WEIGHTS_VERSION: 3.0, names.TIME_STEP_S: 4.0}
+    | dict.fromkeys(names.ALARMS, 0.0)
+)
+ALARM = Alarm("single_segment", 41, 60, "95.6 % name one segment, above 90 %", "is local matching on? " * 6)
 SUMMARY = {
     "before": {"miou": 0.48, "format_rate": 0.9},
     "after": {"miou": 0.631, "format_rate": 0.85},
@@ -20,6 +26,10 @@ SUMMARY = {
 
 def plain_console() -> Console:
     return Console(file=io.StringIO(), width=80)
+
+
+def terminal_console() -> Console:
+    return Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None, _environ={"TERM": "xterm"})
 
 
 def written(console: Console) -> str:
@@ -81,7 +91,7 @@ def test_a_stage_that_fails_says_so_and_passes_the_error_on():
 
 
 def test_a_terminal_shows_stages_the_panel_once_and_the_table_below_it():
-    console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None, _environ={"TERM": "xterm"})
+    console = terminal_console()
     with Display("run-1", PHASES, 4, console) as display:
         with display.stage("rendering") as progress:
             progress(3, 4)
@@ -93,6 +103,46 @@ def test_a_terminal_shows_stages_the_panel_once_and_the_table_below_it():
     text = written(console)
     stages = [text.index(mark) for mark in ("✓ rendering", "4 of 4", "✓ evaluation after", "Held-out videos")]
     assert stages == sorted(stages)
+
+
+def test_a_pipe_gets_an_alarm_as_two_ascii_lines():
+    console = plain_console()
+    with Display("run-1", PHASES, 4, console) as display:
+        display.alarm(ALARM)
+    assert written(console).splitlines() == [
+        "alarm  single_segment, steps 41 to 60: 95.6 % name one segment, above 90 %",
+        f"       check: {ALARM.check}",
+    ]
+    assert written(console).isascii()
+
+
+def test_a_terminal_gets_an_alarm_above_the_panel():
+    console = terminal_console()
+    with Display("run-1", PHASES, 4, console) as display:
+        display.step(1, "timestamps", METRICS)
+        display.alarm(ALARM)
+    text = written(console)
+    seen, check = text.index("single_segment, steps 41 to 60: 95.6 %"), text.index("check: is local matching on?")
+    assert seen < check < text.rindex("run-1")
+
+
+def test_the_panel_names_the_alarms_that_hold_and_has_no_row_without_one():
+    def panel_text(**raised: float) -> str:
+        metrics = METRICS | {f"alarm/{name}": state for name, state in raised.items()}
+        return rendered(training_panel(progress_of(StepRow(1, "timestamps", metrics)), 75.0, 4000.0))
+
+    assert "alarms" not in panel_text()
+    (row,) = [line for line in panel_text(truncated=1.0, video_blind=1.0).splitlines() if "alarms" in line]
+    assert row.split()[1:-1] == ["alarms", "truncated", "video_blind"]
+    everything = panel_text(**{metric.removeprefix("alarm/"): 1.0 for metric in names.ALARMS})
+    assert all(metric.removeprefix("alarm/") in everything for metric in names.ALARMS)
+
+
+def test_the_panel_shows_a_further_reward_only_where_it_was_recorded():
+    with_it = rendered(training_panel(progress_of(StepRow(1, "free", {names.REWARD_TIOU: 0.25})), 75.0, 4000.0))
+    without = rendered(training_panel(progress_of(StepRow(1, "free", {names.REWARD_TOTAL: 0.25})), 75.0, 4000.0))
+    assert "tiou" in with_it
+    assert "tiou" not in without
 
 
 def test_the_panel_fits_80_columns_without_breaking_a_line():

@@ -12,8 +12,8 @@ QUERY = GroundingQuery("train/7", "/videos/7.mp4", "the red circle is visible", 
 
 def scored_group(num_responses: int = 2) -> ScoredGroup:
     response = Response((5, 6, 2), np.zeros(3, np.float32), "<answer>1.0-2.0</answer>", finished=True)
-    reward = RewardParts(1.6, 0.6, 0.7, 0.65, 0.0, 1.0, predicted=((1.0, 2.0),))
-    group = ResponseGroup(QUERY, "clip", (1, 2), (response,) * num_responses, weight_version=4)
+    reward = RewardParts(1.6, 0.6, 0.7, 0.65, 0.0, 1.0, predicted=((1.0, 2.0),), extras=(("recall", 0.5),))
+    group = ResponseGroup(QUERY, "clip", 12.0, (1, 2), (response,) * num_responses, weight_version=4)
     return ScoredGroup(group, (reward,) * num_responses, np.linspace(-1, 1, num_responses, dtype=np.float32))
 
 
@@ -54,11 +54,12 @@ def test_an_issue_that_was_never_opened_cannot_end():
         Ledger().finish(0, Outcome.TRAINED)
 
 
-def test_a_failure_needs_its_reason():
+@pytest.mark.parametrize("outcome", [Outcome.FAILED, Outcome.FILTERED])
+def test_a_failed_or_filtered_group_needs_its_reason(outcome: Outcome):
     ledger = Ledger()
     issue = ledger.issue(QUERY, 1)
     with pytest.raises(AssertionError, match="without a reason"):
-        ledger.finish(issue, Outcome.FAILED)
+        ledger.finish(issue, outcome)
 
 
 def test_a_ledger_written_again_replaces_the_old_file_and_leaves_nothing_beside_it(tmp_path: Path):
@@ -79,6 +80,7 @@ def test_a_rollout_row_holds_what_its_reward_was_computed_from(tmp_path: Path):
     assert first["truth"] == [{"start_s": 1.0, "end_s": 2.5}]
     assert first["predicted"] == [{"start_s": 1.0, "end_s": 2.0}]
     assert (first["reward_total"], first["reward_matching"], first["num_tokens"]) == (1.6, 0.65, 3)
+    assert (first["reward_recall"], first["reward_tiou"]) == (0.5, None)
     assert [(row["response_index"], row["advantage"]) for row in (first, second)] == [(0, -1.0), (1, 1.0)]
 
 

@@ -1,0 +1,1 @@
+"""Benchmarks: ours against the naive or the published way, in one run on one machine."""

@@ -1,0 +1,61 @@
+"""What a benchmark found: a table for the eye, and the same as JSON."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from museg_ray.errors import ResourceError
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A number to reach."""
+
+    name: str
+    value: float
+    target: float
+    met: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BenchResult:
+    """One benchmark's rows, each column -> value with the same columns in all, and what it was to reach."""
+
+    bench: str
+    rows: tuple[Mapping[str, str | float], ...]
+    targets: tuple[Target, ...]
+
+    def write(self, path: Path) -> None:
+        """Write the JSON object, whole or not at all.
+
+        Raises:
+            ResourceError: the file cannot be written.
+        """
+        content = {"bench": self.bench, "rows": list(self.rows), "targets": [asdict(target) for target in self.targets]}
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            partial.replace(path)
+        except OSError as error:
+            raise ResourceError(f"Cannot write {path}: {error.strerror}.") from error
+
+    def print(self, console: Console) -> None:
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1))
+        for column, value in self.rows[0].items():
+            table.add_column(column, justify="left" if isinstance(value, str) else "right")
+        for row in self.rows:
+            table.add_row(*(value if isinstance(value, str) else _number(value) for value in row.values()))
+        console.print(table)
+        for target in self.targets:
+            mark = Text("met   ", "green") if target.met else Text("missed", "bold red")
+            console.print(mark, f"{target.name}: {_number(target.value)} (target {_number(target.target)})")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

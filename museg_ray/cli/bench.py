@@ -1,0 +1,40 @@
+"""`museg bench`: benchmarks, each a table and, with --json, a file."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+bench = typer.Typer(help="Benchmarks against the naive or the published way, in one run.", no_args_is_help=True)
+
+
+@bench.callback()
+def _benchmarks() -> None:
+    """Keeps `rewards` a subcommand while it is the only one."""
+
+
+@bench.command()
+def rewards(
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements; the median counts.")] = 9,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")] = None,
+) -> None:
+    """Responses a second of both reward recipes, and the overhead of the reward pool."""
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_worker_niceness", "0")
+
+    import ray
+
+    from museg_ray.bench.rewards import bench_rewards
+
+    console = Console(highlight=False)
+    with console.status("measuring rewards …"):
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+        try:
+            result = bench_rewards(rounds)
+        finally:
+            ray.shutdown()
+    result.print(console)
+    if json_file is not None:
+        result.write(json_file)

@@ -1,0 +1,176 @@
+"""The steps over parts that only note what they are asked: which phase, which data, what becomes of which response."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from museg_ray.config.schema import Config, PhaseConfig, RewardWeights
+from museg_ray.data.sampler import QuerySampler
+from museg_ray.errors import RewardError
+from museg_ray.metrics import names
+from museg_ray.model.qwen_vl import load_tokenizer
+from museg_ray.train.ledger import Ledger
+from museg_ray.train.parts import Parts
+from museg_ray.train.quarantine import Quarantine
+from museg_ray.train.trainer import StepResult, Trainer
+from museg_ray.types import GroundingQuery, Response, ResponseGroup, RewardParts, ScoredGroup, Unscored
+
+LEARNED = {names.LEARNER_LOSS: 0.0, names.PARITY_GAP_MEAN: 0.0, names.PARITY_GAP_MAX: 0.0}
+TEXTS = ("good", "bad", "worse")
+PHASES = [
+    PhaseConfig("timestamps", 2, "Cite. {question}", RewardWeights(timestamp=1.0)),
+    PhaseConfig("free", 2, "{question}", train="other.jsonl", fresh_optimizer=True, fresh_reference=True),
+    PhaseConfig("last", 1, "{question}", RewardWeights(matching=0.5), multi_segment_share=0.0, fresh_schedule=True),
+]
+
+
+class NotingParts:
+    """Stands for every actor of a run; `unscored` holds the (query, text) that no reward actor can score."""
+
+    def __init__(self, unscored: set[tuple[str, str]]) -> None:
+        self.unscored = unscored
+        self.num_waiting = 0
+        self.weights: list[RewardWeights] = []
+        self.updates: list[Sequence[ScoredGroup]] = []
+        self.started: list[tuple[int, str]] = []  # updates made before, name of the phase
+
+    async def get(self, video: str) -> str:
+        return video
+
+    async def generate(self, query: GroundingQuery, prompt_ids: Any, clip: Any, sampling: Any) -> ResponseGroup:
+        responses = tuple(Response((1,), np.zeros(1, np.float32), text, True) for text in TEXTS)
+        return ResponseGroup(query, query.video, 12.0, (1,), responses, weight_version=0)
+
+    async def score(self, group: ResponseGroup, weights: RewardWeights) -> tuple[RewardParts | Unscored, ...]:
+        self.weights.append(weights)
+        return tuple(
+            Unscored(text, ("died", "died again"))
+            if (group.query.query_id, text) in self.unscored
+            else RewardParts(1.0 / (1 + index), 0, 0, 0, 0, 0)
+            for index, text in enumerate(TEXTS)
+        )
+
+    async def start_phase(self, phase: PhaseConfig) -> None:
+        self.started.append((len(self.updates), phase.name))
+
+    async def update(self, groups: Sequence[ScoredGroup], clips: Any) -> dict[str, float]:
+        self.updates.append(groups)
+        return LEARNED
+
+    async def export_weights(self) -> str:
+        return "weights"
+
+    async def push_weights(self, version: int, blob: str) -> None:
+        pass
+
+
+def queries(stem: str, count: int, num_segments: int = 1) -> list[GroundingQuery]:
+    segments = tuple((float(2 * i), 2.0 * i + 1) for i in range(num_segments))
+    return [GroundingQuery(f"{stem}/{i}-{num_segments}", f"{stem}{i}.mp4", "it", segments) for i in range(count)]
+
+
+class Run:
+    """A trainer run to its end, or to its error, over `NotingParts`."""
+
+    def __init__(
+        self, folder: Path, model_dir: Path, phases: list[PhaseConfig], unscored: set[tuple[str, str]]
+    ) -> None:
+        config = Config()
+        config.train.phases, config.train.prompts_per_step = phases, 2
+        config.data.train, config.data.multi_segment_share = "main.jsonl", 0.5
+        self.parts = NotingParts(unscored)
+        parts = Parts(load_tokenizer(model_dir), *[self.parts] * 4)  # type: ignore[arg-type]
+        samplers = {
+            "main.jsonl": QuerySampler(queries("main", 9) + queries("main", 9, 2), seed=0),
+            "other.jsonl": QuerySampler(queries("other", 9) + queries("other", 9, 2), seed=0),
+        }
+        self.ledger, self.folder, self.results = Ledger(), folder, list[StepResult]()
+        self.trainer = Trainer(config, parts, samplers, self.ledger, Quarantine(folder / "quarantine.jsonl"))
+
+    def to_end(self) -> "Run":
+        asyncio.run(self.trainer.run(self.results.append))
+        return self
+
+    @property
+    def issued(self) -> list[dict[str, Any]]:
+        self.ledger.write(self.folder / "ledger.parquet")
+        return pq.read_table(self.folder / "ledger.parquet").to_pylist()
+
+    @property
+    def quarantined(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "quarantine.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def three_phases(tmp_path: Path, tiny_model_dir: Path) -> Run:
+    return Run(tmp_path, tiny_model_dir, PHASES, set()).to_end()
+
+
+def test_weights_switch_exactly_at_the_step(three_phases: Run) -> None:
+    assert three_phases.parts.weights == [PHASES[0].weights] * 4 + [PHASES[1].weights] * 4 + [PHASES[2].weights] * 2
+
+
+def test_each_phase_draws_from_its_own_data(three_phases: Run) -> None:
+    drawn = [row["query_id"] for row in three_phases.issued]
+    assert [query_id.split("/")[0] for query_id in drawn] == ["main"] * 4 + ["other"] * 4 + ["main"] * 2
+    assert [query_id[-1] for query_id in drawn[:8]].count("2") == 4
+    assert [query_id[-1] for query_id in drawn[8:]] == ["1", "1"]  # its own share of multi-segment queries
+
+
+def test_phases_that_share_a_file_do_not_repeat_its_queries(three_phases: Run) -> None:
+    drawn = [row["query_id"] for row in three_phases.issued]
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_the_learner_starts_a_phase_before_its_first_update_and_only_one_that_wants_something_fresh(
+    three_phases: Run,
+) -> None:
+    assert three_phases.parts.started == [(2, "free")]
+
+
+def test_a_response_without_a_score_leaves_its_group_and_goes_into_quarantine(
+    tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    phases = [PhaseConfig("only", 1)]
+    drawn = Run(tmp_path, tiny_model_dir, phases, set()).to_end().issued
+    run = Run(tmp_path, tiny_model_dir, phases, {(drawn[0]["query_id"], "bad")}).to_end()
+    first, second = run.parts.updates[0]
+    assert [response.text for response in first.group.responses] == ["good", "worse"]
+    assert [reward.total for reward in first.rewards] == [1.0, pytest.approx(1 / 3)]
+    assert first.advantages == pytest.approx([0.707, -0.707], abs=1e-3)
+    assert len(second.group.responses) == 3
+    assert run.results[0].metrics[names.REWARD_QUARANTINED] == 1.0
+    (row,) = run.quarantined
+    assert (row["query_id"], row["response_index"], row["text"]) == (drawn[0]["query_id"], 1, "bad")
+    assert (row["step"], row["reasons"]) == (1, ["died", "died again"])
+    assert [issue["outcome"] for issue in run.issued] == ["trained", "trained"]
+
+
+def test_a_group_with_fewer_than_two_scores_is_filtered_with_its_reason(tmp_path: Path, tiny_model_dir: Path) -> None:
+    phases = [PhaseConfig("only", 1)]
+    drawn = Run(tmp_path, tiny_model_dir, phases, set()).to_end().issued
+    unscored = {(drawn[0]["query_id"], text) for text in ("bad", "worse")}
+    run = Run(tmp_path, tiny_model_dir, phases, unscored).to_end()
+    assert [scored.group.query.query_id for scored in run.parts.updates[0]] == [drawn[1]["query_id"]]
+    assert [(row["outcome"], row["reason"]) for row in run.issued] == [
+        ("filtered", "2 of its responses could not be scored, the last one: died again"),
+        ("trained", ""),
+    ]
+
+
+def test_a_step_without_any_score_ends_the_run_and_says_where_the_texts_are(
+    tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    everything = {(query.query_id, text) for n in (1, 2) for query in queries("main", 9, n) for text in TEXTS}
+    run = Run(tmp_path, tiny_model_dir, [PhaseConfig("only", 1)], everything)
+    with pytest.raises(RewardError, match=r"could not be scored, the last one: died again.*quarantine\.jsonl"):
+        run.to_end()
+    assert [row["outcome"] for row in run.issued] == ["failed", "failed"]
+    assert len(run.quarantined) == 6
+    assert not run.parts.updates
