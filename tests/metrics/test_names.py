@@ -1,3 +1,4 @@
+from museg_ray.config.schema import FURTHER_REWARDS
 from museg_ray.metrics import names
 
 
@@ -10,3 +11,7 @@ def test_every_name_is_in_the_table_with_unit_and_meaning():
 def test_every_alarm_has_one_metric_of_its_own():
     assert len(set(names.ALARMS)) == 7
     assert set(names.ALARMS) == {name for name in names.METRICS if name.startswith("alarm/")}
+
+
+def test_every_further_reward_has_a_metric():
+    assert {f"reward/{name}" for name in FURTHER_REWARDS} <= set(names.METRICS)
