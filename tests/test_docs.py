@@ -20,9 +20,8 @@ from museg_ray.types import GroundingQuery
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOC = (REPOSITORY / "docs" / "rewards.md").read_text(encoding="utf-8")
-COMPARED = [
-    [cell.strip().strip("*") for cell in line.strip("|").split("|")] for line in DOC.splitlines() if re.match(r"\| \d", line)
-]
+ROWS = [line for line in DOC.splitlines() if re.match(r"\| \d", line)]
+COMPARED = [[cell.strip().strip("*") for cell in row.strip("|").split("|")] for row in ROWS]
 
 
 def test_twenty_responses_are_compared() -> None:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from museg_ray.errors import DataError
+from museg_ray.metrics import names
 from museg_ray.metrics.alarms import Alarm
 from museg_ray.types import Segment
 
@@ -70,6 +71,11 @@ class RunFolder:
             (not self.summary, "the summary"),
         ]
         return [what for is_missing, what in lacks if is_missing]
+
+    @property
+    def num_unscored(self) -> int:
+        """Responses that could not be scored; their texts are in quarantine.jsonl."""
+        return int(self.series(names.REWARD_QUARANTINED)[1].sum())
 
     @property
     def phases(self) -> list[PhaseSpan]:

@@ -135,6 +135,13 @@ class Display:
         self._print_line(f"alarm  {alarm.name}, {alarm.steps}: {alarm.saw}")
         self._print_line(f"       check: {alarm.check}")
 
+    def warn(self, text: str) -> None:
+        """Show one line that should not be missed, above the panel."""
+        if self._is_live:
+            self._console.print(Text.assemble(("! ", "bold yellow"), text))
+            return
+        self._print_line(f"warn   {text}")
+
     def closing(self, summary: Mapping[str, Any]) -> None:
         """Print the table before / after / change / blind / swapped from the run's summary."""
         self._leave_panel()

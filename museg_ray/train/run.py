@@ -181,6 +181,10 @@ class _Session:
             for alarm in alarms:
                 self._display.alarm(alarm)
                 recorder.alarm(alarm)
+            if num_unscored := round(result.metrics[names.REWARD_QUARANTINED]):
+                self._display.warn(
+                    f"step {result.step}: responses without a score: {num_unscored}; see {quarantine.path}"
+                )
             rollout_log.append(result.step, result.phase, result.groups)
             if result.step % STEPS_PER_LEDGER == 0:
                 ledger.write(self._run_dir / "ledger.parquet")

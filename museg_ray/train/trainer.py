@@ -148,23 +148,22 @@ class Trainer:
         await self._push_weights()
         end_s = time.monotonic()
         groups = [t.scored for t in timed if t.scored is not None]
-        metrics = (
-            group_metrics(groups, rolled_out_s - start_s)
-            | learned
-            | {
-                names.REWARD_QUARANTINED: float(sum(len(t.unscored) for t in timed)),
-                names.TIME_CLIPS_S: max(t.clip_s for t in timed),
-                names.TIME_ROLLOUT_S: max(t.rollout_s for t in timed),
-                names.TIME_REWARD_S: max(t.reward_s for t in timed),
-                names.TIME_LEARNER_S: learned_s - rolled_out_s,
-                names.TIME_SYNC_S: end_s - learned_s,
-                names.TIME_STEP_S: end_s - start_s,
-                names.WEIGHTS_VERSION: float(self.weight_version),
-                names.QUEUE_ROLLOUT: float(self._queues.rollout),
-                names.QUEUE_REWARD: float(self._queues.reward),
-            }
-        )
+        metrics = group_metrics(groups, rolled_out_s - start_s) | learned | self._stage_metrics(timed)
+        metrics[names.TIME_LEARNER_S] = learned_s - rolled_out_s
+        metrics[names.TIME_SYNC_S] = end_s - learned_s
+        metrics[names.TIME_STEP_S] = end_s - start_s
         return StepResult(step, phase.name, groups, metrics)
+
+    def _stage_metrics(self, timed: list[_Timed]) -> dict[str, float]:
+        return {
+            names.REWARD_QUARANTINED: float(sum(len(t.unscored) for t in timed)),
+            names.TIME_CLIPS_S: max(t.clip_s for t in timed),
+            names.TIME_ROLLOUT_S: max(t.rollout_s for t in timed),
+            names.TIME_REWARD_S: max(t.reward_s for t in timed),
+            names.WEIGHTS_VERSION: float(self.weight_version),
+            names.QUEUE_ROLLOUT: float(self._queues.rollout),
+            names.QUEUE_REWARD: float(self._queues.reward),
+        }
 
     async def _roll_out(self, queries: list[GroundingQuery], step: int, phase: PhaseConfig) -> list[_Timed]:
         """The step's scored groups, in the order of `queries`; each is scored as soon as it is generated."""

@@ -117,3 +117,11 @@ def test_a_folder_without_a_run_gets_no_page(tmp_path: Path):
     with pytest.raises(DataError):
         write_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_unscored_responses_are_counted_where_there_are_some(make_run: Callable[..., Path]):
+    run_dir = make_run()
+    assert "could not be scored" not in write_report(run_dir).read_text()
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 10, "phase": "free", "time_s": 1.0, "reward/quarantined": 3.0}) + "\n")
+    assert "3 responses could not be scored" in write_report(run_dir).read_text()

@@ -116,6 +116,13 @@ def test_a_pipe_gets_an_alarm_as_two_ascii_lines():
     assert written(console).isascii()
 
 
+def test_a_pipe_gets_a_warning_as_one_line():
+    console = plain_console()
+    with Display("run", PHASES, 4, console) as display:
+        display.warn("step 3: responses without a score: 2; see [b]quarantine.jsonl")
+    assert "warn   step 3: responses without a score: 2; see [b]quarantine.jsonl\n" in written(console)
+
+
 def test_a_terminal_gets_an_alarm_above_the_panel():
     console = terminal_console()
     with Display("run-1", PHASES, 4, console) as display:
