@@ -22,6 +22,9 @@ BATCH_RESPONSES = 1000
 CALLS_PER_ACTOR = 2
 """Calls at an actor at once: while it scores one, the next one's bytes travel."""
 
+START_TIMEOUT_S = 600.0
+"""Actors that wait longer than this for their place wait for ever."""
+
 DEADLINE_TIMEOUTS = 4.0
 """An actor gets this many `response_timeout_s` for each response at it. It ends stuck responses by itself after at most
 three; the pool's deadline is for a process that does nothing at all."""
@@ -84,9 +87,16 @@ class RewardPool:
         """Wait until all actors are up.
 
         Raises:
-            RewardError: one did not start.
+            RewardError: one did not start, or found no place in the cluster.
         """
-        await asyncio.gather(*(_up(member) for member in self._members))
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await asyncio.gather(*(_up(member) for member in self._members))
+        except TimeoutError:
+            raise RewardError(
+                f"The {len(self._members)} reward actors were not up within {START_TIMEOUT_S:g} s. Each reserves "
+                f"{self._config.num_cpus:g} CPUs; lower rewards.num_actors or rewards.num_cpus, or add machines."
+            ) from None
 
     async def score(self, group: ResponseGroup, weights: RewardWeights) -> tuple[RewardParts | Unscored, ...]:
         """What each of the group's G responses earned, in their order.

@@ -169,6 +169,20 @@ def test_a_reward_that_the_actors_cannot_import_ends_the_run_with_its_name() -> 
         in_pool(lambda pool: pool.score(group_of(TEXTS), WEIGHTS), custom="no_such_module.reward")
 
 
+def test_actors_without_a_place_in_the_cluster_end_the_run_with_the_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("museg_ray.rewards.pool.START_TIMEOUT_S", 0.5)
+
+    async def start() -> None:
+        pool = RewardPool(RewardConfig(num_actors=1, num_cpus=1000))
+        try:
+            await pool.ready()
+        finally:
+            pool.close()
+
+    with pytest.raises(RewardError, match=r"Each reserves 1000 CPUs; lower rewards\.num_actors"):
+        asyncio.run(start())
+
+
 def test_an_actor_sees_no_gpu_and_loads_no_torch() -> None:
     async def look(pool: RewardPool) -> tuple[str, set[str]]:
         await pool.score(group_of(TEXTS), WEIGHTS)
