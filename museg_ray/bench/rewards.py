@@ -52,7 +52,12 @@ def bench_rewards(rounds: int) -> BenchResult:
         ),
         targets=(
             Target("recipe paper, responses/s on one core", paper_per_s, TARGET_PER_S, paper_per_s >= TARGET_PER_S),
-            Target("pool of one actor over one by one, share of the time", overhead, TARGET_OVERHEAD, overhead <= TARGET_OVERHEAD),
+            Target(
+                "pool of one actor over one by one, share of the time",
+                overhead,
+                TARGET_OVERHEAD,
+                overhead <= TARGET_OVERHEAD,
+            ),
         ),
     )
 

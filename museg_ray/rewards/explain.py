@@ -42,7 +42,7 @@ def explain(text: str, query: GroundingQuery, config: RewardConfig, weights: Rew
         ConfigError: `rewards.custom` cannot be imported.
     """
     response, truth = parse_response(text), tuple(sorted(query.segments))
-    rewards = Recipe(config).scorer(query, weights).score(response)
+    rewards = Recipe(config).prepare(query, weights).score(response)
     local = "sequential" if config.local_matching == "none" else config.local_matching
     matches = tuple(match_segments(response.segments, truth, local))
     return Explanation(response, truth, matches, _parts(response, truth, rewards, config, weights), rewards)

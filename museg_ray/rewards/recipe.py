@@ -49,23 +49,23 @@ class Recipe:
         self._config = config
         self._further = further_rewards(config)
 
-    def scorer(self, query: GroundingQuery, weights: RewardWeights) -> "QueryScorer":
-        """Scores the responses to one query.
+    def prepare(self, query: GroundingQuery, weights: RewardWeights) -> "PreparedQuery":
+        """What scores the responses to one query.
 
         Args:
             query: its m >= 1 true segments have 0 <= start < end.
             weights: of the phase; a further reward of weight 0 is not computed.
         """
         weighed = [(name, reward, getattr(weights, name)) for name, reward in self._further.items()]
-        return QueryScorer(self._config, query, weights, [part for part in weighed if part[2]])
+        return PreparedQuery(self._config, query, weights, [part for part in weighed if part[2]])
 
     def score(self, text: str, query: GroundingQuery, weights: RewardWeights) -> RewardParts:
         """Rewards of one response, for any text whatever; special tokens are visible in it."""
-        return self.scorer(query, weights).score(parse_response(text))
+        return self.prepare(query, weights).score(parse_response(text))
 
 
-class QueryScorer:
-    """What all responses to a query share is prepared once; see `Recipe`."""
+class PreparedQuery:
+    """A query with what all its responses share, computed once; see `Recipe`."""
 
     def __init__(
         self,

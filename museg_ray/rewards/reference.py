@@ -8,7 +8,7 @@ Source: `src/train.py` of the code published with MUSEG (arXiv 2505.20715). Pinn
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -54,8 +54,9 @@ def reference_rewards(text: str, truth: Sequence[Segment]) -> ReferenceRewards:
 
 def _formats(text: str) -> tuple[float, float]:
     """Format rewards of stage 1 and stage 2."""
-    whole = _WHOLE.fullmatch(text)
-    if whole is None or not all(text.count(tag) == 1 for tag in ("<think>", "</think>", "<answer>", "</answer>")):
+    has_one_of_each = all(text.count(tag) == 1 for tag in ("<think>", "</think>", "<answer>", "</answer>"))
+    whole = _WHOLE.fullmatch(text) if has_one_of_each else None  # with many tags the match takes quadratic time
+    if whole is None:
         return 0.0, 0.0
     times = _emitted(whole[2])
     if times is None:
@@ -83,11 +84,18 @@ def _matching(text: str, truth: Sequence[Segment]) -> tuple[float, float]:
     predicted = _emitted(answers[0]) if answers else None
     if predicted is None or not all(0 <= start < end for start, end in predicted):
         return 0.0, 0.0
+    return _or_0(_global_f1, predicted, truth), _or_0(_local_ngiou, predicted, truth)
+
+
+def _or_0(
+    part: Callable[[Sequence[Segment], Sequence[Segment]], float],
+    predicted: Sequence[Segment],
+    truth: Sequence[Segment],
+) -> float:
     try:
-        local_ngiou = _local_ngiou(predicted, truth)
+        return part(predicted, truth)
     except ZeroDivisionError:  # e.g. a true segment that is an answered one reversed
-        local_ngiou = 0.0
-    return _global_f1(predicted, truth), local_ngiou
+        return 0.0
 
 
 def _global_f1(predicted: Sequence[Segment], truth: Sequence[Segment]) -> float:

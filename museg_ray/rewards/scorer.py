@@ -39,10 +39,10 @@ class _ResponseTimeout(BaseException):
 class BatchScorer:
     """Scores whole groups, response by response; one that takes too long is broken off. For the main thread.
 
-    Signals do the timing, at no cost to responses that are quick: a clock ticks every `response_timeout_s`, and a tick
-    that finds the response of the tick before still in work breaks it off, so after one to two timeouts. Code that
-    keeps the interpreter from taking signals is ended with its process by a watchdog outside of the interpreter, which
-    each tick puts off.
+    Signals do the timing, at no cost to responses that are quick. The first tick, after `response_timeout_s`, ends the
+    batch: no further response is begun. The response in work has until the second tick, so one to two timeouts. Code
+    that keeps the interpreter from taking signals, or swallows what they raise, is ended with its process after three,
+    by a watchdog outside of the interpreter. So every call is over within three timeouts, whatever is in it.
     """
 
     def __init__(self, config: RewardConfig) -> None:
@@ -52,34 +52,43 @@ class BatchScorer:
         """
         self._recipe = Recipe(config)
         self._timeout_s = config.response_timeout_s
-        self._current = 0
-        """Number of the response in work; 0 between responses."""
-        self._at_last_tick = 0
+        self._is_over = False
+        """No further response may be begun."""
+        self._in_work = False
+        """A response is being scored, and may be broken off."""
 
     def score(self, groups: Sequence[GroupRequest]) -> list[list[Outcome]]:
-        """The outcomes of every group's responses, in their order. Never raises for a response."""
+        """The outcomes of every group's responses, in their order; the last ones are missing where time ran out."""
+        outcomes: list[list[Outcome]] = [[] for _ in groups]
         with self._clock():
-            return [self._score_group(group) for group in groups]
-
-    def _score_group(self, group: GroupRequest) -> list[Outcome]:
-        texts, query, weights = group
-        outcomes: list[Outcome] = [""] * len(texts)
-        scorer = self._recipe.scorer(query, weights)
-        for index, text in enumerate(texts):
-            self._current += 1
             try:
-                outcomes[index] = scorer.score(parse_response(text))
+                for group, of_group in zip(groups, outcomes, strict=True):
+                    self._score_group(group, of_group)
             except _ResponseTimeout:
-                outcomes[index] = f"not scored within rewards.response_timeout_s = {self._timeout_s:g} s"
-            except Exception as error:  # of the user's reward; the pool decides what becomes of the response
-                outcomes[index] = f"{type(error).__name__}: {error}"
+                pass  # it struck beside a response: what is scored counts, and the rest has not been reached
         return outcomes
+
+    def _score_group(self, group: GroupRequest, outcomes: list[Outcome]) -> None:
+        texts, query, weights = group
+        prepared = self._recipe.prepare(query, weights)
+        for text in texts:
+            if self._is_over:
+                return
+            try:
+                self._in_work = True
+                outcome: Outcome = prepared.score(parse_response(text))
+            except _ResponseTimeout:
+                outcome = f"not scored within rewards.response_timeout_s = {self._timeout_s:g} s"
+            except Exception as error:  # of the user's reward; the pool decides what becomes of the response
+                outcome = f"{type(error).__name__}: {error}"
+            self._in_work = False
+            outcomes.append(outcome)
 
     @contextmanager
     def _clock(self) -> Iterator[None]:
         before = signal.signal(signal.SIGALRM, self._tick)
-        self._current = self._at_last_tick = 0
-        self._put_off_watchdog()
+        self._is_over = self._in_work = False
+        faulthandler.dump_traceback_later(3 * self._timeout_s, exit=True, file=STDERR)
         signal.setitimer(signal.ITIMER_REAL, self._timeout_s, self._timeout_s)
         try:
             yield
@@ -89,14 +98,10 @@ class BatchScorer:
             signal.signal(signal.SIGALRM, before)
 
     def _tick(self, _signal: int, _frame: FrameType | None) -> None:
-        self._put_off_watchdog()
-        is_stuck = self._current == self._at_last_tick
-        self._at_last_tick = self._current
-        if is_stuck:
+        if self._is_over and self._in_work:
+            self._in_work = False
             raise _ResponseTimeout
-
-    def _put_off_watchdog(self) -> None:
-        faulthandler.dump_traceback_later(3 * self._timeout_s, exit=True, file=STDERR)
+        self._is_over = True
 
 
 def pack(groups: Sequence[GroupRequest]) -> list[bytes]:

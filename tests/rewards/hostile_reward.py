@@ -12,6 +12,8 @@ def reward(response: ParsedResponse, query: GroundingQuery) -> float:
     deed = response.reasoning
     if deed == "sleep":
         time.sleep(60)
+    elif deed == "slow":
+        time.sleep(0.3)
     elif deed == "spin":
         _spin()
     elif deed == "spin and catch":

@@ -4,6 +4,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -73,7 +74,7 @@ def test_groups_that_come_together_travel_together_and_each_gets_its_own() -> No
         await asyncio.sleep(0)
         assert pool.num_waiting == 100
         await asyncio.sleep(0)
-        assert pool.num_waiting == 0 and len(pool._calls) <= 4
+        assert pool.num_waiting == 0 and len(pool._tasks) <= 4
         return await asyncio.gather(*tasks)
 
     expected = [Recipe(RewardConfig()).score(text, QUERY, WEIGHTS) for text in TEXTS]
@@ -138,6 +139,59 @@ def test_a_response_that_fails_twice_is_quarantined_and_takes_no_other_with_it(d
     assert len(outcome.reasons) == 2 and all(outcome.reasons)
 
 
+def test_responses_that_a_call_did_not_get_to_are_scored_by_the_next() -> None:
+    """Each takes 0.3 s, under its limit of 0.5 s; all of them in one call would take 3 s."""
+    groups = [doing(*["slow"] * 3), doing(*["slow"] * 7)]
+
+    async def score(pool: RewardPool) -> list[tuple[RewardParts | Unscored, ...]]:
+        return await asyncio.gather(*(pool.score(group, CUSTOM) for group in groups))
+
+    assert [is_scored(outcomes) for outcomes in in_pool(score, **HOSTILE)] == [[True] * 3, [True] * 7]
+
+
+def test_a_caller_that_is_cancelled_during_the_second_try_harms_no_other() -> None:
+    async def cancel_one(pool: RewardPool) -> tuple[RewardParts | Unscored, ...]:
+        poisoned = asyncio.create_task(pool.score(doing("die", "fine"), CUSTOM))
+        while pool._suspects_actor is None:
+            await asyncio.sleep(0.01)
+        poisoned.cancel()
+        outcomes = await pool.score(doing("fine", "raise"), CUSTOM)
+        assert poisoned.cancelled()
+        return outcomes
+
+    good, bad = in_pool(cancel_one, **HOSTILE)
+    assert isinstance(good, RewardParts)
+    assert isinstance(bad, Unscored) and bad.reasons == ("ValueError: no such thing",) * 2
+
+
+def test_an_actor_that_does_not_start_takes_no_groups() -> None:
+    async def grow_beyond_the_cluster(pool: RewardPool) -> None:
+        pool._config = replace(pool._config, num_cpus=1000)
+        pool.resize(3)
+        groups = await asyncio.gather(*(pool.score(group_of(TEXTS), WEIGHTS) for _ in range(20)))
+        assert all(all(is_scored(rewards)) for rewards in groups)
+
+    in_pool(grow_beyond_the_cluster)
+
+
+def test_a_fault_of_ours_ends_the_run_and_is_no_quarantine() -> None:
+    """A truth that no query should have: scoring it is a bug elsewhere, not a property of the responses."""
+    ill_formed = replace(group_of(TEXTS), query=replace(QUERY, segments=((38.0, 13.0),)))
+    with pytest.raises(RewardError, match=r"fault of museg_ray(.|\n)*ill-formed"):
+        in_pool(lambda pool: pool.score(ill_formed, WEIGHTS))
+
+
+def test_a_group_that_waits_while_the_pool_closes_fails_at_once() -> None:
+    async def close_with_work(pool: RewardPool) -> None:
+        tasks = [asyncio.create_task(pool.score(doing("slow", "slow"), CUSTOM)) for _ in range(10)]
+        await asyncio.sleep(0.1)
+        pool.close()
+        results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), timeout=10)
+        assert all(isinstance(result, RewardError) and "closed" in str(result) for result in results)
+
+    in_pool(close_with_work, **HOSTILE)
+
+
 def test_a_failure_is_never_a_score() -> None:
     """Every response of the group fails: none of them has a reward, not even 0."""
     outcomes = in_pool(lambda pool: pool.score(doing("raise", "die", "sleep"), CUSTOM), **HOSTILE)
@@ -200,8 +254,7 @@ def test_an_actor_sees_no_gpu_and_loads_no_torch() -> None:
 def test_closing_the_pool_ends_its_processes_also_the_one_for_suspects() -> None:
     async def actors(pool: RewardPool) -> list[object]:
         await pool.score(doing("raise"), CUSTOM)
-        members = [*pool._members, pool._suspects_member]
-        return [member.actor for member in members if member is not None]
+        return [*(member.actor for member in pool._members), pool._suspects_actor]
 
     closed = in_pool(actors, num_actors=2, **HOSTILE)
     assert len(closed) == 3

@@ -1,6 +1,7 @@
 """Batches in one process, with a reward of the user's that misbehaves."""
 
 import signal
+import time
 
 import pytest
 
@@ -13,6 +14,7 @@ WEIGHTS = RewardWeights(matching=1.0, timestamp=1.0, format=1.0)
 CUSTOM = RewardWeights(custom=1.0)
 QUERY = GroundingQuery("train/0", "video.mp4", "the red circle is visible", ((1.0, 2.0),), 12.0)
 HOSTILE = RewardConfig(custom="tests.rewards.hostile_reward.reward", response_timeout_s=0.2)
+HOSTILE_1_S = RewardConfig(custom="tests.rewards.hostile_reward.reward", response_timeout_s=1.0)
 
 
 def doing(deed: str) -> str:
@@ -28,11 +30,20 @@ def test_outcomes_are_those_of_the_recipe_in_order() -> None:
 
 
 @pytest.mark.parametrize("deed", ["sleep", "spin", "spin and catch"])
-def test_a_response_that_takes_too_long_is_broken_off_and_the_others_are_scored(deed: str) -> None:
-    texts = [doing("fine"), doing(deed), doing("fine"), doing(deed), doing("fine")]
-    (outcomes,) = BatchScorer(HOSTILE).score([(texts, QUERY, CUSTOM)])
-    assert [isinstance(outcome, RewardParts) for outcome in outcomes] == [True, False, True, False, True]
-    assert outcomes[1] == outcomes[3] == "not scored within rewards.response_timeout_s = 0.2 s"
+def test_a_response_that_takes_too_long_is_broken_off_and_ends_the_batch(deed: str) -> None:
+    texts = [doing("fine"), doing(deed), doing("not reached")]
+    start_s = time.monotonic()
+    outcomes, others = BatchScorer(HOSTILE).score([(texts, QUERY, CUSTOM), (texts, QUERY, CUSTOM)])
+    assert time.monotonic() - start_s < 5  # the response would take a minute
+    assert isinstance(outcomes[0], RewardParts)
+    assert outcomes[1:] == ["not scored within rewards.response_timeout_s = 0.2 s"]
+    assert others == []
+
+
+def test_a_batch_of_slow_responses_ends_after_its_time_and_breaks_none_of_them_off() -> None:
+    (outcomes,) = BatchScorer(HOSTILE_1_S).score([([doing("slow")] * 20, QUERY, CUSTOM)])
+    assert 3 <= len(outcomes) <= 5
+    assert all(isinstance(outcome, RewardParts) for outcome in outcomes)
 
 
 @pytest.mark.parametrize(("deed", "says"), [("raise", "ValueError: no such thing"), ("nan", "RewardError: ")])
