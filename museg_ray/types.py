@@ -13,6 +13,9 @@ import numpy.typing as npt
 Segment = tuple[float, float]
 """One time interval `(start_s, end_s)`, 0 <= start_s < end_s."""
 
+MAX_TIME_S = 1e12
+"""No time of a segment is later, so that sums of times stay finite and exact enough."""
+
 FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
 
@@ -118,3 +121,34 @@ class ScoredGroup:
     group: ResponseGroup
     rewards: tuple[RewardParts, ...]  # [G]
     advantages: FloatArray  # [G]
+
+
+@dataclass(frozen=True, slots=True)
+class SampledGroup:
+    """All that was sampled for a query, and what became of it."""
+
+    group: ResponseGroup
+    outcomes: tuple[RewardParts | Unscored, ...]  # [G]
+    scored: ScoredGroup | None
+    """Its scored responses, as the learner gets them; None when fewer than two are, and the group is filtered."""
+
+    @property
+    def unscored(self) -> tuple[Unscored, ...]:
+        """Responses without a reward: they are in no update."""
+        return tuple(outcome for outcome in self.outcomes if isinstance(outcome, Unscored))
+
+    @property
+    def advantages(self) -> tuple[float | None, ...]:
+        """[G] None where a response is in no update."""
+        known = iter(self.scored.advantages if self.scored is not None else ())
+        is_in_update = [self.scored is not None and isinstance(outcome, RewardParts) for outcome in self.outcomes]
+        return tuple(float(next(known)) if is_in else None for is_in in is_in_update)
+
+    @property
+    def filtered_because(self) -> str:
+        """Why the group is in no update; empty when it is in one."""
+        if self.scored is not None:
+            return ""
+        return (
+            f"{len(self.unscored)} of its responses could not be scored, the last one: {self.unscored[-1].reasons[-1]}"
+        )

@@ -3,14 +3,11 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-
-from museg_ray.errors import ResourceError
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +28,10 @@ class BenchResult:
     rows: tuple[Mapping[str, str | float], ...]
     targets: tuple[Target, ...]
 
-    def write(self, path: Path) -> None:
-        """Write the JSON object, whole or not at all.
-
-        Raises:
-            ResourceError: the file cannot be written.
-        """
+    def as_json(self) -> str:
+        """The object that `--json` writes."""
         content = {"bench": self.bench, "rows": list(self.rows), "targets": [asdict(target) for target in self.targets]}
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-            partial.replace(path)
-        except OSError as error:
-            raise ResourceError(f"Cannot write {path}: {error.strerror}.") from error
+        return json.dumps(content, indent=2) + "\n"
 
     def print(self, console: Console) -> None:
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1))

@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from museg_ray.cli.files import write_text
+
 bench = typer.Typer(help="Benchmarks against the naive or the published way, in one run.", no_args_is_help=True)
 
 
@@ -37,4 +39,4 @@ def rewards(
             ray.shutdown()
     result.print(console)
     if json_file is not None:
-        result.write(json_file)
+        write_text(json_file, result.as_json())

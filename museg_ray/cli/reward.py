@@ -16,9 +16,10 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
+from museg_ray.cli.files import write_text
 from museg_ray.config.load import load_config
 from museg_ray.config.schema import PhaseConfig, RewardConfig, RewardWeights
-from museg_ray.data.annotations import read_pairs, read_segments
+from museg_ray.data.annotations import expect, numbered_lines, read_object, read_pairs, read_segments, required
 from museg_ray.errors import ConfigError, DataError
 from museg_ray.report.timeline_text import TextTrack, text_timeline
 from museg_ray.rewards.answer import parse_items
@@ -48,8 +49,9 @@ class RecipeName(StrEnum):
 
 @reward.command("explain")
 def explain_command(
-    ground_truth: Annotated[str, typer.Option(help="True segments, e.g. '10-20 30.5-40' or '[[10, 20], [30.5, 40]]'.")],
+    ground_truth: Annotated[str, typer.Option(help="True segments, e.g. '10-20 30.5-40'; or as JSON.")],
     response: Annotated[str, typer.Option(help="The model's response; - reads it from standard input.")],
+    duration: Annotated[float | None, typer.Option(help="Seconds of the video, for a reward of your own.")] = None,
     question: Annotated[str, typer.Option(help="What was asked; shown, and given to a reward of your own.")] = "",
     config: Annotated[
         Path | None, typer.Option("--config", "-c", help="Score as this configuration or run's config.yaml does.")
@@ -62,7 +64,7 @@ def explain_command(
     truth = _ground_truth(ground_truth)
     text = sys.stdin.read() if response == "-" else response
     settings, weights = _settings(config, phase)
-    query = GroundingQuery("explain/0", video="", question=question, segments=truth)
+    query = GroundingQuery("explain/0", "", question, truth, duration)
     explanation = explain(text, query, settings, weights)
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -74,7 +76,7 @@ def explain_command(
 @reward.command("score")
 def score_command(
     responses: Annotated[
-        Path, typer.Argument(help='JSON lines of {"response", "ground_truth": [[start_s, end_s], …]}.')
+        Path, typer.Argument(help="JSON lines with response and ground_truth, the list of true segments.")
     ],
     out: Annotated[Path, typer.Option(help="File of rewards to write, one JSON line a response, in order.")],
     recipe: Annotated[RecipeName, typer.Option(help="Whose rewards.")] = RecipeName.PAPER,
@@ -87,14 +89,7 @@ def score_command(
         score(text, truth)
         for text, truth in track(rows, f"scoring {len(rows)} responses", console=console, transient=True)
     ]
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        partial.write_text("".join(json.dumps(row) + "\n" for row in scored), encoding="utf-8")
-        partial.replace(out)
-    except OSError as error:
-        raise DataError(
-            f"Cannot write {out}: {error.strerror}. Set --out to a file in a folder that exists."
-        ) from error
+    write_text(out, "".join(json.dumps(row) + "\n" for row in scored))
     console.print(_summary(scored, recipe))
     console.print(f"{len(scored)} rows in {out}", soft_wrap=True)
 
@@ -102,7 +97,7 @@ def score_command(
 def _ground_truth(given: str) -> tuple[Segment, ...]:
     try:
         value = json.loads(given)
-    except ValueError:
+    except (ValueError, RecursionError):
         segments, problem = parse_items(given)
         if problem:
             raise DataError(
@@ -198,13 +193,7 @@ def _read_rows(path: Path, recipe: RecipeName) -> Iterator[tuple[str, tuple[Segm
     Raises:
         DataError: the file cannot be read, or a row is not of the form; names file and line.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"Cannot read {path}: {error}. Expected UTF-8 JSON lines.") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(path):
         try:
             yield _read_row(line, recipe)
         except DataError as error:
@@ -212,14 +201,11 @@ def _read_rows(path: Path, recipe: RecipeName) -> Iterator[tuple[str, tuple[Segm
 
 
 def _read_row(line: str, recipe: RecipeName) -> tuple[str, tuple[Segment, ...]]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"not valid JSON ({error}); expected an object with response and ground_truth") from error
-    if not isinstance(row, dict) or not isinstance(row.get("response"), str) or "ground_truth" not in row:
-        raise DataError("expected an object with response, a text, and ground_truth, a list of [start_s, end_s]")
+    row = read_object(line, "response and ground_truth")
+    response = required(row, "response")
+    expect(isinstance(response, str), "response", response, "a text")
     read = read_segments if recipe is RecipeName.PAPER else read_pairs  # the published code takes what comes
-    return row["response"], tuple(read(row["ground_truth"], "ground_truth"))
+    return response, tuple(read(required(row, "ground_truth"), "ground_truth"))
 
 
 def _paper_row() -> Any:

@@ -3,6 +3,7 @@
 `load.py` reads YAML and `key=value` overrides into `Config`; `validate.py` holds the checks of values.
 """
 
+import os
 from dataclasses import dataclass, field
 
 
@@ -219,7 +220,11 @@ class TrainConfig:
 
 @dataclass
 class AlarmConfig:
-    """When a run warns that it goes wrong. What is compared is a mean over the last `window_steps` steps of a phase."""
+    """When a run warns that it goes wrong.
+
+    What is compared is a mean over the last `window_steps` steps of a phase that have the number: a step without a
+    multi-segment query has no share of single-segment answers, and one with a single query cannot tell videos apart.
+    """
 
     window_steps: int = 20
     """Steps of a window; no alarm is raised before a phase has so many. 0 turns all alarms off."""
@@ -272,7 +277,8 @@ class Config:
 
     def train_file(self, phase: PhaseConfig) -> str:
         """The annotation file that a phase draws its queries from."""
-        return phase.train or self.data.train
+        path = phase.train or self.data.train
+        return os.path.normpath(path) if path else ""
 
     def multi_segment_share(self, phase: PhaseConfig) -> float:
         """Share of multi-segment queries among those that a phase draws."""

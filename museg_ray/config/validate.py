@@ -33,6 +33,10 @@ def _validate_ranges(config: Config) -> None:
         ("video.num_actors", config.video.num_actors, 1),
         ("train.prompts_per_step", config.train.prompts_per_step, 1),
         ("video.max_frames", config.video.max_frames, 4),
+        ("rollout.num_cpus", config.rollout.num_cpus, 0),
+        ("rewards.num_cpus", config.rewards.num_cpus, 0),
+        ("video.num_cpus", config.video.num_cpus, 0),
+        ("learner.num_cpus", config.learner.num_cpus, 0),
     ]
     for key, value, least in at_least:
         _require(value >= least, f"{key} is {value}; it must be at least {least}.")
@@ -47,8 +51,8 @@ def _require_share(key: str, share: float) -> None:
 def _validate_rewards(config: Config) -> None:
     rewards, brevity = config.rewards, config.rewards.brevity
     _require(
-        rewards.response_timeout_s > 0.0,
-        f"rewards.response_timeout_s is {rewards.response_timeout_s:g}; it must be above 0.",
+        0.01 <= rewards.response_timeout_s <= 86_400.0,
+        f"rewards.response_timeout_s is {rewards.response_timeout_s:g}; it must lie between 0.01 and 86400 (a day).",
     )
     _require(
         0.0 < rewards.wasserstein_beta < math.inf,
@@ -70,10 +74,11 @@ def _validate_rewards(config: Config) -> None:
 
 
 def _validate_alarms(alarms: AlarmConfig) -> None:
-    _require(alarms.window_steps >= 0, f"alarms.window_steps is {alarms.window_steps}; it cannot be negative.")
     for limit in fields(alarms):
+        key, value = f"alarms.{limit.name}", getattr(alarms, limit.name)
         if limit.name.endswith("_share"):
-            _require_share(f"alarms.{limit.name}", getattr(alarms, limit.name))
+            _require_share(key, value)
+        _require(0.0 <= value < math.inf, f"{key} is {value}; it must be a number of at least 0.")
 
 
 def _validate_phase(where: str, phase: PhaseConfig) -> None:
@@ -101,6 +106,7 @@ def validate(config: Config) -> None:
         f"rollout.max_completion_tokens ({completion}) leaves no room for the prompt in model.max_tokens ({limit}).",
     )
     _require(bool(config.train.phases), "train.phases is empty; a run needs at least one phase with steps.")
+    _require(config.total_steps >= 1, "The phases of train.phases have 0 steps together; a run needs at least one.")
     names = [phase.name for phase in config.train.phases]
     for index, phase in enumerate(config.train.phases):
         _validate_phase(f"train.phases[{index}]", phase)

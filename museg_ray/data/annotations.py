@@ -3,12 +3,12 @@ where it is known, duration."""
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from museg_ray.errors import DataError
-from museg_ray.types import GroundingQuery, Segment
+from museg_ray.types import MAX_TIME_S, GroundingQuery, Segment
 
 TASKS = ("tvg", "tal")
 NUM_LISTED = 3
@@ -28,7 +28,7 @@ def read_annotations(path: Path, video_root: Path | None = None) -> list[Groundi
     root = (video_root or path.parent).absolute()
     queries: dict[str, GroundingQuery] = {}
     faults = []
-    for number, line in _numbered_lines(path):
+    for number, line in numbered_lines(path):
         try:
             query = _read_row(line, path.stem, root)
             if query.query_id in queries:
@@ -42,6 +42,23 @@ def read_annotations(path: Path, video_root: Path | None = None) -> list[Groundi
     if not queries:
         raise DataError(f"{path} has no rows; expected one JSON object a line.")
     return list(queries.values())
+
+
+def check_ids(queries_of_file: Mapping[str, Sequence[GroundingQuery]]) -> None:
+    """Make sure that no two files hold a query of the same id: ledger and rollouts tell queries apart by it.
+
+    Raises:
+        DataError: names both files and the id.
+    """
+    file_of: dict[str, str] = {}
+    for path, queries in queries_of_file.items():
+        for query in queries:
+            other = file_of.setdefault(query.query_id, path)
+            if other != path:
+                raise DataError(
+                    f"{other} and {path} both hold a query {query.query_id}: ids start with the file's name. "
+                    "Rename one of the files."
+                )
 
 
 def check_videos(queries: Iterable[GroundingQuery]) -> None:
@@ -60,33 +77,48 @@ def check_videos(queries: Iterable[GroundingQuery]) -> None:
         )
 
 
-def _numbered_lines(path: Path) -> list[tuple[int, str]]:
+def numbered_lines(path: Path) -> list[tuple[int, str]]:
+    """The lines of a JSON-lines file that are not blank, numbered from 1.
+
+    Raises:
+        DataError: it cannot be read, or is not UTF-8.
+    """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
-        raise DataError(f"Cannot read the annotation file {path}: {error.strerror}.") from error
+        raise DataError(f"Cannot read {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error}. Expected JSON lines.") from error
     return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
-def _read_row(line: str, stem: str, root: Path) -> GroundingQuery:
+def read_object(line: str, expected: str) -> dict[str, Any]:
+    """A line's JSON object.
+
+    Raises:
+        DataError: it is none; says that it should hold what is `expected`.
+    """
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DataError(f"not valid JSON ({error}); expected one object a line") from error
     if not isinstance(row, dict):
-        raise DataError(f"holds {_show(row)}; expected a JSON object with idx, problem, solution, video and task")
-    idx, problem, video, task = (_field(row, name) for name in ("idx", "problem", "video", "task"))
-    _expect(type(idx) in (int, str), "idx", idx, "a number or a text")
-    _expect(isinstance(problem, str) and bool(problem.strip()), "problem", problem, "a text")
-    _expect(isinstance(video, str) and bool(video.strip()), "video", video, "a path")
-    _expect(task in TASKS, "task", task, " or ".join(TASKS))
+        raise DataError(f"holds {_show(row)}; expected a JSON object with {expected}")
+    return row
+
+
+def _read_row(line: str, stem: str, root: Path) -> GroundingQuery:
+    row = read_object(line, "idx, problem, solution, video and task")
+    idx, problem, video, task = (required(row, name) for name in ("idx", "problem", "video", "task"))
+    expect(type(idx) in (int, str), "idx", idx, "a number or a text")
+    expect(isinstance(problem, str) and bool(problem.strip()), "problem", problem, "a text")
+    expect(isinstance(video, str) and bool(video.strip()), "video", video, "a path")
+    expect(task in TASKS, "task", task, " or ".join(TASKS))
     return GroundingQuery(
         query_id=f"{stem}/{idx}",
         video=str(root / video),
         question=problem,
-        segments=read_segments(_field(row, "solution"), "solution"),
+        segments=read_segments(required(row, "solution"), "solution"),
         duration_s=_duration_s(row.get("duration")),
         task=task,
     )
@@ -99,9 +131,9 @@ def read_pairs(value: Any, field: str) -> list[Segment]:
         DataError: anything else; names the field.
     """
     expected = "a list of [start_s, end_s] with 0 <= start_s < end_s"
-    _expect(isinstance(value, list) and bool(value), field, value, expected)
+    expect(isinstance(value, list) and bool(value), field, value, expected)
     for pair in value:
-        _expect(isinstance(pair, list) and len(pair) == 2 and all(map(_is_finite, pair)), field, pair, expected)
+        expect(isinstance(pair, list) and len(pair) == 2 and all(map(_is_finite, pair)), field, pair, expected)
     return [(float(start_s), float(end_s)) for start_s, end_s in value]
 
 
@@ -112,15 +144,16 @@ def read_segments(value: Any, field: str) -> tuple[Segment, ...]:
         DataError: not so, or a pair without 0 <= start_s < end_s; names the field.
     """
     segments = read_pairs(value, field)
-    for start_s, end_s in segments:
-        _expect(0 <= start_s < end_s, field, [start_s, end_s], "segments with 0 <= start_s < end_s")
+    expected = f"segments with 0 <= start_s < end_s <= {MAX_TIME_S:g}"
+    for pair in value:
+        expect(0 <= pair[0] < pair[1] <= MAX_TIME_S, field, pair, expected)
     return tuple(sorted(segments))
 
 
 def _duration_s(duration: Any) -> float | None:
     if duration is None:
         return None
-    _expect(_is_finite(duration) and duration > 0, "duration", duration, "seconds above 0, or no such field")
+    expect(_is_finite(duration) and duration > 0, "duration", duration, "seconds above 0, or no such field")
     return float(duration)
 
 
@@ -132,13 +165,15 @@ def _is_finite(value: Any) -> bool:
         return False
 
 
-def _field(row: dict[str, Any], name: str) -> Any:
+def required(row: dict[str, Any], name: str) -> Any:
+    """A field that must be there, else a DataError."""
     if name not in row:
         raise DataError(f"field {name!r} is missing; found {', '.join(map(repr, row)) or 'none'}")
     return row[name]
 
 
-def _expect(condition: bool, field: str, found: Any, expected: str) -> None:
+def expect(condition: bool, field: str, found: Any, expected: str) -> None:
+    """A DataError unless the condition holds."""
     if not condition:
         raise DataError(f"field {field!r} holds {_show(found)}; expected {expected}")
 

@@ -1,6 +1,7 @@
 """Alarms: the ways in which such a training is known to fail, looked for while it runs.
 
-An alarm compares means over the last `config.alarms.window_steps` steps of a phase with limits of `config.alarms`.
+An alarm compares means over the last `config.alarms.window_steps` steps of a phase that have the number with limits of
+`config.alarms`.
 None of them proves anything; each says what it saw and what to look at first.
 """
 
@@ -9,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 
-from museg_ray.config.schema import AlarmConfig, PhaseConfig
+from museg_ray.config.schema import AlarmConfig, PhaseConfig, RewardWeights
 from museg_ray.metrics import names
 
 
@@ -51,9 +52,10 @@ class _View:
     limits: AlarmConfig
     means: Mapping[str, float]
     """Metric -> mean over its window, where that is full."""
-    weighs_timestamp: bool
+    weights: RewardWeights
+    """Of the present phase."""
     matching_before: float | None
-    """r_M over the last window of the phase before; None without such a window."""
+    """r_M over the last full window of the phases before; None without such a window."""
     best_format: float
     """Highest r_F of a window so far, the present one included."""
 
@@ -68,14 +70,14 @@ def _single_segment(view: _View) -> Finding:
 
 
 def _timestamp_stuck(view: _View) -> Finding:
-    if not view.weighs_timestamp:
+    if not view.weights.timestamp:
         return {}
     return _mean_below(view, names.REWARD_TIMESTAMP, view.limits.min_timestamp, "r_T is {:.3f} on average")
 
 
 def _matching_falls(view: _View) -> Finding:
     now, before, limit = view.means.get(names.REWARD_MATCHING), view.matching_before, view.limits.matching_drop
-    if now is None or before is None or before - now <= limit:
+    if not view.weights.matching or now is None or before is None or before - now <= limit:
         return {}
     fall = f"{before - now:.3f} below the end of the phase before ({before:.3f})"
     return {names.REWARD_MATCHING: f"r_M is {now:.3f} on average, {fall}; the limit is {limit:g}"}
@@ -93,7 +95,7 @@ def _truncated(view: _View) -> Finding:
 
 def _format_falls(view: _View) -> Finding:
     now, best, limit = view.means.get(names.REWARD_FORMAT), view.best_format, view.limits.format_drop
-    if now is None or best - now <= limit:
+    if not view.weights.format or now is None or best - now <= limit:
         return {}
     fall = f"{best - now:.3f} below its best window ({best:.3f})"
     return {names.REWARD_FORMAT: f"r_F is {now:.3f} on average, {fall}; the limit is {limit:g}"}
@@ -193,7 +195,7 @@ class AlarmWatch:
 
     def __init__(self, config: AlarmConfig, phases: Sequence[PhaseConfig]) -> None:
         self._limits = config
-        self._citing_phases = {phase.name for phase in phases if phase.weights.timestamp > 0.0}
+        self._weights = {phase.name: phase.weights for phase in phases}
         self._phase_name: str | None = None  # before the first step
         self._windows = {metric: deque[tuple[int, float]](maxlen=config.window_steps) for metric in _WATCHED}
         self._matching_before: float | None = None
@@ -230,7 +232,8 @@ class AlarmWatch:
         return {rule.metric: float(rule.metric in self._raised) for rule in _RULES}
 
     def _enter(self, phase_name: str) -> None:
-        self._matching_before = self._means().get(names.REWARD_MATCHING)
+        # A phase shorter than the window leaves what the one before it reached.
+        self._matching_before = self._means().get(names.REWARD_MATCHING, self._matching_before)
         self._phase_name = phase_name
         for window in self._windows.values():
             window.clear()
@@ -246,8 +249,8 @@ class AlarmWatch:
     def _view(self) -> _View:
         means = self._means()
         self._best_format = max(self._best_format, means.get(names.REWARD_FORMAT, 0.0))
-        weighs_timestamp = self._phase_name in self._citing_phases
-        return _View(self._limits, means, weighs_timestamp, self._matching_before, self._best_format)
+        assert self._phase_name is not None, "a step has been observed"
+        return _View(self._limits, means, self._weights[self._phase_name], self._matching_before, self._best_format)
 
     def _alarm(self, rule: _Rule, finding: Finding) -> Alarm:
         steps = [step for metric in finding for step, _ in self._windows[metric]]

@@ -7,7 +7,7 @@ from statistics import fmean
 import numpy as np
 
 from museg_ray.metrics import names
-from museg_ray.types import RewardParts, ScoredGroup, Segment
+from museg_ray.types import RewardParts, SampledGroup, ScoredGroup, Segment
 
 FULL_LENGTH_SHARE = 0.9
 """An answer that covers at least this share of its video says nothing about when."""
@@ -18,18 +18,21 @@ Answered = tuple[ScoredGroup, tuple[Segment, ...]]
 """A valid answer and the group it belongs to."""
 
 
-def group_metrics(groups: Sequence[ScoredGroup], rollout_s: float) -> dict[str, float]:
+def group_metrics(sampled: Sequence[SampledGroup], rollout_s: float) -> dict[str, float]:
     """Metrics of one step's responses; a share that no response could count for is absent.
 
+    `rollout/*` are of all responses, the others of those that the learner gets.
+
     Args:
-        groups: at least one, each with at least two rewards.
+        sampled: at least one of them scored.
         rollout_s: seconds that their generation took, above 0.
 
     Returns:
         metric name -> value: `reward/*`, `rollout/*` and `answer/*`, all finite.
     """
+    groups = [group.scored for group in sampled if group.scored is not None]
     rewards = [parts for scored in groups for parts in scored.rewards]
-    responses = [response for scored in groups for response in scored.group.responses]
+    responses = [response for group in sampled for response in group.group.responses]
     return {
         **_reward_means(rewards),
         names.REWARD_STD: fmean(float(np.std([r.total for r in scored.rewards], ddof=1)) for scored in groups),

@@ -152,6 +152,8 @@ def _samples(run: RunFolder, phase: str) -> list[Sample]:
     """Of the last step of a phase that was written, the group whose rewards differ most; none where none was."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in run.last_rollouts(phase):
+        if row["advantage"] is None:  # in no update: nothing to compare
+            continue
         groups.setdefault(row["query_id"], []).append(row)
     if not groups:
         return []

@@ -56,12 +56,12 @@ def _bars(segments: Sequence[Segment], last_end_s: float, width: int) -> str:
 def _axis(last_end_s: float, width: int) -> str:
     """Round seconds under their places, as many as stand apart."""
     rough = last_end_s / NUM_TICKS
-    magnitude = 10.0 ** math.floor(math.log10(rough))
-    step_s = next(nice * magnitude for nice in NICE_STEPS if nice * magnitude >= rough * 0.999)
+    magnitude = 10.0 ** math.floor(math.log10(rough)) if rough else 1.0  # the shortest floats have no sixth
+    step_s = next((nice * magnitude for nice in NICE_STEPS if nice * magnitude >= rough * 0.999), rough)
     line = ""
     for index in range(math.floor(last_end_s / step_s) + 1):
         place = round(index * step_s / last_end_s * width)
         label = f"{index * step_s:g}" + (" s" if index == 0 else "")
-        if place >= len(line) + bool(line) and place + len(label) <= width + len(label) - 1:
+        if place >= len(line) + bool(line) and place < width:
             line = line.ljust(place) + label
     return line

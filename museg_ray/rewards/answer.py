@@ -7,7 +7,7 @@ Total over all texts, in bounded time: texts and answers have a greatest length,
 import re
 from typing import NamedTuple
 
-from museg_ray.types import Segment
+from museg_ray.types import MAX_TIME_S, Segment
 
 MAX_CHARS = 100_000
 """Longest response that is read, several times what 4096 tokens of reasoning hold; a longer one is invalid. It bounds
@@ -87,8 +87,9 @@ def parse_items(body: str) -> tuple[list[Segment], str]:
         if match is None:
             return [], f"{_shown(item)} is not of the form START-END, two plain numbers"
         start_s, end_s = float(match[1]), float(match[2])
-        if not start_s < end_s < float("inf"):  # 400 digits are a number by the grammar, but not a finite float
-            return [], f"{_shown(item)} does not end after its start"
+        if not start_s < end_s <= MAX_TIME_S:  # 400 digits are a number by the grammar
+            fault = "does not end after its start" if end_s <= start_s else f"is later than {MAX_TIME_S:g} s"
+            return [], f"{_shown(item)} {fault}"
         segments.append((start_s, end_s))
     return segments, ""
 

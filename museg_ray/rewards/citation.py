@@ -9,8 +9,8 @@ from museg_ray.types import Segment
 MAX_CITATIONS = 10
 """A time written more often than this in the reasoning does not count as cited: repetition is no reasoning."""
 
-_NUMBER = re.compile(r"(?<![0-9.])(?<![0-9]:)[0-9]++(?:\.[0-9]++)?+(?!\.[0-9]|:[0-9])")
-"""A whole number as written: neither the `10.0` in `110.0` nor any part of `1.2.3` or of the clock time `01:10`."""
+_NUMBER = re.compile(r"(?<![0-9])(?<!(?<!\.)\.)(?<![0-9]:)[0-9]++(?:\.[0-9]++)?+(?!\.[0-9]|:[0-9])")
+"""A whole number as written: neither the `10.0` in `110.0` nor any part of `1.2.3`, `.10` or the clock time `01:10`."""
 
 
 def timestamp_reward(segments: Iterable[Segment], reasoning: str, rule: str) -> float:

@@ -27,9 +27,10 @@ def load_reward(path: str) -> Reward:
     module_name, _, function_name = path.rpartition(".")
     try:
         function = getattr(importlib.import_module(module_name), function_name) if module_name else None
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever the user's module does while it is imported
+        fault = f"{type(error).__name__}: {error}"
         raise ConfigError(
-            f"rewards.custom is {path!r}, which cannot be imported: {error}. Expected package.module.function; the "
+            f"rewards.custom is {path!r}, which cannot be imported: {fault}. Expected package.module.function; the "
             "package must be installed, or lie in the working directory (in a Ray job: in --working-dir)."
         ) from error
     if not callable(function):

@@ -6,6 +6,7 @@ from museg_ray.config.schema import RewardConfig, RewardWeights
 from museg_ray.rewards.answer import ParsedResponse, parse_response
 from museg_ray.rewards.citation import MAX_CITATIONS, count_citations
 from museg_ray.rewards.matching import Match, match_segments
+from museg_ray.rewards.recall import THRESHOLDS
 from museg_ray.rewards.recipe import Recipe
 from museg_ray.rewards.segments import intersection, total_length, union
 from museg_ray.types import GroundingQuery, RewardParts, Segment
@@ -65,8 +66,22 @@ def _parts(
         ExplainedPart("r_T", "timestamp", rewards.timestamp, weights.timestamp, _why_timestamp(response, config)),
         ExplainedPart("r_F", "format", rewards.format, weights.format, how_format),
     )
-    further = (ExplainedPart("", name, value, getattr(weights, name), "") for name, value in rewards.extras)
+    further = (
+        ExplainedPart("", name, value, getattr(weights, name), _why_further(name, response, config))
+        for name, value in rewards.extras
+    )
     return (*(part for part in paper if has_local or part.symbol != "r_L"), *further)
+
+
+def _why_further(name: str, response: ParsedResponse, config: RewardConfig) -> str:
+    brevity = config.brevity
+    return {
+        "tiou": "IoU of the covered time",
+        "recall": f"share of {', '.join(f'{t:g}' for t in THRESHOLDS)} that the IoU of the covered time reaches",
+        "wasserstein": f"exp(-{config.wasserstein_beta:g} W1 / covered seconds)",
+        "brevity": f"{len(response.text)} characters; 1 up to {brevity.free_chars}, 0 from {brevity.max_chars} on",
+        "custom": config.custom,
+    }[name]
 
 
 def _why_global(response: ParsedResponse, truth: tuple[Segment, ...], config: RewardConfig) -> str:
@@ -90,8 +105,8 @@ def _why_timestamp(response: ParsedResponse, config: RewardConfig) -> str:
     if response.answer_problem:
         return response.answer_problem
     counts = count_citations(response.segments, response.reasoning)
-    absent = [f"{time_s:g}" for time_s, count in counts.items() if not count]
-    too_often = [f"{time_s:g} ({count} times)" for time_s, count in counts.items() if count > MAX_CITATIONS]
+    absent = [f"{time_s:.10g}" for time_s, count in counts.items() if not count]
+    too_often = [f"{time_s:.10g} ({count} times)" for time_s, count in counts.items() if count > MAX_CITATIONS]
     faults = [f"not in the reasoning: {', '.join(absent)}"] if absent else []
     faults += [f"there more than {MAX_CITATIONS} times: {', '.join(too_often)}"] if too_often else []
     if faults:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from museg_ray.config.schema import FURTHER_REWARDS
-from museg_ray.types import GroundingQuery, ScoredGroup, Segment
+from museg_ray.types import GroundingQuery, RewardParts, SampledGroup, Segment, Unscored
 
 
 class Outcome(StrEnum):
@@ -111,15 +111,16 @@ ROLLOUT_SCHEMA = pa.schema(
         pa.field("response_index", pa.int32(), nullable=False),  # 0 .. G - 1
         pa.field("text", pa.string(), nullable=False),
         pa.field("predicted", _SEGMENTS, nullable=False),
-        pa.field("reward_total", pa.float64(), nullable=False),
-        pa.field("reward_matching", pa.float64(), nullable=False),
-        pa.field("reward_global", pa.float64(), nullable=False),
-        pa.field("reward_local", pa.float64(), nullable=False),
-        pa.field("reward_timestamp", pa.float64(), nullable=False),
-        pa.field("reward_format", pa.float64(), nullable=False),
+        # null where the response could not be scored
+        pa.field("reward_total", pa.float64()),
+        pa.field("reward_matching", pa.float64()),
+        pa.field("reward_global", pa.float64()),
+        pa.field("reward_local", pa.float64()),
+        pa.field("reward_timestamp", pa.float64()),
+        pa.field("reward_format", pa.float64()),
         # null where the phase does not weigh them
         *(pa.field(f"reward_{name}", pa.float64()) for name in FURTHER_REWARDS),
-        pa.field("advantage", pa.float32(), nullable=False),
+        pa.field("advantage", pa.float32()),  # null where the response is in no update
         pa.field("num_tokens", pa.int32(), nullable=False),
         pa.field("finished", pa.bool_(), nullable=False),
         pa.field("weight_version", pa.int64(), nullable=False),
@@ -143,9 +144,9 @@ class RolloutLog:
         self._rows: list[dict[str, Any]] = []
         self._steps: list[int] = []
 
-    def append(self, step: int, phase: str, groups: Sequence[ScoredGroup]) -> None:
+    def append(self, step: int, phase: str, groups: Sequence[SampledGroup]) -> None:
         """Add the responses of one optimiser step."""
-        self._rows += [row for scored in groups for row in _response_rows(step, phase, scored)]
+        self._rows += [row for sampled in groups for row in _response_rows(step, phase, sampled)]
         self._steps.append(step)
         if len(self._steps) == STEPS_PER_PART:
             self._write_part()
@@ -161,8 +162,8 @@ class RolloutLog:
         self._rows, self._steps = [], []
 
 
-def _response_rows(step: int, phase: str, scored: ScoredGroup) -> list[dict[str, Any]]:
-    group, query = scored.group, scored.group.query
+def _response_rows(step: int, phase: str, sampled: SampledGroup) -> list[dict[str, Any]]:
+    group, query = sampled.group, sampled.group.query
     return [
         {
             "step": step,
@@ -172,23 +173,31 @@ def _response_rows(step: int, phase: str, scored: ScoredGroup) -> list[dict[str,
             "truth": _segment_structs(query.segments),
             "response_index": index,
             "text": response.text,
-            "predicted": _segment_structs(reward.predicted),
-            "reward_total": reward.total,
-            "reward_matching": reward.matching,
-            "reward_global": reward.global_match,
-            "reward_local": reward.local_match,
-            "reward_timestamp": reward.timestamp,
-            "reward_format": reward.format,
-            **{f"reward_{name}": value for name, value in reward.extras},
-            "advantage": float(advantage),
+            **_reward_columns(outcome),
+            "advantage": advantage,
             "num_tokens": len(response.token_ids),
             "finished": response.finished,
             "weight_version": group.weight_version,
         }
-        for index, (response, reward, advantage) in enumerate(
-            zip(group.responses, scored.rewards, scored.advantages, strict=True)
+        for index, (response, outcome, advantage) in enumerate(
+            zip(group.responses, sampled.outcomes, sampled.advantages, strict=True)
         )
     ]
+
+
+def _reward_columns(outcome: RewardParts | Unscored) -> dict[str, Any]:
+    if isinstance(outcome, Unscored):
+        return {"predicted": []}
+    return {
+        "predicted": _segment_structs(outcome.predicted),
+        "reward_total": outcome.total,
+        "reward_matching": outcome.matching,
+        "reward_global": outcome.global_match,
+        "reward_local": outcome.local_match,
+        "reward_timestamp": outcome.timestamp,
+        "reward_format": outcome.format,
+        **{f"reward_{name}": value for name, value in outcome.extras},
+    }
 
 
 def _segment_structs(segments: Sequence[Segment]) -> list[dict[str, float]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from museg_ray.config.load import MODEL_CONFIG_FILE, save_config
 from museg_ray.config.schema import Config
-from museg_ray.data.annotations import check_videos, read_annotations
+from museg_ray.data.annotations import check_ids, check_videos, read_annotations
 from museg_ray.data.sampler import QuerySampler
 from museg_ray.data.synthetic.corpus import ensure_corpus
 from museg_ray.errors import ConfigError
@@ -56,7 +56,7 @@ class _Notes:
     def add(self, result: StepResult) -> None:
         self.gap_means.append(result.metrics[names.PARITY_GAP_MEAN])
         self.gap_max = max(self.gap_max, result.metrics[names.PARITY_GAP_MAX])
-        num_responses = sum(len(scored.group.responses) for scored in result.groups)
+        num_responses = sum(len(sampled.group.responses) for sampled in result.groups)
         self.num_responses += num_responses
         self.rollout_s += num_responses / result.metrics[names.ROLLOUT_RESPONSES_PER_S]
 
@@ -118,11 +118,14 @@ class _Session:
             else:
                 heldout = self._read("data.heldout", data.heldout)
             for phase in self._config.train.phases:
+                if not phase.steps:
+                    continue
                 path = self._config.train_file(phase)
                 if path not in train:
                     train[path] = self._read("data.train", path)
                 # Tried now: without queries of a kind, a late phase would end the run after hours.
                 QuerySampler(train[path], 0).start_phase(self._config.multi_segment_share(phase))
+            check_ids(train)
             heldout = spread(heldout, self._config.evaluation.num_queries)
             check_videos([*chain(*train.values()), *heldout])
         return train, heldout

@@ -34,7 +34,7 @@ from museg_ray.rollout.engine import Sampling
 from museg_ray.train.ledger import Ledger, Outcome
 from museg_ray.train.parts import Parts
 from museg_ray.train.quarantine import Quarantine
-from museg_ray.types import GroundingQuery, ResponseGroup, RewardParts, ScoredGroup, Unscored
+from museg_ray.types import GroundingQuery, ResponseGroup, RewardParts, SampledGroup, ScoredGroup, Unscored
 
 QUEUE_WATCH_S = 0.05
 """How often the queues are looked at; a step's queue metrics are the peaks seen."""
@@ -45,7 +45,7 @@ class StepResult:
     step: int
     """From 1."""
     phase: str
-    groups: list[ScoredGroup]
+    groups: list[SampledGroup]
     metrics: dict[str, float]
 
 
@@ -67,23 +67,11 @@ class StepListener(Protocol):
 class _Timed:
     """A group with what each of its stages took."""
 
-    scored: ScoredGroup | None
-    """None when it was filtered."""
-    unscored: tuple[Unscored, ...]
-    """Responses that have no reward, and so are in no update."""
+    sampled: SampledGroup
     clip: ray.ObjectRef
     clip_s: float
     rollout_s: float
     reward_s: float
-
-    @property
-    def filtered_because(self) -> str:
-        """Why the group is in no update; empty when it is in one."""
-        if self.scored is not None:
-            return ""
-        return (
-            f"{len(self.unscored)} of its responses could not be scored, the last one: {self.unscored[-1].reasons[-1]}"
-        )
 
 
 class Trainer:
@@ -142,12 +130,13 @@ class Trainer:
                 self._ledger.finish(issue, Outcome.FAILED, reason=f"{type(error).__name__}: {error}")
             raise
         for issue, t in zip(issues, timed, strict=True):
-            outcome = Outcome.FILTERED if t.filtered_because else Outcome.TRAINED
-            self._ledger.finish(issue, outcome, reason=t.filtered_because, weight_version=self.weight_version)
+            reason = t.sampled.filtered_because
+            outcome = Outcome.FILTERED if reason else Outcome.TRAINED
+            self._ledger.finish(issue, outcome, reason=reason, weight_version=self.weight_version)
         learned_s = time.monotonic()
         await self._push_weights()
         end_s = time.monotonic()
-        groups = [t.scored for t in timed if t.scored is not None]
+        groups = [t.sampled for t in timed]
         metrics = group_metrics(groups, rolled_out_s - start_s) | learned | self._stage_metrics(timed)
         metrics[names.TIME_LEARNER_S] = learned_s - rolled_out_s
         metrics[names.TIME_SYNC_S] = end_s - learned_s
@@ -156,7 +145,7 @@ class Trainer:
 
     def _stage_metrics(self, timed: list[_Timed]) -> dict[str, float]:
         return {
-            names.REWARD_QUARANTINED: float(sum(len(t.unscored) for t in timed)),
+            names.REWARD_QUARANTINED: float(sum(len(t.sampled.unscored) for t in timed)),
             names.TIME_CLIPS_S: max(t.clip_s for t in timed),
             names.TIME_ROLLOUT_S: max(t.rollout_s for t in timed),
             names.TIME_REWARD_S: max(t.reward_s for t in timed),
@@ -203,8 +192,8 @@ class Trainer:
         end_s = time.monotonic()
         self._quarantine.add(step, group, outcomes)
         scored = _scored_group(group, outcomes, self._config.algo.scale_advantages)
-        unscored = tuple(outcome for outcome in outcomes if isinstance(outcome, Unscored))
-        return _Timed(scored, unscored, clip, clip_s - start_s, rollout_s - clip_s, end_s - rollout_s)
+        sampled = SampledGroup(group, outcomes, scored)
+        return _Timed(sampled, clip, clip_s - start_s, rollout_s - clip_s, end_s - rollout_s)
 
     async def _learn(self, timed: list[_Timed]) -> dict[str, float]:
         """One optimiser step.
@@ -214,13 +203,14 @@ class Trainer:
             ParityError: the mean log-prob gap exceeds `train.max_logprob_gap`. At staleness 0 both sides hold the same
                 weights, so a gap means stale weights or positions, and training would be off-policy without a sign.
         """
-        clips = {t.scored.group.clip_key: t.clip for t in timed if t.scored is not None}
-        if not clips:
+        groups = [t.sampled.scored for t in timed if t.sampled.scored is not None]
+        if not groups:
             raise RewardError(
-                f"No group of the step could be scored: {timed[-1].filtered_because}. "
+                f"No group of the step could be scored: {timed[-1].sampled.filtered_because}. "
                 f"Their texts and all reasons are in {self._quarantine.path}."
             )
-        learned = await self._parts.learner.update([t.scored for t in timed if t.scored is not None], clips)
+        clips = {t.sampled.group.clip_key: t.clip for t in timed if t.sampled.scored is not None}
+        learned = await self._parts.learner.update(groups, clips)
         gap, limit = learned[names.PARITY_GAP_MEAN], self._config.train.max_logprob_gap
         if not gap <= limit:  # also for a gap that is no number
             raise ParityError(

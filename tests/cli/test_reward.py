@@ -13,7 +13,7 @@ from museg_ray.bench.golden import golden_cases
 from museg_ray.cli.demo import demo_config_path
 from museg_ray.cli.main import app
 from museg_ray.config.schema import RewardConfig, RewardWeights
-from museg_ray.errors import ConfigError, DataError
+from museg_ray.errors import ConfigError, DataError, ResourceError
 from museg_ray.rewards.recipe import Recipe
 from museg_ray.types import GroundingQuery
 
@@ -83,7 +83,7 @@ def test_a_runs_configuration_and_phase_give_the_weights(tmp_path: Path) -> None
     lines = explained("--config", str(config), "--phase", "b")
     assert line_of("matching", lines).startswith("r_M matching 0.314 x 2 0.628 r_G (rewards.local_matching is none)")
     assert line_of("timestamp", lines).startswith("r_T timestamp 0.750 x 0 0.000")
-    assert line_of("tiou", lines) == "tiou 0.314 x 0.5 0.157"
+    assert line_of("tiou", lines) == "tiou 0.314 x 0.5 0.157 IoU of the covered time"
     assert not [line for line in lines if line.startswith("r_L")]
 
 
@@ -96,7 +96,7 @@ def test_the_demos_second_phase_does_not_count_timestamps() -> None:
     ("options", "error", "says"),
     [
         (["--ground-truth", "5-1"], DataError, "'5-1' does not end after its start"),
-        (["--ground-truth", "[[5, 1]]"], DataError, r"--ground-truth.*\[5.0, 1.0\]"),
+        (["--ground-truth", "[[5, 1]]"], DataError, r"--ground-truth.*\[5, 1\]"),
         (["--ground-truth", ""], DataError, "the answer is empty"),
         (["--ground-truth", "1-2", "--phase", "free"], ConfigError, "--phase needs --config"),
         (["--ground-truth", "1-2", "-c", str(demo_config_path()), "--phase", "x"], ConfigError, "'timestamps', 'free'"),
@@ -148,11 +148,12 @@ def test_a_reward_that_is_no_number_is_null(tmp_path: Path) -> None:
     ("line", "says"),
     [
         ("{", "not valid JSON"),
-        ("[1]", "expected an object with response"),
-        ('{"response": 1, "ground_truth": [[1, 2]]}', "expected an object with response"),
-        ('{"response": ""}', "ground_truth"),
+        ("[" * 100_000, "not valid JSON"),
+        ("[1]", "expected a JSON object with response and ground_truth"),
+        ('{"response": 1, "ground_truth": [[1, 2]]}', "field 'response' holds 1; expected a text"),
+        ('{"response": ""}', "field 'ground_truth' is missing"),
         ('{"response": "", "ground_truth": []}', r"field 'ground_truth' holds \[\]"),
-        ('{"response": "", "ground_truth": [[38, 13]]}', r"'ground_truth' holds \[38.0, 13.0\]"),
+        ('{"response": "", "ground_truth": [[38, 13]]}', r"'ground_truth' holds \[38, 13\]"),
     ],
 )
 def test_a_bad_row_is_named_and_nothing_is_written(line: str, says: str, tmp_path: Path) -> None:
@@ -173,5 +174,8 @@ def test_the_reference_takes_a_reversed_truth_as_it_is(tmp_path: Path) -> None:
 def test_files_that_cannot_be_read_or_written_are_named(golden_file: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere\.jsonl"):
         scored(tmp_path / "nowhere.jsonl", tmp_path / "out.jsonl")
-    with pytest.raises(DataError, match=r"Cannot write .*absent"):
+    with pytest.raises(ResourceError, match=r"Cannot write .*absent"):
         scored(golden_file, tmp_path / "absent" / "out.jsonl")
+    with pytest.raises(ResourceError, match=r"Cannot write .*it is a folder"):
+        scored(golden_file, tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -6,7 +6,16 @@ import pytest
 
 from museg_ray.metrics import names
 from museg_ray.metrics.groups import group_metrics
-from museg_ray.types import GroundingQuery, Response, ResponseGroup, RewardParts, ScoredGroup, Segment
+from museg_ray.types import (
+    GroundingQuery,
+    Response,
+    ResponseGroup,
+    RewardParts,
+    SampledGroup,
+    ScoredGroup,
+    Segment,
+    Unscored,
+)
 
 DURATION_S = 10.0
 ONE = ((1.0, 3.0),)
@@ -32,7 +41,7 @@ def answered(*answers: tuple[Segment, ...], truth: tuple[Segment, ...] = ONE, vi
 
 
 def metrics_of(*groups: ScoredGroup) -> dict[str, float]:
-    return group_metrics(groups, rollout_s=2.0)
+    return group_metrics([SampledGroup(g.group, g.rewards, g) for g in groups], rollout_s=2.0)
 
 
 def test_rewards_are_means_over_the_responses_of_all_groups():
@@ -122,3 +131,15 @@ def test_where_the_truth_is_the_whole_video_a_full_length_answer_is_no_sign():
     full = ((0.0, 10.0),)
     assert names.ANSWER_FULL_LENGTH_SHARE not in metrics_of(answered(full, full, truth=full))
     assert metrics_of(answered(full, full, truth=full), answered(full, ONE))[names.ANSWER_FULL_LENGTH_SHARE] == 0.5
+
+
+def test_unscored_responses_count_as_rolled_out_and_in_no_reward():
+    whole = scored([reward(1.0), reward(3.0), reward(5.0)], finished=False)
+    kept = scored([reward(1.0), reward(3.0)], finished=False)
+    filtered = scored([reward(9.0)] * 3)
+    died = Unscored("text", ("died", "died"))
+    partly = SampledGroup(whole.group, (*kept.rewards, died), kept)
+    metrics = group_metrics([partly, SampledGroup(filtered.group, (died,) * 3, None)], rollout_s=2.0)
+    assert metrics[names.ROLLOUT_RESPONSES_PER_S] == 3.0
+    assert metrics[names.ROLLOUT_TRUNCATED_SHARE] == 0.5
+    assert metrics[names.REWARD_TOTAL] == 2.0

@@ -13,7 +13,7 @@ from museg_ray.metrics import names
 from museg_ray.metrics.recorder import Recorder
 from museg_ray.report.page import write_report
 from museg_ray.train.ledger import RolloutLog
-from museg_ray.types import GroundingQuery, Response, ResponseGroup, RewardParts, ScoredGroup, Segment
+from museg_ray.types import GroundingQuery, Response, ResponseGroup, RewardParts, SampledGroup, ScoredGroup, Segment
 
 GROUP_SIZE = 4
 SCORES = {"miou": 0.48, "r1_at_05": 0.51, "multi_f1_at_05": 0.31, "count_accuracy": 0.41, "format_rate": 0.94}
@@ -44,7 +44,7 @@ def step_metrics(step: int, cites: bool, rng: np.random.Generator) -> dict[str, 
     }
 
 
-def scored_group(query: GroundingQuery, version: int) -> ScoredGroup:
+def sampled_group(query: GroundingQuery, version: int) -> SampledGroup:
     rewards, responses = [], []
     for index in range(GROUP_SIZE):
         shift = 0.4 * index
@@ -56,7 +56,8 @@ def scored_group(query: GroundingQuery, version: int) -> ScoredGroup:
         responses.append(Response(tuple(range(40)), np.zeros(40, np.float32), text, finished=True))
     totals = np.array([reward.total for reward in rewards], np.float32)
     group = ResponseGroup(query, "clip", 12.0, (1, 2), tuple(responses), version)
-    return ScoredGroup(group, tuple(rewards), (totals - totals.mean()) / totals.std())
+    scored = ScoredGroup(group, tuple(rewards), (totals - totals.mean()) / totals.std())
+    return SampledGroup(group, scored.rewards, scored)
 
 
 def write_answers(path: Path, queries: Sequence[GroundingQuery], error_s: float, rng: np.random.Generator) -> None:
@@ -103,7 +104,7 @@ def build_run_folder(
     for step in range(1, num_steps + 1):
         phase = phases[0] if step <= phase_steps[0] else phases[1]
         recorder.log(step, phase.name, step_metrics(step, phase is phases[0], rng))
-        rollouts.append(step, phase.name, [scored_group(query, step) for query in queries[:2]])
+        rollouts.append(step, phase.name, [sampled_group(query, step) for query in queries[:2]])
     recorder.close()
     rollouts.close()
     write_answers(run_dir / "evaluation" / "before.jsonl", queries, 1.0, rng)

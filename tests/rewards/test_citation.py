@@ -16,6 +16,7 @@ ANSWER = [(10.0, 20.5)]
         "10.004 and 20.496",
         "010 to 20.500",
         "times:10, 20.5:",
+        "from...10 to 20.5...",
         "10 10.0 10.00 then 20.5",
     ],
 )
@@ -36,6 +37,7 @@ def test_times_written_as_numbers_are_cited(reasoning: str) -> None:
         "\u0661\u0660 to 20.5",  # 10 in Arabic digits
         "ten to 20.5",
         "0:10 to 20.5",
+        ".10 to 20.5",
         "10:20 to 20.5",
     ],
 )

@@ -5,16 +5,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from museg_ray.train.ledger import STEPS_PER_PART, Ledger, Outcome, RolloutLog
-from museg_ray.types import GroundingQuery, Response, ResponseGroup, RewardParts, ScoredGroup
+from museg_ray.types import GroundingQuery, Response, ResponseGroup, RewardParts, SampledGroup, ScoredGroup, Unscored
 
 QUERY = GroundingQuery("train/7", "/videos/7.mp4", "the red circle is visible", ((1.0, 2.5),))
 
 
-def scored_group(num_responses: int = 2) -> ScoredGroup:
+def sampled_group(num_responses: int = 2) -> SampledGroup:
     response = Response((5, 6, 2), np.zeros(3, np.float32), "<answer>1.0-2.0</answer>", finished=True)
     reward = RewardParts(1.6, 0.6, 0.7, 0.65, 0.0, 1.0, predicted=((1.0, 2.0),), extras=(("recall", 0.5),))
     group = ResponseGroup(QUERY, "clip", 12.0, (1, 2), (response,) * num_responses, weight_version=4)
-    return ScoredGroup(group, (reward,) * num_responses, np.linspace(-1, 1, num_responses, dtype=np.float32))
+    rewards = (reward,) * num_responses
+    scored = ScoredGroup(group, rewards, np.linspace(-1, 1, num_responses, dtype=np.float32))
+    return SampledGroup(group, rewards, scored)
 
 
 def test_every_issue_is_written_with_its_end(tmp_path: Path):
@@ -73,7 +75,7 @@ def test_a_ledger_written_again_replaces_the_old_file_and_leaves_nothing_beside_
 
 def test_a_rollout_row_holds_what_its_reward_was_computed_from(tmp_path: Path):
     log = RolloutLog(tmp_path / "rollouts.parquet")
-    log.append(3, "free", [scored_group()])
+    log.append(3, "free", [sampled_group()])
     log.close()
     first, second = pq.read_table(tmp_path / "rollouts.parquet").to_pylist()
     assert (first["step"], first["phase"], first["query_id"], first["weight_version"]) == (3, "free", "train/7", 4)
@@ -84,10 +86,24 @@ def test_a_rollout_row_holds_what_its_reward_was_computed_from(tmp_path: Path):
     assert [(row["response_index"], row["advantage"]) for row in (first, second)] == [(0, -1.0), (1, 1.0)]
 
 
+def test_a_response_without_a_score_is_logged_at_its_place_with_nulls(tmp_path: Path):
+    three = sampled_group(3)
+    good, _, other = three.outcomes
+    scored = ScoredGroup(three.group, (good, other), np.array([-1, 1], dtype=np.float32))
+    outcomes = (good, Unscored("text", ("died", "died")), other)
+    log = RolloutLog(tmp_path / "rollouts.parquet")
+    log.append(1, "free", [SampledGroup(three.group, outcomes, scored), SampledGroup(three.group, outcomes, None)])
+    log.close()
+    rows = pq.read_table(tmp_path / "rollouts.parquet").to_pylist()
+    assert [row["response_index"] for row in rows] == [0, 1, 2] * 2
+    assert [row["reward_total"] for row in rows] == [1.6, None, 1.6] * 2
+    assert [row["advantage"] for row in rows] == [-1.0, None, 1.0, None, None, None]
+
+
 def test_rollouts_of_a_run_that_was_killed_can_be_read(tmp_path: Path):
     log = RolloutLog(tmp_path / "rollouts.parquet")
     for step in range(1, STEPS_PER_PART + 3):
-        log.append(step, "free", [scored_group()])
+        log.append(step, "free", [sampled_group()])
     steps = pq.read_table(tmp_path / "rollouts.parquet", columns=["step"])["step"].to_pylist()
     assert sorted(set(steps)) == list(range(1, STEPS_PER_PART + 1))
 
@@ -96,6 +112,6 @@ def test_closing_writes_the_last_steps_and_an_empty_log_writes_none(tmp_path: Pa
     log = RolloutLog(tmp_path / "rollouts.parquet")
     log.close()
     assert list((tmp_path / "rollouts.parquet").iterdir()) == []
-    log.append(1, "free", [scored_group(), scored_group(3)])
+    log.append(1, "free", [sampled_group(), sampled_group(3)])
     log.close()
     assert pq.read_table(tmp_path / "rollouts.parquet").num_rows == 5
