@@ -8,7 +8,7 @@ what, where (file, row, key), what was expected and what to do; the command line
   + ModelError       (ValueError)    a model folder
   + ResourceError    (RuntimeError)  ports, disk, memory, cluster capacity
   + RolloutError     (RuntimeError)  the rollout engine failed
-  + RewardError      (RuntimeError)  a group of responses could not be scored
+  + RewardError      (RuntimeError)  rewards cannot be computed
   + LearnerError     (RuntimeError)  the learner could not make an update
   + WeightSyncError  (RuntimeError)  a weight push failed or left an actor at another version
   + ParityError      (RuntimeError)  rollout and learner disagree about the same tokens
@@ -46,7 +46,8 @@ class RolloutError(MusegError, RuntimeError):
 
 
 class RewardError(MusegError, RuntimeError):
-    """A group could not be scored on any reward actor: names the query. Never a silent reward of 0."""
+    """Rewards cannot be computed: no actor starts, no group of a step is left, a reward of the user's is out of range,
+    or a fault of ours. Never a silent reward of 0."""
 
 
 class LearnerError(MusegError, RuntimeError):

@@ -19,7 +19,7 @@ def _benchmarks() -> None:
 
 @bench.command()
 def rewards(
-    rounds: Annotated[int, typer.Option(min=1, help="Measurements; the median counts.")] = 9,
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements; the median counts.")] = 15,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")] = None,
 ) -> None:
     """Responses a second of both reward recipes, and the overhead of the reward pool."""

@@ -21,6 +21,15 @@ _NUMBER = r"[0-9]++(?:\.[0-9]++)?+"  # not \d, which takes the digits of every s
 _ITEM = re.compile(rf"({_NUMBER})-({_NUMBER})")
 
 
+class Block(NamedTuple):
+    """A tagged stretch of a text; positions in characters."""
+
+    start: int  # of the opening tag
+    body_start: int
+    body_end: int
+    end: int  # after the closing tag
+
+
 class ParsedResponse(NamedTuple):
     """A response, read once for all rewards."""
 
@@ -32,22 +41,12 @@ class ParsedResponse(NamedTuple):
     """Text of the one think block, empty when there is none."""
     answer_problem: str
     """Why the answer is invalid; empty when it is valid."""
-    format_problem: str
-    """Why the response is not well-formed; empty when it is."""
-
-    @property
-    def well_formed(self) -> bool:
-        """Exactly one think block and then one valid answer block, with only white space around them (r_F = 1)."""
-        return not self.format_problem
-
-
-class _Block(NamedTuple):
-    """A tagged stretch of a text; positions in characters."""
-
-    start: int  # of the opening tag
-    body_start: int
-    body_end: int
-    end: int  # after the closing tag
+    think: Block | None
+    """The one think block."""
+    think_problem: str
+    """Why there is none; empty when there is."""
+    answer: Block | None
+    """The one answer block, valid or not."""
 
 
 def parse_response(text: str) -> ParsedResponse:
@@ -60,14 +59,14 @@ def parse_response(text: str) -> ParsedResponse:
     """
     if len(text) > MAX_CHARS:
         problem = f"the response has {len(text)} characters; at most {MAX_CHARS} are read"
-        return ParsedResponse(text, (), "", problem, problem)
+        return ParsedResponse(text, (), "", problem, None, problem, None)
     think, think_problem = _find_block(text, "think")
     answer, answer_problem = _find_block(text, "answer")
     segments: tuple[Segment, ...] = ()
     if answer:
         segments, answer_problem = _parse_segments(text[answer.body_start : answer.body_end])
-    format_problem = answer_problem or think_problem or _order_problem(text, think, answer)
-    return ParsedResponse(text, segments, _reasoning(text, think, answer), answer_problem, format_problem)
+    reasoning = _reasoning(text, think, answer)
+    return ParsedResponse(text, segments, reasoning, answer_problem, think, think_problem, answer)
 
 
 def parse_items(body: str) -> tuple[list[Segment], str]:
@@ -85,11 +84,11 @@ def parse_items(body: str) -> tuple[list[Segment], str]:
     for item in items:
         match = _ITEM.fullmatch(item)
         if match is None:
-            return [], f"{_shown(item)} is not of the form START-END, two plain numbers"
+            return [], f"{shown(item)} is not of the form START-END, two plain numbers"
         start_s, end_s = float(match[1]), float(match[2])
         if not start_s < end_s <= MAX_TIME_S:  # 400 digits are a number by the grammar
             fault = "does not end after its start" if end_s <= start_s else f"is later than {MAX_TIME_S:g} s"
-            return [], f"{_shown(item)} {fault}"
+            return [], f"{shown(item)} {fault}"
         segments.append((start_s, end_s))
     return segments, ""
 
@@ -99,7 +98,7 @@ def _parse_segments(body: str) -> tuple[tuple[Segment, ...], str]:
     return tuple(sorted(segments)), problem
 
 
-def _find_block(text: str, tag: str) -> tuple[_Block | None, str]:
+def _find_block(text: str, tag: str) -> tuple[Block | None, str]:
     """The one block of this tag; else none, and why: one of its two tags is missing, repeated, or out of order."""
     opening, closing = f"<{tag}>", f"</{tag}>"
     num_opening, num_closing = text.count(opening), text.count(closing)
@@ -108,10 +107,10 @@ def _find_block(text: str, tag: str) -> tuple[_Block | None, str]:
     start, body_end = text.index(opening), text.index(closing)
     if body_end < start:
         return None, f"{closing} stands before {opening}"
-    return _Block(start, start + len(opening), body_end, body_end + len(closing)), ""
+    return Block(start, start + len(opening), body_end, body_end + len(closing)), ""
 
 
-def _reasoning(text: str, think: _Block | None, answer: _Block | None) -> str:
+def _reasoning(text: str, think: Block | None, answer: Block | None) -> str:
     """Text of the think block; an answer written inside it is left out, since it would cite itself."""
     if think is None:
         return ""
@@ -120,14 +119,6 @@ def _reasoning(text: str, think: _Block | None, answer: _Block | None) -> str:
     return text[think.body_start : answer.start] + " " + text[answer.end : think.body_end]
 
 
-def _order_problem(text: str, think: _Block | None, answer: _Block | None) -> str:
-    """What keeps two blocks that are there from being a well-formed response."""
-    assert think and answer, "a missing block is a problem of its own"
-    if answer.start < think.end:
-        return "the answer does not come after the think block"
-    outside = (text[: think.start] + text[think.end : answer.start] + text[answer.end :]).strip()
-    return f"text outside the two blocks: {_shown(outside)}" if outside else ""
-
-
-def _shown(text: str, limit: int = 40) -> str:
+def shown(text: str, limit: int = 40) -> str:
+    """A text quoted for a message, shortened."""
     return repr(text if len(text) <= limit else text[:limit] + "…")

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from museg_ray.config.schema import RewardConfig, RewardWeights
 from museg_ray.rewards.answer import ParsedResponse, parse_response
 from museg_ray.rewards.citation import MAX_CITATIONS, count_citations
+from museg_ray.rewards.format import format_problem
 from museg_ray.rewards.matching import Match, match_segments
 from museg_ray.rewards.recall import THRESHOLDS
 from museg_ray.rewards.recipe import Recipe
@@ -58,7 +59,7 @@ def _parts(
 ) -> tuple[ExplainedPart, ...]:
     has_local = config.local_matching != "none"
     how_matched = "(r_G + r_L) / 2" if has_local else "r_G (rewards.local_matching is none)"
-    how_format = response.format_problem or "one think block, then one valid answer block, and nothing else"
+    how_format = format_problem(response) or "one think block, then one valid answer block, and nothing else"
     paper = (
         ExplainedPart("r_G", "global", rewards.global_match, None, _why_global(response, truth, config)),
         ExplainedPart("r_L", "local", rewards.local_match, None, _why_local(response, truth, config)),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from museg_ray.rewards.ngiou import ngiou
 from museg_ray.rewards.segments import f1_of_unions, iou_of_unions
 from museg_ray.types import Segment
 
@@ -17,20 +18,6 @@ class Match(NamedTuple):
     ngiou: float
 
 
-def ngiou(a: Segment, b: Segment) -> float:
-    """Normalised generalised IoU of two segments: (1 + GIoU) / 2, in [0, 1]; 1 only for equal ones.
-
-    GIoU = |I| / |U| - (|C| - |U|) / |C| with C the enclosing interval. On a line either the segments meet, then U = C
-    and GIoU = |I| / |C|, or there is a gap between them, then I is empty and GIoU = -gap / |C|. Both are
-    (first end - last start) / |C|, which stays in range whatever the rounding.
-
-    Source: GIoU of arXiv 1902.09630, normalised as in MUSEG (arXiv 2505.20715, section 4.2.1).
-    """
-    signed_overlap_s = min(a[1], b[1]) - max(a[0], b[0])
-    enclosing_s = max(a[1], b[1]) - min(a[0], b[0])
-    return (1.0 + signed_overlap_s / enclosing_s) / 2.0
-
-
 def match_segments(predicted: Sequence[Segment], truth: Sequence[Segment], local: str) -> list[Match]:
     """Pairs of the n predicted and m true segments, min(n, m) of them.
 
@@ -39,6 +26,8 @@ def match_segments(predicted: Sequence[Segment], truth: Sequence[Segment], local
         truth: [m] segments, sorted by start.
         local: `sequential` pairs the i-th with the i-th (the paper), `maximum` takes the assignment with the greatest
             sum of NGIoU.
+
+    Source: sequential matching of MUSEG (arXiv 2505.20715, section 4.2.1); both ways are compared in its Table 3.
     """
     if local == "maximum":
         return _maximum(predicted, truth)
@@ -66,7 +55,8 @@ def global_reward(predicted: list[Segment], truth: list[Segment], measure: str) 
     Args:
         predicted: disjoint, from `union`.
         truth: disjoint, from `union`.
-        measure: `iou` (the paper) or `f1`.
+        measure: `iou`: |∪P ∩ ∪G| / |∪P ∪ ∪G| (MUSEG, arXiv 2505.20715, section 4.2.1), or `f1`:
+            2 |∪P ∩ ∪G| / (|∪P| + |∪G|) (its published code).
     """
     return {"iou": iou_of_unions, "f1": f1_of_unions}[measure](predicted, truth)
 

@@ -20,8 +20,9 @@ from museg_ray.types import GroundingQuery, ResponseGroup, RewardParts, Unscored
 BATCH_RESPONSES = 1000
 """Most responses of one call: enough that a call's cost of about 1 ms does not count beside their scoring."""
 
-CALLS_PER_ACTOR = 2
-"""Calls at an actor at once: while it scores one, the next one's bytes travel."""
+CALLS_PER_ACTOR = 3
+"""Calls at an actor at once: while it scores one the next ones' bytes travel, and a driver that is busy for a moment
+does not leave it idle."""
 
 START_TIMEOUT_S = 600.0
 """Actors that wait longer than this for their place wait for ever."""
@@ -272,7 +273,7 @@ class RewardPool:
             self._suspects_actor = None
 
     def _replace(self, member: _Member) -> None:
-        """A new actor in the place of a failed one; both of its calls may come here, the second finds it gone."""
+        """A new actor in the place of a failed one; all of its calls may come here, the later ones find it gone."""
         if self._remove(member) and not member.is_retired and not self._is_closed:
             self._add_member()
 

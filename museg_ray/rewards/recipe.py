@@ -8,6 +8,7 @@ from museg_ray.rewards.answer import ParsedResponse, parse_response
 from museg_ray.rewards.brevity import brevity_reward
 from museg_ray.rewards.citation import timestamp_reward
 from museg_ray.rewards.custom import Reward, load_reward
+from museg_ray.rewards.format import format_reward
 from museg_ray.rewards.matching import global_reward, local_reward
 from museg_ray.rewards.recall import recall_reward
 from museg_ray.rewards.segments import union
@@ -90,7 +91,7 @@ class PreparedQuery:
             local_match = local_reward(segments, self._truth, self._local)
             matching = (global_match + local_match) / 2.0
         timestamp = timestamp_reward(segments, response.reasoning, self._citation)
-        well_formed = float(response.well_formed)
+        well_formed = format_reward(response)
         total = weights.matching * matching + weights.timestamp * timestamp + weights.format * well_formed
         extras = tuple((name, reward(response, self._query)) for name, reward, _ in self._further)
         total += sum(weight * value for (_, _, weight), (_, value) in zip(self._further, extras, strict=True))

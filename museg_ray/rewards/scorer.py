@@ -116,9 +116,10 @@ def pack(groups: Sequence[GroupRequest]) -> list[bytes]:
 
 
 def unpack(parts: Sequence[bytes]) -> list[GroupRequest]:
-    """What `pack` packed."""
+    """What `pack` packed; groups of equal weights share them."""
     rows = pickle.loads(b"".join(parts))
-    return [(texts, GroundingQuery(*query), RewardWeights(*weights)) for texts, query, weights in rows]
+    weights = {row[2]: RewardWeights(*row[2]) for row in rows}
+    return [(texts, GroundingQuery(*query), weights[of_phase]) for texts, query, of_phase in rows]
 
 
 def pack_outcomes(outcomes: Sequence[Sequence[Outcome]]) -> bytes:

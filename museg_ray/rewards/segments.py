@@ -6,7 +6,7 @@ from museg_ray.types import Segment
 
 
 def union(segments: Iterable[Segment]) -> list[Segment]:
-    """The same covered time as disjoint segments, sorted; overlapping and touching ones are merged."""
+    """∪A, the same covered time as disjoint segments in seconds, sorted; overlapping and touching ones are merged."""
     merged: list[Segment] = []
     for start_s, end_s in sorted(segments):
         if merged and start_s <= merged[-1][1]:
@@ -17,7 +17,7 @@ def union(segments: Iterable[Segment]) -> list[Segment]:
 
 
 def intersection(a: list[Segment], b: list[Segment]) -> list[Segment]:
-    """Time that both unions cover, as disjoint segments, sorted. Both inputs come from `union`."""
+    """A ∩ B, the time in seconds that both cover, as disjoint segments, sorted. Both inputs come from `union`."""
     shared: list[Segment] = []
     i = j = 0
     while i < len(a) and j < len(b):

@@ -24,7 +24,7 @@ def wasserstein_reward(response: ParsedResponse, query: GroundingQuery, beta: fl
 
 
 def wasserstein_distance(a: Sequence[Segment], b: Sequence[Segment]) -> float:
-    """W1 = ∫ |F_a - F_b| dt in seconds between uniform distributions over two non-empty disjoint unions.
+    """W1 = ∫ |F_a - F_b| dt in seconds, at least 0, between uniform distributions over two non-empty disjoint unions.
 
     Both distribution functions are linear between neighbouring boundaries, so the integral is exact: a trapezium where
     their difference keeps its sign, two triangles where it changes.

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from museg_ray.bench.golden import golden_cases
 from museg_ray.cli.demo import demo_config_path
 from museg_ray.cli.main import app
 from museg_ray.config.schema import RewardConfig, RewardWeights
 from museg_ray.errors import ConfigError, DataError, ResourceError
+from museg_ray.rewards.golden import golden_cases
 from museg_ray.rewards.recipe import Recipe
 from museg_ray.types import GroundingQuery
 

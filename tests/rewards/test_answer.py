@@ -3,13 +3,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from museg_ray.rewards.answer import MAX_CHARS, MAX_SEGMENTS, parse_response
+from museg_ray.rewards.format import format_problem, format_reward
 
 
 def test_segments_are_read_in_seconds_and_sorted() -> None:
     parsed = parse_response("<think>x</think><answer>\n20.10-31.75\t12.30-15 \n</answer>")
     assert parsed.segments == ((12.3, 15.0), (20.1, 31.75))
     assert parsed.reasoning == "x"
-    assert parsed.well_formed
+    assert format_reward(parsed)
 
 
 def test_the_answer_block_is_read_wherever_it_stands() -> None:
@@ -51,7 +52,7 @@ def test_the_answer_block_is_read_wherever_it_stands() -> None:
 def test_one_bad_item_makes_the_answer_invalid(body: str) -> None:
     parsed = parse_response(f"<think>1</think><answer>{body}</answer>")
     assert parsed.segments == ()
-    assert not parsed.well_formed
+    assert not format_reward(parsed)
 
 
 @pytest.mark.parametrize(
@@ -91,11 +92,11 @@ def test_no_answer_block_or_several_make_the_answer_invalid(text: str) -> None:
 def test_only_one_think_block_and_then_one_answer_block_is_well_formed(text: str) -> None:
     parsed = parse_response(text)
     assert parsed.segments == ((1.0, 2.0),)
-    assert not parsed.well_formed
+    assert not format_reward(parsed)
 
 
 def test_white_space_around_the_blocks_is_well_formed() -> None:
-    assert parse_response(" \n<think></think>\n\n<answer>1-2</answer>\t").well_formed
+    assert format_reward(parse_response(" \n<think></think>\n\n<answer>1-2</answer>\t"))
 
 
 def test_an_answer_inside_the_think_block_is_no_part_of_the_reasoning() -> None:
@@ -105,9 +106,9 @@ def test_an_answer_inside_the_think_block_is_no_part_of_the_reasoning() -> None:
 
 def test_a_response_over_the_length_limit_is_invalid() -> None:
     response = "<think>1 2</think><answer>1-2</answer>"
-    assert parse_response(response.ljust(MAX_CHARS)).well_formed
+    assert format_reward(parse_response(response.ljust(MAX_CHARS)))
     parsed = parse_response(response.ljust(MAX_CHARS + 1))
-    assert (parsed.segments, parsed.reasoning, parsed.well_formed) == ((), "", False)
+    assert (parsed.segments, parsed.reasoning, format_reward(parsed)) == ((), "", 0.0)
 
 
 def test_an_answer_of_too_many_segments_is_invalid() -> None:
@@ -118,7 +119,7 @@ def test_an_answer_of_too_many_segments_is_invalid() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "answer_problem", "format_problem"),
+    ("text", "in_answer", "in_format"),
     [
         ("<think>a</think><answer>1-2</answer>", "", ""),
         ("<think>a</think><answer> </answer>", "the answer is empty", "the answer is empty"),
@@ -131,16 +132,36 @@ def test_an_answer_of_too_many_segments_is_invalid() -> None:
         ("<think>a</think> so <answer>1-2</answer>", "", "text outside the two blocks: 'so'"),
     ],
 )
-def test_it_says_what_is_wrong(text: str, answer_problem: str, format_problem: str) -> None:
+def test_it_says_what_is_wrong(text: str, in_answer: str, in_format: str) -> None:
     parsed = parse_response(text)
-    assert parsed.answer_problem.startswith(answer_problem)
-    assert parsed.format_problem.startswith(format_problem)
-    assert bool(parsed.answer_problem) == bool(answer_problem) and bool(parsed.format_problem) == bool(format_problem)
+    assert parsed.answer_problem.startswith(in_answer) and bool(parsed.answer_problem) == bool(in_answer)
+    problem = format_problem(parsed)
+    assert problem.startswith(in_format) and bool(problem) == bool(in_format)
 
 
 @given(st.lists(st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "1-2", " ", "9", "-", ".", "<"])))
 def test_well_formed_implies_a_valid_answer(pieces: list[str]) -> None:
     parsed = parse_response("".join(pieces))
-    assert not parsed.well_formed or parsed.segments
+    assert not format_reward(parsed) or parsed.segments
     assert bool(parsed.segments) != bool(parsed.answer_problem)
     assert all(0.0 <= start_s < end_s for start_s, end_s in parsed.segments)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 10**6), st.integers(1, 10**6)).map(lambda p: (p[0] / 100, (p[0] + p[1]) / 100)),
+        min_size=1,
+        max_size=6,
+    ),
+    st.sampled_from([" ", "\n", "\t  "]),
+)
+def test_any_segments_are_read_back_sorted(segments: list[tuple[float, float]], space: str) -> None:
+    body = space.join(f"{start_s:.2f}-{end_s:.2f}" for start_s, end_s in segments)
+    parsed = parse_response(f"<think>x</think>{space}<answer>{space}{body}{space}</answer>")
+    assert parsed.segments == tuple(sorted(segments))
+    assert format_reward(parsed)
+
+
+def test_times_later_than_any_video_are_refused() -> None:
+    assert parse_response("<answer>1-1000000000000</answer>").segments == ((1.0, 1e12),)
+    assert "later than 1e+12 s" in parse_response("<answer>1-1000000000001</answer>").answer_problem

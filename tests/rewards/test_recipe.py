@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, find, given, settings
 from hypothesis import strategies as st
 
-from museg_ray.bench.golden import golden_cases
 from museg_ray.config.schema import FURTHER_REWARDS, BrevityConfig, RewardConfig, RewardWeights
 from museg_ray.rewards.answer import MAX_CHARS, MAX_SEGMENTS
+from museg_ray.rewards.golden import golden_cases
 from museg_ray.rewards.recipe import Recipe, further_rewards
 from museg_ray.types import GroundingQuery, RewardParts, Segment
 
@@ -38,7 +38,37 @@ fragments = st.sampled_from(
         "\u0663",
     ]
 )
-texts = st.one_of(st.text(), st.lists(st.one_of(fragments, st.text(max_size=3))).map("".join))
+items = st.one_of(
+    segments.map(lambda segment: f"{segment[0]:.2f}-{segment[1]:.2f}"),
+    segments.map(lambda segment: f"{segment[0]:.2f}-{segment[1]:.2f}"),
+    st.sampled_from(
+        [
+            "5-1",
+            "3-3",
+            "1 - 2",
+            "-1-2",
+            "0.00-inf",
+            "nan-nan",
+            "1e1-2e1",
+            "00:10-00:20",
+            "1-2s",
+            "1-2,",
+            "\u0661-\u0662",
+        ]
+    ),
+)
+reasonings = st.one_of(st.lists(hundredths.map(str), max_size=12).map(" to ".join), st.text(max_size=20))
+ends = st.sampled_from(["", "", " ", "\n", "So: ", "<think>", "</answer>", "<|im_end|>"])
+responses = st.builds(
+    lambda before, reasoning, answer, after: (
+        f"{before}<think>{reasoning}</think><answer>{' '.join(answer)}</answer>{after}"
+    ),
+    ends,
+    reasonings,
+    st.lists(items, max_size=4),
+    ends,
+)
+texts = st.one_of(st.text(), st.lists(st.one_of(fragments, st.text(max_size=3))).map("".join), responses, responses)
 
 
 def score_text(
@@ -103,6 +133,18 @@ def test_an_answer_that_cites_itself_earns_no_timestamp_reward() -> None:
     rewards = score_text("<think><answer>10-20</answer></think>", TRUTH)
     assert rewards.timestamp == rewards.format == 0.0
     assert rewards.matching > 0.0
+
+
+def test_the_texts_that_stand_for_any_text_hold_valid_answers_with_and_without_citations() -> None:
+    """Else the tests below would hold for a recipe that fails on every answer."""
+    for timestamp in (0.0, 1.0):
+        found = find(texts, lambda text, t=timestamp: _scores(text, t), settings=settings(max_examples=2000))
+        assert found
+
+
+def _scores(text: str, timestamp: float) -> bool:
+    rewards = score_text(text, [(10.0, 20.0)])
+    return bool(rewards.predicted) and rewards.format == 1.0 and rewards.timestamp == timestamp
 
 
 @given(texts, segment_lists, local_matchings)

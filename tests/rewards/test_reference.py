@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from museg_ray.bench.golden import GoldenCase, golden_cases
+from museg_ray.rewards.golden import GoldenCase, golden_cases
 from museg_ray.rewards.reference import reference_rewards
 from museg_ray.types import Segment
 
