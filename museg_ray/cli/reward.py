@@ -91,7 +91,7 @@ def score_command(
     ]
     write_text(out, "".join(json.dumps(row) + "\n" for row in scored))
     console.print(_summary(scored, recipe))
-    console.print(f"{len(scored)} rows in {out}", soft_wrap=True)
+    console.print(f"{len(scored)} rows in {out}", soft_wrap=True, markup=False)
 
 
 def _ground_truth(given: str) -> tuple[Segment, ...]:

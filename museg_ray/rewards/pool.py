@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import ray
@@ -156,23 +156,34 @@ class RewardPool:
             RewardError: the actor did not start, or found no place.
         """
         try:
-            async with asyncio.timeout(START_TIMEOUT_S):
-                await _up(member.actor)
-        except (RewardError, TimeoutError) as error:
+            await self._up(member.actor)
+        except RewardError as error:
             self._remove(member)
-            failure = error if isinstance(error, RewardError) else self._no_place()
             if not self.num_actors:
-                self._fail_waiting(failure)
-            logging.getLogger(__name__).warning("%d reward actors are left: %s", self.num_actors, failure)
-            raise failure from None
+                self._fail_waiting(error)
+            logging.getLogger(__name__).warning("%d reward actors are left: %s", self.num_actors, error)
+            raise
         member.is_up = True
         self._dispatch()
 
-    def _no_place(self) -> RewardError:
-        return RewardError(
-            f"A reward actor was not up within {START_TIMEOUT_S:g} s. Each reserves {self._config.num_cpus:g} CPUs; "
-            "lower rewards.num_actors or rewards.num_cpus, or add machines."
-        )
+    async def _up(self, actor: "ActorHandle[RewardActor]") -> None:
+        """
+        Raises:
+            RewardError: the actor's process did not start, or found no place.
+        """
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await actor.__ray_ready__.remote()
+        except TimeoutError:
+            raise RewardError(
+                f"A reward actor was not up within {START_TIMEOUT_S:g} s. Each reserves {self._config.num_cpus:g} "
+                "CPUs; lower rewards.num_actors or rewards.num_cpus, or add machines."
+            ) from None
+        except RayError as error:
+            raise RewardError(
+                f"A reward actor did not start: {_lines(error)[-1]} A module that rewards.custom names must be "
+                "importable on every node; for other reasons look into the Ray worker logs."
+            ) from error
 
     def _dispatch(self) -> None:
         """Give waiting groups to actors that have room, the least busy first; an actor's share of all that wait."""
@@ -210,13 +221,11 @@ class RewardPool:
             self._replace(member)
             for job in batch:
                 job.outcomes += [str(failure)] * job.num_open
-        except (Exception, asyncio.CancelledError) as error:
-            # Of ours, or the pool closes: whoever waits for these groups has to learn of it.
-            closing = isinstance(error, asyncio.CancelledError)
-            for job in batch:
-                _fail(job, _closed() if closing else error)
-            if closing:
-                raise
+        except asyncio.CancelledError:
+            _fail(batch, _closed())
+            raise
+        except Exception as error:  # of ours: whoever waits for these groups has to learn of it
+            _fail(batch, error)
         finally:
             member.num_calls -= 1
             member.num_responses -= num_responses
@@ -256,11 +265,13 @@ class RewardPool:
                 # Without CPUs of its own: the machines may be full, and a suspect must not wait for ever.
                 self._suspects_actor = start_actor(self._config, num_cpus=0)
             try:
-                await _up(self._suspects_actor)
+                await self._up(self._suspects_actor)
                 request = ([text], job.query, job.weights)
                 ((outcome,),) = await self._ask(self._suspects_actor, [request], num_calls=1)
             except _ActorFailed as failure:
                 self._end_suspects_actor()
+                if self._is_closed:
+                    raise _closed() from failure
                 outcome = str(failure)
             except BaseException:
                 self._end_suspects_actor()  # the response may still be at it, and must not meet the next one
@@ -290,8 +301,8 @@ class RewardPool:
         return True
 
     def _fail_waiting(self, error: RewardError) -> None:
-        while self._waiting:
-            _fail(self._waiting.popleft(), error)
+        _fail(self._waiting, error)
+        self._waiting.clear()
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -314,23 +325,10 @@ def _is_told_elsewhere(start: asyncio.Task[None]) -> None:
         start.exception()
 
 
-def _fail(job: _Job, error: BaseException) -> None:
-    if not job.all_known.done():  # its caller may have been cancelled
-        job.all_known.set_exception(error)
-
-
-async def _up(actor: "ActorHandle[RewardActor]") -> None:
-    """
-    Raises:
-        RewardError: the actor's process did not start.
-    """
-    try:
-        await actor.__ray_ready__.remote()
-    except RayError as error:
-        raise RewardError(
-            f"A reward actor did not start: {_lines(error)[-1]} A module that rewards.custom names must be importable "
-            "on every node; for other reasons look into the Ray worker logs."
-        ) from error
+def _fail(jobs: Iterable[_Job], error: Exception) -> None:
+    for job in jobs:
+        if not job.all_known.done():  # its caller may have been cancelled
+            job.all_known.set_exception(error)
 
 
 def _lines(error: BaseException) -> list[str]:
