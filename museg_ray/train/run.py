@@ -109,24 +109,19 @@ class _Session:
 
         Renders the synthetic corpus where it is asked for.
         """
-        data = self._config.data
+        config, train = self._config, dict[str, list[GroundingQuery]]()
         with self._stage("corpus", "videos and questions") as progress:
-            train: dict[str, list[GroundingQuery]] = {}
-            if data.synthetic.num_train_videos:
-                corpus = ensure_corpus(data.synthetic, progress)
-                train[data.train], heldout = read_annotations(corpus.train), read_annotations(corpus.heldout)
-            else:
-                heldout = self._read("data.heldout", data.heldout)
-            for phase in self._config.train.phases:
-                if not phase.steps:
-                    continue
-                path = self._config.train_file(phase)
-                if path not in train:
-                    train[path] = self._read("data.train", path)
-                # Tried now: without queries of a kind, a late phase would end the run after hours.
-                QuerySampler(train[path], 0).start_phase(self._config.multi_segment_share(phase))
+            corpus = ensure_corpus(config.data.synthetic, progress) if config.data.synthetic.num_train_videos else None
+            for phase in config.train.phases:
+                path = config.train_file(phase)
+                if phase.steps and path not in train:
+                    rendered = None if corpus is None or phase.train else corpus.train
+                    train[path] = read_annotations(rendered) if rendered else self._read("data.train", path)
+                if phase.steps:  # tried now: without queries of a kind, a late phase would end the run after hours
+                    QuerySampler(train[path], 0).start_phase(config.multi_segment_share(phase))
             check_ids(train)
-            heldout = spread(heldout, self._config.evaluation.num_queries)
+            heldout = read_annotations(corpus.heldout) if corpus else self._read("data.heldout", config.data.heldout)
+            heldout = spread(heldout, config.evaluation.num_queries)
             check_videos([*chain(*train.values()), *heldout])
         return train, heldout
 
