@@ -57,14 +57,16 @@ items = st.one_of(
         ]
     ),
 )
-reasonings = st.one_of(st.lists(hundredths.map(str), max_size=12).map(" to ".join), st.text(max_size=20))
+reasonings = st.one_of(st.just(""), st.lists(hundredths.map("{} to ".format)).map("".join), st.text(max_size=20))
 ends = st.sampled_from(["", "", " ", "\n", "So: ", "<think>", "</answer>", "<|im_end|>"])
 responses = st.builds(
-    lambda before, reasoning, answer, after: (
-        f"{before}<think>{reasoning}</think><answer>{' '.join(answer)}</answer>{after}"
+    lambda before, reasoning, cites, answer, after: (
+        f"{before}<think>{reasoning}{' '.join(answer).replace('-', ' ') if cites else ''}</think>"
+        f"<answer>{' '.join(answer)}</answer>{after}"
     ),
     ends,
     reasonings,
+    st.booleans(),
     st.lists(items, max_size=4),
     ends,
 )
