@@ -2,9 +2,10 @@
 
 from museg_ray.config.schema import BrevityConfig
 from museg_ray.rewards.answer import ParsedResponse
+from museg_ray.types import GroundingQuery
 
 
-def brevity_reward(response: ParsedResponse, shape: BrevityConfig) -> float:
+def brevity_reward(response: ParsedResponse, _query: GroundingQuery, shape: BrevityConfig) -> float:
     """1 up to `free_chars` characters, 0 from `max_chars` on, linear between, in [0, 1]; 0 for an invalid answer.
 
     Only valid answers earn it: an empty response would be the shortest of all. In characters, since the reward is

@@ -27,7 +27,7 @@ def further_rewards(config: RewardConfig) -> dict[str, Reward]:
         "tiou": tiou_reward,
         "recall": recall_reward,
         "wasserstein": partial(wasserstein_reward, beta=config.wasserstein_beta),
-        "brevity": lambda response, query: brevity_reward(response, config.brevity),
+        "brevity": partial(brevity_reward, shape=config.brevity),
     }
     if config.custom:
         rewards["custom"] = load_reward(config.custom)

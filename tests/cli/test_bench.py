@@ -1,15 +1,11 @@
 """`museg bench rewards` in a process of its own."""
 
-import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from rich.console import Console
-
-from museg_ray.bench.result import BenchResult, Target
 
 TIMEOUT_S = 240
 
@@ -36,14 +32,3 @@ def test_it_prints_and_writes_both_recipes_and_the_pool(measured: tuple[str, dic
     targets = written["targets"]
     assert isinstance(targets, list) and len(targets) == 2
     assert all(set(target) == {"name", "value", "target", "met"} for target in targets)
-
-
-def test_a_target_that_is_missed_is_called_so() -> None:
-    console = Console(width=100, file=io.StringIO())
-    targets = (Target("fast", 5.0, 10.0, met=False), Target("small", 1.0, 2.0, met=True))
-    BenchResult("x", ({"way": "a", "1/s": 1234.5},), targets).print(console)
-    assert isinstance(console.file, io.StringIO)
-    lines = console.file.getvalue().splitlines()
-    assert any(line.startswith("missed fast: 5 (target 10)") for line in lines)
-    assert any(line.startswith("met    small: 1 (target 2)") for line in lines)
-    assert any("a" in line and "1,234" in line for line in lines)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from museg_ray.data.annotations import check_videos, read_annotations
+from museg_ray.data.annotations import check_ids, check_videos, read_annotations
 from museg_ray.errors import DataError
 from museg_ray.types import GroundingQuery
 
@@ -118,3 +118,13 @@ def test_missing_videos_are_counted_and_the_first_are_named(tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"5 of 6: .*1\.mp4, .*2\.mp4, .*3\.mp4, …\. .*data\.video_root"):
         check_videos(queries)
     check_videos(queries[:1])
+
+
+def test_two_files_with_a_query_of_the_same_id_are_refused_by_name(tmp_path: Path) -> None:
+    files = [tmp_path / name / "train.jsonl" for name in ("stage_1", "stage_2")]
+    for file in files:
+        file.parent.mkdir()
+    queries = {str(file): read_annotations(write(file, ROW | {"idx": 7})) for file in files}
+    with pytest.raises(DataError, match=rf"{files[0]} and {files[1]} both hold a query train/7.*Rename"):
+        check_ids(queries)
+    check_ids({str(files[0]): queries[str(files[0])]})

@@ -163,6 +163,26 @@ def test_matching_is_compared_with_nothing_after_a_phase_shorter_than_a_window()
     assert raised(watch(), before + after) == []
 
 
+def test_matching_is_compared_over_a_phase_too_short_for_a_window_of_its_own():
+    phases = [*PHASES[:1], PhaseConfig("short", WINDOW - 1), PhaseConfig("last", 10)]
+    alarms = AlarmWatch(AlarmConfig(window_steps=WINDOW), phases)
+    high = rows(names.REWARD_MATCHING, [0.9] * WINDOW)
+    low = rows(names.REWARD_MATCHING, [0.1] * (WINDOW - 1), "short", 5) + rows(
+        names.REWARD_MATCHING, [0.1] * WINDOW, "last", 8
+    )
+    assert spans(raised(alarms, high + low)) == [("matching_falls", 8, 11)]
+
+
+@pytest.mark.parametrize(("metric", "weight"), [(names.REWARD_MATCHING, "matching"), (names.REWARD_FORMAT, "format")])
+def test_a_part_that_the_phase_does_not_weigh_may_fall(metric: str, weight: str):
+    def fallen(weights: RewardWeights) -> list[Alarm]:
+        alarms = AlarmWatch(AlarmConfig(window_steps=WINDOW), [PHASES[0], PhaseConfig("other", 10, weights=weights)])
+        return raised(alarms, rows(metric, [0.9] * WINDOW) + rows(metric, [0.1] * WINDOW, "other", 5))
+
+    assert len(fallen(RewardWeights())) == 1
+    assert fallen(RewardWeights(**{weight: 0.0})) == []
+
+
 def test_an_alarm_is_raised_once_and_again_only_after_it_was_over():
     alarms = watch()
     values = [0.5] * 6 + [0.0] * 4 + [0.9] * 6

@@ -90,11 +90,11 @@ def test_wasserstein_of_an_invalid_answer_is_zero() -> None:
 def test_brevity_falls_between_its_two_lengths(length: int, expected: float) -> None:
     text = "<think>" + "x" * (length - 37) + "</think><answer>10-20</answer>"
     assert len(text) == length
-    assert brevity_reward(parse_response(text), BrevityConfig(200, 400)) == expected
+    assert brevity_reward(parse_response(text), QUERY, BrevityConfig(200, 400)) == expected
 
 
 def test_an_empty_response_earns_no_brevity() -> None:
-    assert brevity_reward(parse_response(""), BrevityConfig(200, 400)) == 0.0
+    assert brevity_reward(parse_response(""), QUERY, BrevityConfig(200, 400)) == 0.0
 
 
 def test_a_reward_of_the_users_is_found_by_its_path() -> None:
