@@ -13,8 +13,10 @@ what, where (file, row, key), what was expected and what to do; the command line
   + WeightSyncError  (RuntimeError)  a weight push failed or left an actor at another version
   + ParityError      (RuntimeError)  rollout and learner disagree about the same tokens
 
-All take one message and nothing else, so that they survive pickling between Ray processes.
+All take one message, so that they survive pickling between Ray processes; what else one holds is an attribute.
 """
+
+from enum import StrEnum
 
 
 class MusegError(Exception):
@@ -29,8 +31,40 @@ class DataError(MusegError, ValueError):
     """An annotation file is missing or malformed: names file, row and field."""
 
 
+class VideoFault(StrEnum):
+    """Why a video cannot be used: what reports count."""
+
+    MISSING = "missing"
+    """No such file, or a link that leads nowhere."""
+    NO_PERMISSION = "no_permission"
+    UNREACHABLE = "unreachable"
+    """Its storage does not answer or refuses, or it is no regular file."""
+    EMPTY = "empty"
+    """0 bytes."""
+    NOT_A_VIDEO = "not_a_video"
+    """No known container, or one that was cut off before its index."""
+    NO_VIDEO_STREAM = "no_video_stream"
+    """Sound only."""
+    CUT_OFF = "cut_off"
+    """It promises more than it holds."""
+    CORRUPT = "corrupt"
+    """Frames or times that cannot be decoded."""
+    TOO_SHORT = "too_short"
+    """Fewer than 2 frames, or it lasts no time."""
+    TOO_ELONGATED = "too_elongated"
+    """No size within the pixel budget keeps its shape."""
+    TIMEOUT = "timeout"
+    """Reading it took longer than `video.deadline_s` allows."""
+    CRASHED = "crashed"
+    """It ended the process that read it, or filled its memory, twice."""
+
+
 class VideoError(MusegError, ValueError):
     """A video cannot be used: names the file and the reason. Never another video in its place."""
+
+    def __init__(self, message: str, fault: VideoFault = VideoFault.CORRUPT) -> None:
+        super().__init__(message)
+        self.fault = fault
 
 
 class ModelError(MusegError, ValueError):

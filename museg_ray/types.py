@@ -27,7 +27,7 @@ class GroundingQuery:
     query_id: str
     """Unique within its annotation file: `<file stem>/<idx>`."""
     video: str
-    """Absolute path of the video file."""
+    """Absolute path or URL of the video file."""
     question: str
     """What to look for, e.g. `the red circle is visible`; the prompt template surrounds it."""
     segments: tuple[Segment, ...]
@@ -36,6 +36,8 @@ class GroundingQuery:
     """Length of the video as annotated; None where the annotation has none."""
     task: str = "tvg"
     """`tvg` (one segment asked for) or `tal` (all segments)."""
+    source: str = ""
+    """Corpus that it comes from, e.g. `charades`; empty where the annotation does not tell."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from museg_ray.types import Clip
+from museg_ray.video.loader import ClipHandle
+from museg_ray.video.prepare import PreparedClip
+from museg_ray.video.store import FrameStore
 
 # No wall-clock limits: the machine may be busy with the rest of the suite.
 settings.register_profile("museg", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -48,6 +51,15 @@ def clip() -> Clip:
     frames = np.random.default_rng(0).integers(0, 256, size=(24, 56, 56, 3), dtype=np.uint8)
     times_s = np.arange(24, dtype=np.float32) / 2
     return Clip(key="test-clip", video="test.mp4", frames=frames, times_s=times_s, duration_s=12.0)
+
+
+@pytest.fixture(scope="session")
+def stored_clip(clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> tuple[ClipHandle, str]:
+    """A handle of `clip`, and the folder of the frame store that has it. No actor stands behind it."""
+    store_dir = tmp_path_factory.mktemp("frames")
+    FrameStore(store_dir, limit_gib=1).put(clip)
+    prepared = PreparedClip(clip.key, clip.video, clip.frames.shape, clip.duration_s, was_decoded=True)
+    return ClipHandle(prepared, origin=None), str(store_dir)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ ALLOWED = {
     "evaluation": GROUND | PURE | {"rollout"},
     "report": GROUND | {"video"},
     "train": GROUND | PURE | {"rollout", "learner", "evaluation", "report"},
-    "bench": GROUND | PURE,
+    "bench": GROUND | PURE | {"rollout"},
     "cli": GROUND | PURE | {"rollout", "train", "report", "bench"},
 }
 

@@ -8,13 +8,9 @@ import typer
 from rich.console import Console
 
 from museg_ray.cli.files import write_text
+from museg_ray.cli.silence import silenced_libraries
 
 bench = typer.Typer(help="Benchmarks against the naive or the published way, in one run.", no_args_is_help=True)
-
-
-@bench.callback()
-def _benchmarks() -> None:
-    """Keeps `rewards` a subcommand while it is the only one."""
 
 
 @bench.command()
@@ -38,5 +34,20 @@ def rewards(
         finally:
             ray.shutdown()
     result.print(console)
+    if json_file is not None:
+        write_text(json_file, result.as_json())
+
+
+@bench.command()
+def video(
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements; the median counts.")] = 3,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")] = None,
+) -> None:
+    """Preparing clips against qwen-vl-utils: time, memory, tokens; and the bytes that a group moves to the engine."""
+    from museg_ray.bench.video import bench_video
+
+    with silenced_libraries() as terminal, Console(file=terminal).status("measuring video …") as status:
+        result = bench_video(rounds, status.update)
+    result.print(Console(highlight=False))
     if json_file is not None:
         write_text(json_file, result.as_json())

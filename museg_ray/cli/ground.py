@@ -3,15 +3,14 @@
 import asyncio
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from museg_ray.cli.silence import silenced_libraries
 from museg_ray.config.load import MODEL_CONFIG_FILE, load_config
 from museg_ray.config.schema import Config
 from museg_ray.types import Clip, GroundingQuery
@@ -30,9 +29,9 @@ def ground(
     """Print the time segments of an event in a video, and the reasoning that led to them."""
     from museg_ray.report.timelines import draw_grounding
     from museg_ray.rewards.answer import parse_response
-    from museg_ray.video.decode import read_clip
+    from museg_ray.video.prepare import read_clip
 
-    with _silenced_libraries() as terminal, Console(file=terminal).status("asking the model …"):
+    with silenced_libraries() as terminal, Console(file=terminal).status("asking the model …"):
         from museg_ray.model.qwen_vl import resolve_model_path
 
         model_dir = resolve_model_path(model)
@@ -46,24 +45,6 @@ def ground(
         print(json.dumps(_as_json(clip, question, text, parsed)))
     else:
         _print(clip, question, text, parsed, plot)
-
-
-@contextmanager
-def _silenced_libraries() -> Iterator[TextIO]:
-    """Keep what vLLM and its process print (pages of warnings) off the terminal; their failures come as errors.
-
-    At the level of file descriptors, since the engine is a process of its own. Yields what still writes there.
-    """
-    saved = {number: os.dup(number) for number in (1, 2)}
-    with open(os.devnull, "w") as sink, os.fdopen(os.dup(2), "w") as terminal:
-        try:
-            for number in saved:
-                os.dup2(sink.fileno(), number)
-            yield terminal
-        finally:
-            for number, copy in saved.items():
-                os.dup2(copy, number)
-                os.close(copy)
 
 
 def _model_config(model_dir: Path) -> Config:

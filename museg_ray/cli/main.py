@@ -6,6 +6,8 @@ import typer
 from rich.console import Console
 
 from museg_ray.cli.bench import bench
+from museg_ray.cli.data import data
+from museg_ray.cli.data_prepare import prepare
 from museg_ray.cli.demo import demo
 from museg_ray.cli.ground import ground
 from museg_ray.cli.reward import reward
@@ -25,6 +27,8 @@ app.command()(train)
 app.command()(ground)
 app.add_typer(reward, name="reward")
 app.add_typer(bench, name="bench")
+data.command()(prepare)
+app.add_typer(data, name="data")
 
 
 def _user_error(error: BaseException) -> MusegError | None:

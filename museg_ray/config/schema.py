@@ -41,13 +41,19 @@ class SyntheticConfig:
 @dataclass
 class DataConfig:
     train: str = ""
-    """Annotation file (.jsonl) to train on; set by itself when the corpus is synthetic."""
+    """Queries to train on: MUSEG's .jsonl, or the .parquet of `museg data import`; set by itself when the corpus is
+    synthetic."""
     heldout: str = ""
-    """Annotation file (.jsonl) for evaluation before and after; shares no video with `train`."""
+    """Queries for evaluation before and after, .jsonl or .parquet; shares no video with `train`."""
     video_root: str = ""
-    """Folder that relative video paths start from; empty: the annotation file's own folder."""
+    """Folder or URL that relative video paths start from; empty: the annotation file's own folder."""
     multi_segment_share: float = 0.5
     """Share of drawn queries whose ground truth has several segments, 0 to 1."""
+    source_weights: dict[str, float] = field(default_factory=dict)
+    """How often each source is drawn, against the others, e.g. `{charades: 1, hacs: 2}`; 0 leaves it out.
+    Empty: every query as often as any other."""
+    curriculum: str = ""
+    """Import path of a difficulty of your own, e.g. `my_package.difficulty`; see docs/data.md. Empty: random order."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
 
@@ -63,14 +69,32 @@ class VideoConfig:
     """Most pixels a frame (768 * 28 * 28)."""
     total_pixels: int = 2809856
     """Pixel budget of a clip over its frame pairs (3584 * 28 * 28): bounds the video tokens."""
+    sampling: str = "time"
+    """Which frames: `time` (evenly spread in time) or `qwen_vl_utils` (the very frames of qwen-vl-utils 0.0.14, evenly
+    spread by number, whose times are off by up to half a sampling period)."""
+    store_dir: str = "data/frames"
+    """Folder of prepared clips, shared by all processes that see it. Each machine has its own, or all share one."""
+    store_gib: float = 20.0
+    """Most that the prepared clips take on disk; the longest unused leave first. A clip is at most 17 MiB at MUSEG's
+    settings."""
+    download_gib: float = 20.0
+    """Most that the local copies of remote videos take on disk, beside the clips."""
+    steps_ahead: int = 2
+    """Optimiser steps whose clips are prepared before they are needed."""
+    ahead_gib: float = 2.0
+    """Most that clips prepared ahead, and not yet used, take."""
     num_actors: int = 1
     """Clip preparation actors."""
     num_cpus: float = 1.0
     """CPUs each preparation actor reserves in Ray."""
     deadline_s: float = 60.0
-    """A clip that takes longer is given up, its actor killed and replaced."""
-    cache_clips: int = 512
-    """Prepared clips kept in the object store; the oldest leave first."""
+    """A video that takes longer to read is given up; its reader is killed and replaced."""
+    deadline_per_video_s: float = 0.2
+    """Seconds added to the deadline for each second that the video lasts."""
+    reader_videos: int = 200
+    """A reader process is replaced after so many videos: decoders leak."""
+    reader_gib: float = 2.0
+    """A reader process that holds more memory is replaced; in the middle of a video, at twice as much, killed."""
 
 
 @dataclass
@@ -197,7 +221,7 @@ class PhaseConfig:
     """User message; `{question}` is replaced."""
     weights: RewardWeights = field(default_factory=RewardWeights)
     train: str = ""
-    """Annotation file (.jsonl) of this phase; empty: `data.train`."""
+    """Queries of this phase, .jsonl or .parquet; empty: `data.train`."""
     multi_segment_share: float | None = None
     """Share of this phase's queries with several true segments; null: `data.multi_segment_share`."""
     fresh_optimizer: bool = False

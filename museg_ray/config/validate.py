@@ -1,9 +1,10 @@
 """Checks of a configuration's values and of what they must be to one another."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import fields
 
-from museg_ray.config.schema import AlarmConfig, Config, PhaseConfig
+from museg_ray.config.schema import AlarmConfig, Config, DataConfig, PhaseConfig
 from museg_ray.errors import ConfigError
 
 
@@ -15,6 +16,7 @@ def _require(condition: bool, message: str) -> None:
 def _validate_choices(config: Config) -> None:
     choices = [
         ("model.dtype", config.model.dtype, ("float32", "bfloat16")),
+        ("video.sampling", config.video.sampling, ("time", "qwen_vl_utils")),
         ("rewards.global_matching", config.rewards.global_matching, ("iou", "f1")),
         ("rewards.local_matching", config.rewards.local_matching, ("sequential", "maximum", "none")),
         ("rewards.timestamp", config.rewards.timestamp, ("all", "fraction")),
@@ -33,6 +35,9 @@ def _validate_ranges(config: Config) -> None:
         ("video.num_actors", config.video.num_actors, 1),
         ("train.prompts_per_step", config.train.prompts_per_step, 1),
         ("video.max_frames", config.video.max_frames, 4),
+        ("video.steps_ahead", config.video.steps_ahead, 0),
+        ("video.reader_videos", config.video.reader_videos, 1),
+        ("run.seed", config.run.seed, 0),
         ("rollout.num_cpus", config.rollout.num_cpus, 0),
         ("rewards.num_cpus", config.rewards.num_cpus, 0),
         ("video.num_cpus", config.video.num_cpus, 0),
@@ -46,6 +51,44 @@ def _validate_ranges(config: Config) -> None:
 
 def _require_share(key: str, share: float) -> None:
     _require(0.0 <= share <= 1.0, f"{key} is {share}; it must lie between 0 and 1.")
+
+
+def _validate_video(config: Config) -> None:
+    video = config.video
+    for name in ("fps", "deadline_s", "reader_gib", "store_gib", "download_gib", "min_pixels", "max_pixels"):
+        value = getattr(video, name)
+        _require(0.0 < value < math.inf, f"video.{name} is {value:g}; it must be above 0.")
+    _require(bool(video.store_dir), "video.store_dir is empty; set it to the folder of prepared clips.")
+    clip_gib = 6 * video.total_pixels / 1024**3  # 3 bytes a pixel, and the budget counts frame pairs
+    step_gib = config.train.prompts_per_step * clip_gib
+    _require(
+        video.store_gib >= video.ahead_gib + step_gib,
+        f"video.store_gib is {video.store_gib:g}, less than a step's clips and those prepared ahead: "
+        f"{config.train.prompts_per_step} prompts x {clip_gib:.3f} GiB + video.ahead_gib {video.ahead_gib:g} = "
+        f"{video.ahead_gib + step_gib:.2f} GiB. They would drive one another out.",
+    )
+
+
+def check_source_weights(weights: Mapping[str, float]) -> None:
+    """Check what can be known of `data.source_weights` without the queries.
+
+    Raises:
+        ConfigError: names the source whose weight is negative or not finite; or all are 0.
+    """
+    for source, weight in weights.items():
+        key = f"data.source_weights[{source!r}]"
+        _require(0.0 <= weight < math.inf, f"{key} is {weight}; it must be a number of at least 0 (0: not drawn).")
+    is_drawn = not weights or any(weights.values())
+    _require(is_drawn, "data.source_weights are all 0: no query is left; leave it empty to draw from all sources.")
+
+
+def _validate_data(data: DataConfig) -> None:
+    check_source_weights(data.source_weights)
+    is_path = "." in data.curriculum and all(part.isidentifier() for part in data.curriculum.split("."))
+    _require(
+        is_path or not data.curriculum,
+        f"data.curriculum is {data.curriculum!r}; it must be an import path, package.module.function, or empty.",
+    )
 
 
 def _validate_rewards(config: Config) -> None:
@@ -112,5 +155,7 @@ def validate(config: Config) -> None:
         _validate_phase(f"train.phases[{index}]", phase)
         # Metrics, pictures and alarms tell phases apart by name.
         _require(names.count(phase.name) == 1, f"train.phases[{index}].name {phase.name!r} is not its alone.")
+    _validate_data(config.data)
+    _validate_video(config)
     _validate_rewards(config)
     _validate_alarms(config.alarms)

@@ -1,1 +1,1 @@
-"""Annotations, sampling, prompts, and the synthetic corpus."""
+"""Annotations and their import, sampling, prompts, and the synthetic corpus."""

@@ -3,8 +3,10 @@ where it is known, duration."""
 
 import json
 import math
+import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from museg_ray.errors import DataError
@@ -15,17 +17,17 @@ NUM_LISTED = 3
 """Missing files that an error names; of the rest it tells how many."""
 
 
-def read_annotations(path: Path, video_root: Path | None = None) -> list[GroundingQuery]:
+def read_annotations(path: Path, video_root: str | Path | None = None) -> list[GroundingQuery]:
     """All queries of a file, in its order.
 
     Args:
         path: .jsonl file; blank lines are skipped.
-        video_root: folder that relative video paths start from; the file's own folder when None.
+        video_root: folder or URL that relative video paths start from; the file's own folder when None.
 
     Raises:
         DataError: the file or one of its rows is malformed; shows the first such row and tells how many there are.
     """
-    root = (video_root or path.parent).absolute()
+    root = str(video_root or path.parent)
     queries: dict[str, GroundingQuery] = {}
     faults = []
     for number, line in numbered_lines(path):
@@ -38,7 +40,10 @@ def read_annotations(path: Path, video_root: Path | None = None) -> list[Groundi
             faults.append(f"{path}:{number}: {error}")
     if faults:
         num_rows = len(queries) + len(faults)
-        raise DataError(f"{faults[0]}. Rows at fault: {len(faults)} of {num_rows}; correct or remove them.")
+        raise DataError(
+            f"{faults[0]}. Rows at fault: {len(faults)} of {num_rows}; correct or remove them, or let "
+            f"`museg data import museg {path.name} --out DIR` repair them and use DIR/queries.parquet."
+        )
     if not queries:
         raise DataError(f"{path} has no rows; expected one JSON object a line.")
     return list(queries.values())
@@ -62,19 +67,43 @@ def check_ids(queries_of_file: Mapping[str, Sequence[GroundingQuery]]) -> None:
 
 
 def check_videos(queries: Iterable[GroundingQuery]) -> None:
-    """Make sure before a long run that every video file is there.
+    """Make sure before a long run that every video file is there; those at URLs are checked when they are fetched.
 
     Raises:
         DataError: names the first few missing files and how many there are.
     """
-    videos = dict.fromkeys(query.video for query in queries)
-    missing = [video for video in videos if not Path(video).is_file()]
+    videos = [video for video in dict.fromkeys(query.video for query in queries) if not is_url(video)]
+    missing = [video for video in videos if not os.path.isfile(video)]  # False too where it may not be looked at
     if missing:
         listed = ", ".join(missing[:NUM_LISTED]) + (", …" if len(missing) > NUM_LISTED else "")
         raise DataError(
             f"Video files missing: {len(missing)} of {len(videos)}: {listed}. "
             "Put them there, or set data.video_root to the folder that the annotated paths start from."
         )
+
+
+def is_url(path: str) -> bool:
+    """True of `s3://bucket/a.mp4`, `https://…` and the like."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
+
+
+def join_video(root: str, video: str) -> str:
+    """Where an annotated video is: relative paths start from the root, a folder or a URL; others stand for themselves.
+
+    Returns:
+        An absolute path or a URL.
+    """
+    if is_url(video):
+        return video
+    if is_url(root) and not video.startswith("/"):
+        return f"{root}{'' if root.endswith('/') else '/'}{video.removeprefix('./')}"
+    return str(Path(root).absolute() / video)
+
+
+def source_of(video: str) -> str:
+    """The corpus that a video's folder names: `charades` of `videos/charades/A.mp4`; empty of `videos/A.mp4`."""
+    folder = PurePosixPath(video).parent.name
+    return "" if folder == "videos" else folder
 
 
 def numbered_lines(path: Path) -> list[tuple[int, str]]:
@@ -107,7 +136,7 @@ def read_object(line: str, expected: str) -> dict[str, Any]:
     return row
 
 
-def _read_row(line: str, stem: str, root: Path) -> GroundingQuery:
+def _read_row(line: str, stem: str, root: str) -> GroundingQuery:
     row = read_object(line, "idx, problem, solution, video and task")
     idx, problem, video, task = (required(row, name) for name in ("idx", "problem", "video", "task"))
     expect(type(idx) in (int, str), "idx", idx, "a number or a text")
@@ -116,11 +145,12 @@ def _read_row(line: str, stem: str, root: Path) -> GroundingQuery:
     expect(task in TASKS, "task", task, " or ".join(TASKS))
     return GroundingQuery(
         query_id=f"{stem}/{idx}",
-        video=str(root / video),
+        video=join_video(root, video),
         question=problem,
         segments=read_segments(required(row, "solution"), "solution"),
-        duration_s=_duration_s(row.get("duration")),
+        duration_s=read_duration_s(row.get("duration"), "duration"),
         task=task,
+        source=source_of(video),
     )
 
 
@@ -150,11 +180,16 @@ def read_segments(value: Any, field: str) -> tuple[Segment, ...]:
     return tuple(sorted(segments))
 
 
-def _duration_s(duration: Any) -> float | None:
-    if duration is None:
+def read_duration_s(value: Any, field: str) -> float | None:
+    """A length in seconds; None stands for an unknown one.
+
+    Raises:
+        DataError: anything else; names the field.
+    """
+    if value is None:
         return None
-    expect(_is_finite(duration) and duration > 0, "duration", duration, "seconds above 0, or no such field")
-    return float(duration)
+    expect(_is_finite(value) and value > 0, field, value, "seconds above 0, or no such field")
+    return float(value)
 
 
 def _is_finite(value: Any) -> bool:

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from museg_ray.config.schema import RewardConfig, RewardWeights
 from museg_ray.data.prompts import render_prompt
+from museg_ray.errors import VideoError
 from museg_ray.evaluation.metrics import GroundingAnswer, GroundingScores, grounding_scores
 from museg_ray.model.prompt import chat_prompt_ids
 from museg_ray.rewards.recipe import Recipe
@@ -17,6 +18,16 @@ from museg_ray.rollout.engine import Sampling
 from museg_ray.rollout.pool import RolloutPool
 from museg_ray.types import GroundingQuery, RewardParts
 from museg_ray.video.actor import ClipPool
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What came of the held-out queries."""
+
+    answered: list["Answered"]
+    """In the order of the queries."""
+    unreadable: list[VideoError]
+    """Of the queries whose video cannot be read: they are in no score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +82,29 @@ async def evaluate(
     tokenizer: PreTrainedTokenizerBase,
     clips: ClipPool,
     rollouts: RolloutPool,
-) -> list[Answered]:
-    """One greedy response to each query, scored as in the paper, whatever the run trains on; the order is kept."""
+) -> Evaluation:
+    """One greedy response to each query, scored as in the paper, whatever the run trains on.
+
+    Raises:
+        VideoError: no video can be read.
+    """
     sampling = Sampling(group_size=1, temperature=0.0, max_completion_tokens=max_completion_tokens, seed=0)
     recipe, weights = Recipe(RewardConfig()), RewardWeights()
 
-    async def answer(query: GroundingQuery) -> Answered:
-        clip = await clips.get(query.video)
+    async def answer(query: GroundingQuery) -> Answered | VideoError:
         prompt_ids = chat_prompt_ids(tokenizer, render_prompt(prompt, query.question))
-        group = await rollouts.generate(query, prompt_ids, clip, sampling)
+        try:
+            group = await rollouts.generate(query, prompt_ids, await clips.get(query.video), sampling)
+        except VideoError as error:
+            return error
         text = group.responses[0].text
         return Answered(query, text, recipe.score(text, query, weights))
 
-    return list(await asyncio.gather(*(answer(query) for query in queries)))
+    results = await asyncio.gather(*(answer(query) for query in queries))
+    unreadable = [result for result in results if isinstance(result, VideoError)]
+    if unreadable and len(unreadable) == len(results):
+        raise VideoError(f"None of the {len(results)} held-out videos can be read. {unreadable[-1]}")
+    return Evaluation([result for result in results if isinstance(result, Answered)], unreadable)
 
 
 def scores(answered: Iterable[Answered]) -> GroundingScores:

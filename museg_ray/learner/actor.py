@@ -11,7 +11,8 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from museg_ray.config.schema import Config, LearnerConfig, PhaseConfig
 from museg_ray.errors import LearnerError, MusegError
-from museg_ray.types import Clip, ScoredGroup
+from museg_ray.types import ScoredGroup
+from museg_ray.video.loader import ClipHandle, ClipLoader
 
 if TYPE_CHECKING:
     from museg_ray.learner.learner import Learner
@@ -30,10 +31,10 @@ class LearnerActor:
         from museg_ray.learner.learner import Learner
 
         self._learner = Learner(config, model_dir)
+        self._clips = ClipLoader(config.video)
 
-    def update(self, groups: Sequence[ScoredGroup], clip_refs: Mapping[str, ray.ObjectRef]) -> dict[str, float]:
-        clips: list[Clip] = ray.get(list(clip_refs.values()))
-        return self._learner.update(groups, dict(zip(clip_refs, clips, strict=True)))
+    def update(self, groups: Sequence[ScoredGroup], clips: Mapping[str, ClipHandle]) -> dict[str, float]:
+        return self._learner.update(groups, {key: self._clips.load(handle) for key, handle in clips.items()})
 
     def export_weights(self) -> ray.ObjectRef:
         return ray.put(self._learner.export_weights())
@@ -80,15 +81,15 @@ class LearnerHandle:
         """
         await _result(self._started)
 
-    async def update(self, groups: Sequence[ScoredGroup], clip_refs: Mapping[str, ray.ObjectRef]) -> dict[str, float]:
-        """One optimiser step, see `Learner.update`. The learner fetches the clips itself: no pixel passes here.
+    async def update(self, groups: Sequence[ScoredGroup], clips: Mapping[str, ClipHandle]) -> dict[str, float]:
+        """One optimiser step, see `Learner.update`. The learner opens the clips itself: no pixel passes here.
 
         Raises:
             LearnerError: not finite, not done within `learner.step_timeout_s`, or its process died.
         """
         try:
             async with asyncio.timeout(self._step_timeout_s):
-                return await _result(self._actor.update.remote(groups, clip_refs))
+                return await _result(self._actor.update.remote(groups, clips))
         except TimeoutError:
             raise LearnerError(
                 f"The learner's update of {len(groups)} groups was not done after {self._step_timeout_s:g} s "

@@ -153,7 +153,7 @@ class Learner:
         interval_s = seconds_per_grid(clip.sample_fps, self._spec, self._dtype)
         positions = prompt_positions(group.prompt_ids, grid, interval_s, self._spec)
         pack = pack_group(group.prompt_ids, positions, [response.token_ids for response in group.responses])
-        return pack.to(self._device), patchify(clip.frames, self._spec).to(self._device), grid
+        return pack.to(self._device), patchify(clip.frames, self._spec, self._device), grid
 
     def _step(self) -> float:
         """Apply the accumulated gradient; returns its norm before clipping.

@@ -29,6 +29,8 @@ ANSWER_FULL_LENGTH_SHARE = "answer/full_length_share"
 ROLLOUT_RESPONSES_PER_S = "rollout/responses_per_s"
 ROLLOUT_COMPLETION_TOKENS = "rollout/completion_tokens"
 ROLLOUT_TRUNCATED_SHARE = "rollout/truncated_share"
+VIDEO_PREPARED = "video/prepared"
+VIDEO_UNREADABLE = "video/unreadable"
 PARITY_GAP_MEAN = "parity/gap_mean"
 PARITY_GAP_MAX = "parity/gap_max"
 LEARNER_LOSS = "learner/loss"
@@ -96,13 +98,15 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         ROLLOUT_RESPONSES_PER_S: Metric("1/s", "responses generated a second of rollout"),
         ROLLOUT_COMPLETION_TOKENS: Metric("tokens", "length of a completion"),
         ROLLOUT_TRUNCATED_SHARE: Metric("share", "completions cut by the length limit"),
+        VIDEO_PREPARED: Metric("clips", "clips decoded during the step; the others were in the frame store"),
+        VIDEO_UNREADABLE: Metric("queries", "queries of the step whose video cannot be read"),
         PARITY_GAP_MEAN: Metric("nats", "mean |rollout - learner log-prob| of the same tokens"),
         PARITY_GAP_MAX: Metric("nats", "largest |rollout - learner log-prob| of the same tokens"),
         LEARNER_LOSS: Metric("1", "GRPO loss"),
         LEARNER_KL: Metric("nats", "KL of the policy to the reference, k3 estimate"),
         LEARNER_GRAD_NORM: Metric("1", "gradient norm before clipping"),
         LEARNER_LEARNING_RATE: Metric("1", "learning rate of the update"),
-        TIME_CLIPS_S: Metric("s", "preparing clips"),
+        TIME_CLIPS_S: Metric("s", "waiting for prepared clips"),
         TIME_ROLLOUT_S: Metric("s", "generating responses"),
         TIME_REWARD_S: Metric("s", "scoring responses"),
         TIME_LEARNER_S: Metric("s", "learner update"),

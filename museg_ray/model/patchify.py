@@ -15,22 +15,23 @@ def video_grid(frames: ByteArray, spec: VisionSpec) -> tuple[int, int, int]:
     return num_frames // spec.temporal_patch_size, height // spec.patch_size, width // spec.patch_size
 
 
-def patchify(frames: ByteArray, spec: VisionSpec) -> torch.Tensor:
+def patchify(frames: ByteArray, spec: VisionSpec, device: torch.device | str = "cpu") -> torch.Tensor:
     """Normalised patches of a video, in the order of the stock `Qwen2VLVideoProcessor`: patches that merge into one
     token are neighbours.
 
     Args:
         frames: [T, H, W, 3] uint8 RGB at their final size.
+        device: where to compute. Bytes go there, a quarter of what the patches take.
 
     Returns:
-        [t * h * w, 3 * temporal_patch_size * patch_size ** 2] float32.
+        [t * h * w, 3 * temporal_patch_size * patch_size ** 2] float32, on the device.
     """
     t, h, w = video_grid(frames, spec)
     patch, merge, depth = spec.patch_size, spec.merge_size, spec.temporal_patch_size
     # Mean and deviation on the 0 .. 255 scale, as the stock processor fuses rescaling and normalising.
-    mean, std = torch.tensor(spec.image_mean) * 255, torch.tensor(spec.image_std) * 255
-    # A copy, since frames from Ray's object store are read-only and torch wants to own what it wraps.
-    pixels = (torch.tensor(frames, dtype=torch.float32) - mean) / std  # [T, H, W, C]
+    mean, std = (torch.tensor(values, device=device) * 255 for values in (spec.image_mean, spec.image_std))
+    # A copy, since frames from the store are read-only and torch wants to own what it wraps.
+    pixels = (torch.tensor(frames, device=device).float() - mean) / std  # [T, H, W, C]
     pixels = pixels.permute(0, 3, 1, 2)  # [T, C, H, W]
     blocks = pixels.reshape(t, depth, 3, h // merge, merge, patch, w // merge, merge, patch)
     # [t, h/merge, w/merge, merge, merge | C, depth, patch, patch]

@@ -25,7 +25,7 @@ from museg_ray.report.style import (
 )
 from museg_ray.report.tracks import TRACK_INCHES, Track, draw_tracks
 from museg_ray.types import Clip, Segment
-from museg_ray.video.decode import read_clip
+from museg_ray.video.prepare import read_clip
 
 NUM_QUERIES = 6
 STRIP_CLIP = VideoConfig(max_frames=48, max_pixels=128 * 28 * 28)

@@ -1,13 +1,11 @@
 """The further reward `custom`: a function of the user's, by import path."""
 
-import importlib
-import os
-import sys
 from collections.abc import Callable
 from numbers import Real
 from typing import TypeAlias
 
-from museg_ray.errors import ConfigError, RewardError
+from museg_ray.config.user_function import load_function
+from museg_ray.errors import RewardError
 from museg_ray.rewards.answer import ParsedResponse
 from museg_ray.types import GroundingQuery
 
@@ -22,20 +20,7 @@ def load_reward(path: str) -> Reward:
     Raises:
         ConfigError: no such module or function.
     """
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # as `python -m` does; the `museg` command has its own folder there instead
-    module_name, _, function_name = path.rpartition(".")
-    try:
-        function = getattr(importlib.import_module(module_name), function_name) if module_name else None
-    except Exception as error:  # whatever the user's module does while it is imported
-        fault = f"{type(error).__name__}: {error}"
-        raise ConfigError(
-            f"rewards.custom is {path!r}, which cannot be imported: {fault}. Expected package.module.function; the "
-            "package must be installed, or lie in the working directory (in a Ray job: in --working-dir)."
-        ) from error
-    if not callable(function):
-        raise ConfigError(f"rewards.custom is {path!r}; expected package.module.function, a function to call.")
-    return _checked(path, function)
+    return _checked(path, load_function("rewards.custom", path))
 
 
 def _checked(path: str, function: Reward) -> Reward:

@@ -1,15 +1,17 @@
 """The rollout engine as a Ray actor."""
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
 import ray
 from ray.actor import ActorHandle
 
-from museg_ray.config.schema import ModelConfig, RolloutConfig
+from museg_ray.config.schema import Config
 from museg_ray.rollout.engine import RolloutEngine, Sampling
 from museg_ray.rollout.vllm_setup import engine_environment
-from museg_ray.types import ByteArray, Clip, GroundingQuery, ResponseGroup
+from museg_ray.types import ByteArray, GroundingQuery, ResponseGroup
+from museg_ray.video.loader import ClipHandle, ClipLoader
 
 MAX_GROUPS = 1000
 """Groups that may be inside one actor at once; the engine queues what exceeds its `max_num_seqs`."""
@@ -19,18 +21,21 @@ class RolloutActor:
     """One engine. Groups and weight updates share an event loop; the control calls have their own, so that they are
     answered while an engine starts, which blocks the first."""
 
-    def __init__(self, model_dir: Path, model: ModelConfig, rollout: RolloutConfig) -> None:
-        self._settings = (model_dir, model, rollout)
+    def __init__(self, model_dir: Path, config: Config) -> None:
+        self._model_dir, self._config = model_dir, config
         self._engine: RolloutEngine | None = None
 
     async def start(self) -> None:
         """Start the engine; apart from `__init__`, so that being placed and starting can be told from each other."""
-        self._engine = await RolloutEngine.start(*self._settings)
+        self._clips = ClipLoader(self._config.video)
+        self._engine = await RolloutEngine.start(self._model_dir, self._config.model, self._config.rollout)
 
     async def generate(
-        self, query: GroundingQuery, prompt_ids: Sequence[int], clip: Clip, sampling: Sampling
+        self, query: GroundingQuery, prompt_ids: Sequence[int], handle: ClipHandle, sampling: Sampling
     ) -> ResponseGroup:
-        return await self._started.generate(query, prompt_ids, clip, sampling)
+        engine = self._started
+        clip = await asyncio.to_thread(self._clips.load, handle)  # may come from another machine
+        return await engine.generate(query, prompt_ids, clip, sampling)
 
     async def update_weights(self, version: int, blob: ByteArray) -> int:
         return await self._started.update_weights(version, blob)
@@ -51,8 +56,9 @@ class RolloutActor:
         return self._engine
 
 
-def start_actor(model_dir: Path, model: ModelConfig, rollout: RolloutConfig) -> ActorHandle:
+def start_actor(model_dir: Path, config: Config) -> ActorHandle:
     """A new rollout actor in its own process environment; its `start` is still to be called."""
+    rollout = config.rollout
     options = {
         "num_cpus": rollout.num_cpus,
         "num_gpus": rollout.num_gpus,
@@ -60,4 +66,4 @@ def start_actor(model_dir: Path, model: ModelConfig, rollout: RolloutConfig) -> 
         "runtime_env": {"env_vars": engine_environment(rollout)},
     }
     remote_class = ray.remote(concurrency_groups={"control": 1})(RolloutActor)
-    return remote_class.options(**options).remote(model_dir, model, rollout)
+    return remote_class.options(**options).remote(model_dir, config)

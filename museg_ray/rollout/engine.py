@@ -1,10 +1,9 @@
 """The rollout engine: groups of responses from vLLM, each group under exactly one version of the weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -12,13 +11,14 @@ from transformers import PreTrainedTokenizerBase
 from museg_ray.config.schema import ModelConfig, RolloutConfig
 from museg_ray.errors import RolloutError, WeightSyncError
 from museg_ray.model.qwen_vl import FORBIDDEN_LOGIT_BIAS, end_token_id, forbidden_token_ids, load_tokenizer
+from museg_ray.rollout.group_client import GroupClient
 from museg_ray.rollout.vllm_setup import start_vllm
 from museg_ray.types import ByteArray, Clip, GroundingQuery, Response, ResponseGroup
 from museg_ray.weights.blob import blob_file
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
-    from vllm.outputs import CompletionOutput, RequestOutput
+    from vllm.outputs import CompletionOutput
     from vllm.v1.engine.async_llm import AsyncLLM
 
 
@@ -44,13 +44,17 @@ class RolloutEngine:
     Weight versions are numbers that grow with each update; the weights of the model folder are version 0.
     """
 
+    _client_class: ClassVar[type[GroupClient]] = GroupClient
+    _vllm_args: ClassVar[Mapping[str, Any]] = {}
+    """Engine arguments that differ from those of `vllm_setup`."""
+
     def __init__(self, llm: "AsyncLLM", tokenizer: PreTrainedTokenizerBase) -> None:
         self._llm = llm
+        self._client = self._client_class(llm)
         self._tokenizer = tokenizer
         self._end_id = end_token_id(tokenizer)
         forbidden = forbidden_token_ids(tokenizer, llm.model_config.get_vocab_size())
         self._logit_bias = dict.fromkeys(forbidden, FORBIDDEN_LOGIT_BIAS)
-        self._request_ids = count()
         self._num_running = 0
         self._version = 0
         self._has_weights = True
@@ -69,7 +73,7 @@ class RolloutEngine:
         tokenizer = load_tokenizer(model_dir)
         try:
             # vLLM in no variable: an import error that it keeps holds this frame, so that it would outlive `close`.
-            engine = cls(start_vllm(model_dir, model, rollout), tokenizer)
+            engine = cls(start_vllm(model_dir, model, rollout, **cls._vllm_args), tokenizer)
             await engine._llm.update_weight_version("0")
         except Exception as error:  # vLLM's errors are many and cannot be pickled
             raise RolloutError(f"The rollout engine did not start on {model_dir}: {_reason(error)}.") from None
@@ -80,11 +84,16 @@ class RolloutEngine:
         """Version of the weights that the engine samples from."""
         return self._version
 
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes of all messages sent to the engine's process so far; weights go by another way."""
+        return self._client.bytes_sent
+
     async def generate(
         self, query: GroundingQuery, prompt_ids: Sequence[int], clip: Clip, sampling: Sampling
     ) -> ResponseGroup:
-        """Sample the G responses to one query in one request: they share one pass of the vision tower and the prompt's
-        keys and values (on a CPU in whole blocks of 128 tokens).
+        """Sample the G responses to one query. They share the pixels, sent to the engine's process once, one pass of
+        the vision tower, and the prompt's keys and values (on a CPU in whole blocks of 128 tokens).
 
         Args:
             prompt_ids: the chat prompt with ONE video placeholder, from `chat_prompt_ids`.
@@ -100,23 +109,24 @@ class RolloutEngine:
                 "finished or failed; push new weights first."
             )
         version = self._version
-        params = self._sampling_params(sampling)
+        params = [self._sampling_params(sampling, index) for index in range(sampling.group_size)]
         prompt = _vllm_prompt(prompt_ids, clip, version)
         self._num_running += 1
         try:
-            output = await self._final_output(prompt, params)
+            outputs = await self._client.sample(prompt, params)
         except Exception as error:  # vLLM's errors are many and cannot be pickled
             raise RolloutError(f"Query {query.query_id} could not be sampled: {_reason(error)}.") from None
         finally:
             self._num_running -= 1
-        for completion in output.outputs:
+        completions = [output.outputs[0] for output in outputs]
+        for completion in completions:
             _check_version(completion, version, query.query_id)
         return ResponseGroup(
             query=query,
             clip_key=clip.key,
             clip_duration_s=clip.duration_s,
-            prompt_ids=tuple(output.prompt_token_ids),
-            responses=tuple(self._response(completion) for completion in output.outputs),
+            prompt_ids=tuple(outputs[0].prompt_token_ids),
+            responses=tuple(self._response(completion) for completion in completions),
             weight_version=version,
         )
 
@@ -152,12 +162,7 @@ class RolloutEngine:
     def close(self) -> None:
         """End the engine's process; running requests fail."""
         self._llm.shutdown()
-        del self._llm  # now, and not while the interpreter ends, where its destructor fails
-
-    async def _final_output(self, prompt: dict[str, Any], params: "SamplingParams") -> "RequestOutput":
-        request_id = str(next(self._request_ids))
-        outputs = [output async for output in self._llm.generate(prompt, params, request_id)]
-        return outputs[-1]
+        del self._client, self._llm  # now, and not while the interpreter ends, where its destructor fails
 
     async def _transfer(self, version: int, blob: ByteArray) -> int:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
@@ -170,15 +175,14 @@ class RolloutEngine:
         await self._llm.reset_encoder_cache()
         return int(await self._llm.get_weight_version())
 
-    def _sampling_params(self, sampling: Sampling) -> "SamplingParams":
+    def _sampling_params(self, sampling: Sampling, index: int) -> "SamplingParams":
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         return SamplingParams(
-            n=sampling.group_size,
             temperature=sampling.temperature,
             max_tokens=sampling.max_completion_tokens,
-            seed=sampling.seed * sampling.group_size,  # vLLM gives seed + i to response i
+            seed=sampling.seed * sampling.group_size + index,
             logit_bias=self._logit_bias,
             # The chat's end token alone, whatever the tokenizer calls its end of sequence.
             ignore_eos=True,

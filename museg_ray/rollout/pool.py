@@ -15,6 +15,7 @@ from museg_ray.errors import MusegError, ResourceError, RolloutError, WeightSync
 from museg_ray.rollout.actor import start_actor
 from museg_ray.rollout.engine import Sampling
 from museg_ray.types import GroundingQuery, ResponseGroup
+from museg_ray.video.loader import ClipHandle
 
 CLOSE_TIMEOUT_S = 20.0
 """For an engine to end by itself; then its actor is killed, and the engine's process with it."""
@@ -40,7 +41,7 @@ class RolloutPool:
         self._version = 0
         self._members: list[_Member] = []
         for index in range(config.rollout.num_actors):
-            actor = start_actor(model_dir, config.model, config.rollout)
+            actor = start_actor(model_dir, config)
             name = f"rollout actor {index}"
             self._members.append(_Member(name, actor, actor.ping.remote(), actor.start.remote()))
 
@@ -76,23 +77,24 @@ class RolloutPool:
                 raise self._late(member)
 
     async def generate(
-        self, query: GroundingQuery, prompt_ids: Sequence[int], clip_ref: ray.ObjectRef, sampling: Sampling
+        self, query: GroundingQuery, prompt_ids: Sequence[int], clip: ClipHandle, sampling: Sampling
     ) -> ResponseGroup:
         """Sample the group of one query on the actor with the fewest groups.
 
         Args:
             prompt_ids: the chat prompt with one video placeholder, from `chat_prompt_ids`.
-            clip_ref: of the query's Clip; its pixels go from the object store to the actor.
+            clip: of the query's video; the actor opens it itself.
 
         Raises:
             RolloutError: the actor failed, died, or was not done within `request_timeout_s`.
+            VideoError: the clip left the store meanwhile, and its file can no longer be read.
             WeightSyncError: the actor has no weights that it could tag the group with.
         """
         member = min(self._members, key=lambda member: member.num_groups)
         member.num_groups += 1
         try:
             async with asyncio.timeout(self._config.request_timeout_s):
-                return await member.actor.generate.remote(query, prompt_ids, clip_ref, sampling)
+                return await member.actor.generate.remote(query, prompt_ids, clip, sampling)
         except TimeoutError:
             raise RolloutError(
                 f"Query {query.query_id} was not sampled by {member.name} within "

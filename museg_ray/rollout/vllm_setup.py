@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from museg_ray.config.schema import ModelConfig, RolloutConfig
+from museg_ray.model.qwen_vl import VisionSpec, load_vision_spec
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 PROMPTS_PER_STEP = 4
 """Prompts of full length that one engine step may prefill."""
+CLIP_EXTRA_BYTES = 64 * 1024
+"""What a clip takes beside its pixels: its grid and its rate; far more than they need."""
 GIB = 1024**3
 
 
@@ -37,14 +40,24 @@ def engine_environment(rollout: RolloutConfig) -> dict[str, str]:
     return environment
 
 
-def start_vllm(model_dir: Path, model: ModelConfig, rollout: RolloutConfig) -> "AsyncLLM":
-    """Start an engine process and wait until it is up. To be called inside the event loop that will use it."""
+def start_vllm(model_dir: Path, model: ModelConfig, rollout: RolloutConfig, **other_args: Any) -> "AsyncLLM":
+    """Start an engine process and wait until it is up. To be called inside the event loop that will use it.
+
+    Args:
+        other_args: engine arguments to use instead of the ones chosen here.
+    """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
     device_args = _gpu_args(rollout) if rollout.num_gpus else _cpu_args(rollout)
-    args = AsyncEngineArgs(**_common_args(model_dir, model, rollout), **device_args)
+    args = AsyncEngineArgs(**_common_args(model_dir, model, rollout) | device_args | other_args)
     return AsyncLLM.from_engine_args(args)
+
+
+def clip_cache_bytes(spec: VisionSpec, max_tokens: int) -> int:
+    """Room for any one clip that a prompt of `max_tokens` can hold. vLLM keeps such a cache on both sides."""
+    patch_bytes = 3 * spec.temporal_patch_size * spec.patch_size**2  # uint8 RGB
+    return max_tokens * spec.merge_size**2 * patch_bytes + CLIP_EXTRA_BYTES
 
 
 def _common_args(model_dir: Path, model: ModelConfig, rollout: RolloutConfig) -> dict[str, Any]:
@@ -60,10 +73,13 @@ def _common_args(model_dir: Path, model: ModelConfig, rollout: RolloutConfig) ->
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(PROMPTS_PER_STEP * model.max_tokens, rollout.max_num_seqs),
         "limit_mm_per_prompt": {"video": 1, "image": 0},
-        # No cache of processed pixels. vLLM's shared-memory one takes a clip for read as soon as one of the group's G
-        # responses has read it: once it is full it overwrites clips that others wait for, and the engine dies ("Data
-        # has been modified or is invalid"). Vision features stay cached by clip all the same.
-        "mm_processor_cache_gb": 0,
+        # Raw uint8 pixels cross to the engine process, a quarter of the bytes of normalised ones; the model normalises.
+        "mm_device_do_normalize": True,
+        # How the responses of a group share their pixels: see group_client.py. The type `shm` would send them once by
+        # itself, but it takes a clip for read as soon as one of the group's G responses has read it: once it is full it
+        # overwrites clips that others wait for, and the engine dies ("Data has been modified or is invalid").
+        "mm_processor_cache_type": "lru",
+        "mm_processor_cache_gb": clip_cache_bytes(load_vision_spec(model_dir), model.max_tokens) / GIB,
         # Log-probs of the distribution sampled from, that is after the bias on forbidden tokens and the temperature.
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",  # the model folder's own would add end tokens and sampling defaults

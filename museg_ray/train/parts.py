@@ -1,7 +1,7 @@
 """The parts that a run joins, started together and closed together."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -31,6 +31,9 @@ class Parts:
         Raises:
             MusegError: a part did not start; those that did are closed.
         """
+        # Absolute here, in the driver: the actors' working folders are others.
+        store_dir = str(Path(config.video.store_dir).absolute())
+        config = replace(config, video=replace(config.video, store_dir=store_dir))
         parts = cls(
             tokenizer=load_tokenizer(model_dir),
             clips=ClipPool(config.video),

@@ -11,18 +11,15 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 
 from museg_ray.config.load import MODEL_CONFIG_FILE, save_config
 from museg_ray.config.schema import Config
-from museg_ray.data.annotations import check_ids, check_videos, read_annotations
-from museg_ray.data.sampler import QuerySampler
-from museg_ray.data.synthetic.corpus import ensure_corpus
-from museg_ray.errors import ConfigError
+from museg_ray.data.curriculum import load_curriculum
+from museg_ray.data.sampler import QuerySampler, build_samplers
 from museg_ray.evaluation.blind import blind_baseline
 from museg_ray.evaluation.metrics import GroundingScores
-from museg_ray.evaluation.runner import evaluate, scores, spread, swap_videos, write_answers
+from museg_ray.evaluation.runner import evaluate, scores, swap_videos, write_answers
 from museg_ray.metrics import names
 from museg_ray.metrics.alarms import AlarmWatch
 from museg_ray.metrics.recorder import Recorder
@@ -33,6 +30,7 @@ from museg_ray.train.display import Display
 from museg_ray.train.ledger import Ledger, RolloutLog
 from museg_ray.train.parts import Parts
 from museg_ray.train.quarantine import Quarantine
+from museg_ray.train.queries import RunQueries, read_run_queries
 from museg_ray.train.run_folder import create_run_folder, write_json
 from museg_ray.train.runtime import ray_session
 from museg_ray.train.trainer import StepResult, Trainer
@@ -40,7 +38,7 @@ from museg_ray.types import GroundingQuery
 
 STEPS_PER_LEDGER = 10
 """A run that is killed leaves books that are at most this many steps old."""
-STACK = ("museg_ray", "ray", "torch", "transformers", "deepspeed", "decord")
+STACK = ("museg_ray", "ray", "torch", "transformers", "deepspeed", "av")
 
 
 @dataclass(slots=True)
@@ -52,6 +50,7 @@ class _Notes:
     gap_max: float = 0.0
     num_responses: int = 0
     rollout_s: float = 0.0
+    num_unreadable_heldout: int = 0
 
     def add(self, result: StepResult) -> None:
         self.gap_means.append(result.metrics[names.PARITY_GAP_MEAN])
@@ -70,13 +69,14 @@ def run(config: Config) -> Path:
     """
     model_dir = resolve_model_path(config.model.path)  # first: a wrong path leaves no empty run folder behind
     Recipe(config.rewards)  # likewise: a reward of the user's that cannot be imported
+    load_curriculum(config.data.curriculum)
     run_dir = create_run_folder(Path(config.run.dir), config.run.name)
     with Display(run_dir.name, config.train.phases, config.total_steps) as display:
         session = _Session(config, model_dir, run_dir, display)
-        train, heldout = session.load_queries()
+        queries = session.read_queries()
         try:
             with ray_session(config):
-                summary = asyncio.run(session.train_and_evaluate(train, heldout))
+                summary = asyncio.run(session.train_and_evaluate(queries))
         except asyncio.CancelledError:  # SIGTERM
             raise KeyboardInterrupt from None
         session.write_pages()
@@ -104,64 +104,43 @@ class _Session:
             yield progress
         self._notes.wall_s[name] = round(time.monotonic() - start_s, 2)
 
-    def load_queries(self) -> tuple[dict[str, list[GroundingQuery]], list[GroundingQuery]]:
-        """Train queries by annotation file, as the phases name it, and held-out queries, their video files checked.
-
-        Renders the synthetic corpus where it is asked for.
-        """
-        config, train = self._config, dict[str, list[GroundingQuery]]()
+    def read_queries(self) -> RunQueries:
+        """Train and held-out queries, checked; the synthetic corpus is rendered where it is asked for."""
         with self._stage("corpus", "videos and questions") as progress:
-            corpus = ensure_corpus(config.data.synthetic, progress) if config.data.synthetic.num_train_videos else None
-            for phase in config.train.phases:
-                path = config.train_file(phase)
-                if phase.steps and path not in train:
-                    rendered = None if corpus is None or phase.train else corpus.train
-                    train[path] = read_annotations(rendered) if rendered else self._read("data.train", path)
-                if phase.steps:  # tried now: without queries of a kind, a late phase would end the run after hours
-                    QuerySampler(train[path], 0).start_phase(config.multi_segment_share(phase))
-            check_ids(train)
-            heldout = read_annotations(corpus.heldout) if corpus else self._read("data.heldout", config.data.heldout)
-            heldout = spread(heldout, config.evaluation.num_queries)
-            check_videos([*chain(*train.values()), *heldout])
-        return train, heldout
+            return read_run_queries(self._config, progress)
 
-    def _read(self, key: str, path: str) -> list[GroundingQuery]:
-        if not path:
-            raise ConfigError(f"{key} is empty; set it to an annotation file (.jsonl).")
-        root = self._config.data.video_root
-        return read_annotations(Path(path), Path(root) if root else None)
-
-    async def train_and_evaluate(
-        self, train: Mapping[str, Sequence[GroundingQuery]], heldout: Sequence[GroundingQuery]
-    ) -> dict[str, object]:
+    async def train_and_evaluate(self, queries: RunQueries) -> dict[str, object]:
         """Everything that needs the actors; returns the summary."""
         _cancel_on_sigterm()
-        samplers = {path: QuerySampler(queries, self._config.run.seed) for path, queries in train.items()}
+        samplers = build_samplers(self._config, queries.train)
         with self._stage("start", "rollout engines and learner"):
             parts = await Parts.start(self._config, self._model_dir)
         try:
-            before = await self._evaluate("before", "held-out videos, before", heldout, parts)
+            before = await self._evaluate("before", "held-out videos, before", queries.heldout, parts)
             await self._train(parts, samplers)
-            after = await self._evaluate("after", "held-out videos, after", heldout, parts)
-            swapped = await self._evaluate("swapped", "swapped videos", swap_videos(heldout), parts)
+            after = await self._evaluate("after", "held-out videos, after", queries.heldout, parts)
+            swapped = await self._evaluate("swapped", "swapped videos", swap_videos(queries.heldout), parts)
             with self._stage("export", "checkpoint and model"):
                 await parts.learner.save_checkpoint(self._run_dir / "checkpoint")
                 await parts.learner.export_model(self._run_dir / "model")
                 save_config(self._config, self._run_dir / "model" / MODEL_CONFIG_FILE)
         finally:
             await _to_the_end(parts.close())
-        _, blind = blind_baseline([*chain(*train.values())], heldout)
+        _, blind = blind_baseline(queries.all_train, queries.heldout)
         return self._write_summary(before, after, blind, swapped)
 
     async def _evaluate(self, name: str, text: str, queries: Sequence[GroundingQuery], parts: Parts) -> GroundingScores:
         evaluation = self._config.evaluation
         prompt = self._config.evaluation_prompt
         with self._stage(f"evaluate_{name}", text):
-            answered = await evaluate(
+            found = await evaluate(
                 queries, prompt, evaluation.max_completion_tokens, parts.tokenizer, parts.clips, parts.rollouts
             )
-        write_answers(answered, self._run_dir / "evaluation" / f"{name}.jsonl")
-        return scores(answered)
+        for error in found.unreadable:
+            self._display.warn(f"{text}: {error}")
+        self._notes.num_unreadable_heldout = max(self._notes.num_unreadable_heldout, len(found.unreadable))
+        write_answers(found.answered, self._run_dir / "evaluation" / f"{name}.jsonl")
+        return scores(found.answered)
 
     async def _train(self, parts: Parts, samplers: Mapping[str, QuerySampler]) -> None:
         recorder = Recorder(self._run_dir, self._run_dir.name)
@@ -179,6 +158,8 @@ class _Session:
             for alarm in alarms:
                 self._display.alarm(alarm)
                 recorder.alarm(alarm)
+            for error in result.unreadable:
+                self._display.warn(f"step {result.step}: {error}")
             if num_unscored := round(result.metrics[names.REWARD_QUARANTINED]):
                 self._display.warn(
                     f"step {result.step}: responses without a score: {num_unscored}; see {quarantine.path}"
@@ -209,6 +190,7 @@ class _Session:
             "after": after.as_dict(),
             "blind": blind.as_dict(),
             "swapped": swapped.as_dict(),
+            "heldout_unreadable": notes.num_unreadable_heldout,
             "logprob_gap": {
                 "mean": sum(notes.gap_means) / len(notes.gap_means) if notes.gap_means else 0.0,
                 "max": notes.gap_max,

@@ -6,6 +6,7 @@ Synchronous (`max_staleness = 0`): a step's groups are all sampled from the weig
 learner's log-probs before its update must equal the rollout's; their gap is checked every step.
 
     box        waits for                               unblocked by
+    prepare    room for clips ahead                    a clip being used; runs `video.steps_ahead` steps before the rest
     issue      the weight push of the step before      every rollout actor confirming the new version
     score      its own group's rollout                 the group (groups of one step overlap)
     learn      all groups of the step                  the last score or filtered group
@@ -19,22 +20,22 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
-import ray
 
 from museg_ray.algo.advantages import group_advantages
 from museg_ray.config.schema import Config, PhaseConfig
 from museg_ray.data.prompts import render_prompt
 from museg_ray.data.sampler import QuerySampler
-from museg_ray.errors import ParityError, RewardError
+from museg_ray.errors import ParityError, RewardError, VideoError
 from museg_ray.metrics import names
 from museg_ray.metrics.groups import group_metrics
 from museg_ray.model.prompt import chat_prompt_ids
-from museg_ray.rewards.phases import phase_steps
 from museg_ray.rollout.engine import Sampling
 from museg_ray.train.ledger import Ledger, Outcome
 from museg_ray.train.parts import Parts
+from museg_ray.train.plan import StepPlan, lookahead, plan_steps
 from museg_ray.train.quarantine import Quarantine
 from museg_ray.types import GroundingQuery, ResponseGroup, RewardParts, SampledGroup, ScoredGroup, Unscored
+from museg_ray.video.loader import ClipHandle
 
 QUEUE_WATCH_S = 0.05
 """How often the queues are looked at; a step's queue metrics are the peaks seen."""
@@ -46,6 +47,8 @@ class StepResult:
     """From 1."""
     phase: str
     groups: list[SampledGroup]
+    unreadable: list[VideoError]
+    """Of the queries without a group."""
     metrics: dict[str, float]
 
 
@@ -68,7 +71,7 @@ class _Timed:
     """A group with what each of its stages took."""
 
     sampled: SampledGroup
-    clip: ray.ObjectRef
+    clip: ClipHandle
     clip_s: float
     rollout_s: float
     reward_s: float
@@ -91,7 +94,7 @@ class Trainer:
             parts: started.
             samplers: by annotation file, as the phases name it: `Config.train_file`.
             ledger: gets every query.
-            quarantine: gets every response that could not be scored.
+            quarantine: gets every response that could not be scored, every query whose video could not be read.
         """
         self._config = config
         self._parts = parts
@@ -107,41 +110,49 @@ class Trainer:
         Raises:
             MusegError: a part failed, or rollout and learner disagree; the run cannot go on.
         """
-        for step, phase, is_first in phase_steps(self._config.train.phases):
-            if is_first:
-                await self._start_phase(phase)
-            listener(await self._step(step, phase))
+        plans = plan_steps(self._config, self._samplers)
+        for plan, ahead in lookahead(plans, self._config.video.steps_ahead):
+            if plan.is_first and (plan.phase.fresh_optimizer or plan.phase.fresh_reference):
+                await self._parts.learner.start_phase(plan.phase)
+            self._parts.clips.prefetch(query.video for later in ahead for query in later.queries)
+            listener(await self._step(plan))
 
-    async def _start_phase(self, phase: PhaseConfig) -> None:
-        self._samplers[self._config.train_file(phase)].start_phase(self._config.multi_segment_share(phase))
-        if phase.fresh_optimizer or phase.fresh_reference:
-            await self._parts.learner.start_phase(phase)
-
-    async def _step(self, step: int, phase: PhaseConfig) -> StepResult:
-        start_s = time.monotonic()
-        queries = self._samplers[self._config.train_file(phase)].draw(self._config.train.prompts_per_step)
-        issues = [self._ledger.issue(query, step) for query in queries]
+    async def _step(self, plan: StepPlan) -> StepResult:
+        start_s, num_decoded = time.monotonic(), self._parts.clips.num_decoded
+        issues = [self._ledger.issue(query, plan.step) for query in plan.queries]
         try:
-            timed = await self._roll_out(queries, step, phase)
+            results = await self._roll_out(plan)
             rolled_out_s = time.monotonic()
+            timed = [result for result in results if isinstance(result, _Timed)]
+            unreadable = [result for result in results if isinstance(result, VideoError)]
+            if not timed:
+                raise VideoError(f"None of the {len(results)} videos of step {plan.step} can be read. {unreadable[-1]}")
             learned = await self._learn(timed)
         except Exception as error:
             for issue in issues:
                 self._ledger.finish(issue, Outcome.FAILED, reason=f"{type(error).__name__}: {error}")
             raise
-        for issue, t in zip(issues, timed, strict=True):
-            reason = t.sampled.filtered_because
-            outcome = Outcome.FILTERED if reason else Outcome.TRAINED
-            self._ledger.finish(issue, outcome, reason=reason, weight_version=self.weight_version)
+        for issue, result in zip(issues, results, strict=True):
+            self._finish(issue, result)
         learned_s = time.monotonic()
         await self._push_weights()
         end_s = time.monotonic()
         groups = [t.sampled for t in timed]
         metrics = group_metrics(groups, rolled_out_s - start_s) | learned | self._stage_metrics(timed)
+        metrics[names.VIDEO_PREPARED] = float(self._parts.clips.num_decoded - num_decoded)
+        metrics[names.VIDEO_UNREADABLE] = float(len(unreadable))
         metrics[names.TIME_LEARNER_S] = learned_s - rolled_out_s
         metrics[names.TIME_SYNC_S] = end_s - learned_s
         metrics[names.TIME_STEP_S] = end_s - start_s
-        return StepResult(step, phase.name, groups, metrics)
+        return StepResult(plan.step, plan.phase.name, groups, unreadable, metrics)
+
+    def _finish(self, issue: int, result: "_Timed | VideoError") -> None:
+        if isinstance(result, VideoError):
+            self._ledger.finish(issue, Outcome.FAILED, reason=str(result))
+            return
+        reason = result.sampled.filtered_because
+        outcome = Outcome.FILTERED if reason else Outcome.TRAINED
+        self._ledger.finish(issue, outcome, reason=reason, weight_version=self.weight_version)
 
     def _stage_metrics(self, timed: list[_Timed]) -> dict[str, float]:
         return {
@@ -154,10 +165,14 @@ class Trainer:
             names.QUEUE_REWARD: float(self._queues.reward),
         }
 
-    async def _roll_out(self, queries: list[GroundingQuery], step: int, phase: PhaseConfig) -> list[_Timed]:
-        """The step's scored groups, in the order of `queries`; each is scored as soon as it is generated."""
+    async def _roll_out(self, plan: StepPlan) -> list[_Timed | VideoError]:
+        """The step's scored groups, in the order of its queries; each is scored as soon as it is generated. A query
+        whose video cannot be read has the reason in its place, and no other video."""
         self._queues = _QueuePeaks()
-        tasks = [asyncio.create_task(self._score_query(q, step, i, phase)) for i, q in enumerate(queries)]
+        tasks = [
+            asyncio.create_task(self._score_query(query, plan.step, index, plan.phase))
+            for index, query in enumerate(plan.queries)
+        ]
         watch = asyncio.create_task(self._watch_queues())
         try:
             return list(await asyncio.gather(*tasks))
@@ -173,7 +188,16 @@ class Trainer:
             self._queues.reward = max(self._queues.reward, self._parts.rewards.num_waiting)
             await asyncio.sleep(QUEUE_WATCH_S)
 
-    async def _score_query(self, query: GroundingQuery, step: int, index: int, phase: PhaseConfig) -> _Timed:
+    async def _score_query(
+        self, query: GroundingQuery, step: int, index: int, phase: PhaseConfig
+    ) -> _Timed | VideoError:
+        try:
+            return await self._scored(query, step, index, phase)
+        except VideoError as error:
+            self._quarantine.add_video(step, query, error)
+            return error
+
+    async def _scored(self, query: GroundingQuery, step: int, index: int, phase: PhaseConfig) -> _Timed:
         rollout = self._config.rollout
         seed = np.random.SeedSequence((self._config.run.seed, step, index)).generate_state(1)[0]
         sampling = Sampling(

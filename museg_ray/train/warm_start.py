@@ -46,7 +46,7 @@ from museg_ray.model.qwen_vl import (
 )
 from museg_ray.model.tiny import build_model, build_tokenizer, save_tiny_model
 from museg_ray.types import Clip, GroundingQuery, Segment
-from museg_ray.video.decode import read_clip
+from museg_ray.video.prepare import read_clip
 
 CORPUS = SyntheticConfig(num_train_videos=3000, num_heldout_videos=0, seed=1)
 SEED = 0

@@ -1,11 +1,13 @@
-"""Clip preparation in processes of its own: one decode a video, a deadline, and a crash that costs one actor only.
+"""Clip preparation on Ray: actors that work ahead of the rollouts, and the driver's handle on them.
 
-A Clip goes from its ClipActor into the object store and from there to whoever reads the reference; the driver, which
-holds the pool, never sees pixels.
+Pixels go from a reader process into the frame store and from there, mapped, to whoever needs them. Through the driver
+go names and sizes.
 """
 
 import asyncio
-from collections import OrderedDict
+from collections import deque
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import ray
@@ -13,31 +15,39 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
 from museg_ray.config.schema import VideoConfig
-from museg_ray.errors import ResourceError, VideoError
+from museg_ray.errors import ResourceError, VideoError, VideoFault
 from museg_ray.types import Clip
-from museg_ray.video.decode import read_clip
+from museg_ray.video.frames import largest_clip_bytes
+from museg_ray.video.loader import ClipHandle, ClipLoader
+from museg_ray.video.prepare import PreparedClip, refused
+from museg_ray.video.reader import GuardedReader
+from museg_ray.video.store import GIB
 
 
-class ClipActor:
-    """Reads one video at a time."""
+class PrepareActor:
+    """One reader with its process. All deadlines are the reader's: it kills what hangs."""
 
     def __init__(self, config: VideoConfig) -> None:
         self._config = config
+        self._reader = GuardedReader(config)
 
     def ready(self) -> None:
         """Returns once the process is up."""
 
-    @ray.method(num_returns=2)
-    def read(self, video: str) -> tuple[str, Clip]:
-        """The clip's key, small enough to wait for in the driver, and the clip, which stays in the object store."""
-        clip = read_clip(video, self._config)
-        return clip.key, clip
+    def prepare(self, video: str) -> PreparedClip:
+        return self._reader.prepare(video)
+
+    def send(self, video: str) -> Clip:
+        """The clip itself, for a machine that does not share this one's store."""
+        prepared = self._reader.prepare(video)
+        own = ray.get_runtime_context().current_actor
+        return ClipLoader(self._config).load(ClipHandle(prepared, own))
 
 
 class ClipPool:
-    """Prepared clips by video path: decoded once, the `cache_clips` most recently used kept. For one event loop.
+    """Prepared clips by video. For one event loop.
 
-    Actors start when first needed, at most `num_actors`; one that hangs or dies is given up and not missed.
+    Actors start when first needed, at most `num_actors`; one that dies is replaced.
     """
 
     def __init__(self, config: VideoConfig) -> None:
@@ -45,93 +55,110 @@ class ClipPool:
         self._turns = asyncio.Semaphore(config.num_actors)
         self._actors: list[ActorHandle] = []  # all that live
         self._idle: list[ActorHandle] = []
-        self._clips: OrderedDict[str, ray.ObjectRef] = OrderedDict()
-        self._pending: dict[str, asyncio.Task[ray.ObjectRef]] = {}
+        self._pending: dict[str, asyncio.Task[ClipHandle]] = {}  # being prepared, or prepared ahead and not yet used
+        self._ahead: dict[str, int] = {}  # bytes that each clip prepared ahead takes, or may take
+        self._later: deque[str] = deque()  # to prepare ahead once there is room
         self.num_decoded = 0
-        """Videos decoded."""
-        self.num_hits = 0
-        """Requests answered without a decode of their own."""
+        """Clips that no store had yet."""
+        self.num_requests = 0
+        """Calls of `get`."""
 
-    async def get(self, video: str) -> ray.ObjectRef:
-        """Reference of the Clip; callers that ask for a video while it is being decoded share that decode.
+    async def get(self, video: str) -> ClipHandle:
+        """The clip's handle; callers that ask for a video while it is being prepared share that.
 
         Raises:
-            VideoError: the video cannot be read, took longer than `deadline_s`, or crashed the decoder.
-            ResourceError: an actor does not start.
+            VideoError: the video cannot be read, took longer than its deadline, or crashed its reader.
+            ResourceError: an actor does not start, or the frame store cannot be used.
         """
-        if video in self._clips:
-            self.num_hits += 1
-            self._clips.move_to_end(video)
-            return self._clips[video]
-        if video in self._pending:
-            self.num_hits += 1
-        else:
-            self._pending[video] = asyncio.create_task(self._prepare(video))
-        # Shielded: a caller that is cancelled must not take the clip from the others.
-        return await asyncio.shield(self._pending[video])
+        self.num_requests += 1
+        if video in self._later:
+            self._later.remove(video)
+        task = self._pending.get(video) or self._start(video)
+        try:
+            # Shielded: a caller that is cancelled must not take the clip from the others.
+            return await asyncio.shield(task)
+        finally:
+            if task.done():
+                self._pending.pop(video, None)
+                self._ahead.pop(video, None)
+                self._work_ahead()
+
+    def prefetch(self, videos: Iterable[str]) -> None:
+        """Prepare these next, in this order, as far as `ahead_gib` goes; what is asked for meanwhile comes before.
+
+        A video that cannot be read is told to whoever asks for it.
+        """
+        self._later.extend(video for video in videos if video not in self._pending and video not in self._later)
+        self._work_ahead()
 
     def close(self) -> None:
-        """Stop all actors, also busy ones, and forget all clips."""
+        """Stop all actors, also busy ones."""
+        self._later.clear()
         for task in self._pending.values():
             task.cancel()
         for actor in self._actors:
-            ray.kill(actor)
+            ray.kill(actor)  # the kernel ends its reader process with it
         self._actors.clear()
         self._idle.clear()
-        self._clips.clear()
 
-    async def _prepare(self, video: str) -> ray.ObjectRef:
-        try:
-            async with self._turns:
-                clip = await self._decode(video)
-        finally:
-            del self._pending[video]
-        self.num_decoded += 1
-        self._clips[video] = clip
-        if len(self._clips) > self._config.cache_clips:
-            self._clips.popitem(last=False)
-        return clip
+    def _start(self, video: str) -> asyncio.Task[ClipHandle]:
+        task = asyncio.create_task(self._prepare(video))
+        self._pending[video] = task
+        return task
 
-    async def _decode(self, video: str) -> ray.ObjectRef:
+    def _work_ahead(self) -> None:
+        """Start what there is room for. No more at once than there are actors, so that a clip that is needed now waits
+        for one of them at most."""
+        room_bytes = self._config.ahead_gib * GIB - sum(self._ahead.values())
+        num_running = sum(not self._pending[video].done() for video in self._ahead)
+        largest_bytes = largest_clip_bytes(self._config)
+        while self._later and num_running < self._config.num_actors and room_bytes >= largest_bytes:
+            video = self._later.popleft()
+            self._ahead[video] = largest_bytes
+            self._start(video).add_done_callback(partial(self._done_ahead, video))
+            num_running, room_bytes = num_running + 1, room_bytes - largest_bytes
+
+    def _done_ahead(self, video: str, task: asyncio.Task[ClipHandle]) -> None:
+        if task.cancelled():
+            return
+        if video in self._ahead:
+            self._ahead[video] = 0 if task.exception() else task.result().prepared.size_bytes
+        self._work_ahead()
+
+    async def _prepare(self, video: str) -> ClipHandle:
+        async with self._turns:
+            handle = await self._prepare_guarded(video)
+        self.num_decoded += handle.prepared.was_decoded
+        return handle
+
+    async def _prepare_guarded(self, video: str) -> ClipHandle:
         try:
-            return await self._read(self._idle.pop() if self._idle else await self._start_actor(), video)
+            return await self._ask(self._idle.pop() if self._idle else await self._start_actor(), video)
         except RayError:
-            pass  # Dead: killed by this video, or lost while idle with its node. A fresh process tells which.
+            pass  # Dead: lost with its node, or for lack of memory. A fresh process tells whether it was the video.
         try:
-            return await self._read(await self._start_actor(), video)
+            return await self._ask(await self._start_actor(), video)
         except RayError as error:
-            raise VideoError(
-                f"The video {video} killed the process that read it, twice. "
-                f"Take its rows out of the annotation file, or look for a lack of memory. {error}"
-            ) from error
+            reason = VideoError(f"it ended the actor that read it, twice ({error})", VideoFault.CRASHED)
+        raise refused(video, reason)
 
-    async def _read(self, actor: ActorHandle, video: str) -> ray.ObjectRef:
+    async def _ask(self, actor: ActorHandle, video: str) -> ClipHandle:
         """Raises RayError, but never RayTaskError, when the actor is dead."""
-        key: ray.ObjectRef
-        clip: ray.ObjectRef
-        key, clip = actor.read.remote(video)
         try:
-            await asyncio.wait_for(key, self._config.deadline_s)
+            prepared: PreparedClip = await actor.prepare.remote(video)
         except RayTaskError as error:
             self._idle.append(actor)
-            raise error.cause from error
-        except TimeoutError as error:
-            self._give_up(actor)
-            raise VideoError(
-                f"Reading the video {video} timed out after {self._config.deadline_s:g} s. "
-                "Check that the file plays and its storage answers; raise video.deadline_s for very long videos."
-            ) from error
+            raise error.cause from None
         except RayError:
             self._give_up(actor)
             raise
         self._idle.append(actor)
-        return clip
+        return ClipHandle(prepared, actor)
 
     async def _start_actor(self) -> ActorHandle:
-        """A new actor, up, so that the deadline times the video and not the start of a process."""
         # Ray leaves GPUs visible to actors that reserve none; a CUDA context here would take memory from the engines.
         cpu_only = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
-        remote_class: Any = ray.remote(num_cpus=self._config.num_cpus, runtime_env=cpu_only)(ClipActor)
+        remote_class: Any = ray.remote(num_cpus=self._config.num_cpus, runtime_env=cpu_only)(PrepareActor)
         actor: ActorHandle = remote_class.remote(self._config)
         self._actors.append(actor)
         try:

@@ -1,130 +1,193 @@
-"""Reads a video file into a Clip, in the calling process; `actor.py` adds the deadline and the sharing.
+"""Decodes the chosen frames of a local video file, in the calling process; `reader.py` adds the deadline.
 
-decord decodes with one thread: more threads make it slower at 2 frames a second, and less stable.
+PyAV with one thread. Only frames that are chosen, or that others refer to, are decoded: on ordinary H.264 that is about
+half of them, and the pixels are the same. Of full-size frames memory holds one at a time.
 """
 
-import hashlib
-import re
+from collections.abc import Callable, Collection, Iterator
 
-import decord
+import av
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from museg_ray.config.schema import VideoConfig
-from museg_ray.errors import VideoError
-from museg_ray.types import ByteArray, Clip, FloatArray
-from museg_ray.video.frames import choose_frames, choose_num_frames, clip_size
+from museg_ray.errors import VideoError, VideoFault
+from museg_ray.types import ByteArray, Clip
+from museg_ray.video.frames import choose_indices, clip_size
+from museg_ray.video.probe import Timing, VideoProbe, open_container, probe, timeline, video_stream
 
-CHUNK_FRAMES = 16
-"""Frames decoded at once: full-size frames of one chunk are all that memory holds of them."""
-FAULT_TOLERANCE = 0.01
-"""decord replaces frames it cannot decode by neighbours; beyond this share of the video it fails instead."""
-
-CLOCK_ROUNDING_S = 0.005
-"""Containers count time in steps of up to a few milliseconds."""
-
-DECODER_ERRORS = (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError)
-REASONS = {
-    "Error reading": "it is not a video file, or it was cut off before its index",
-    "cannot find video stream": "it has no video stream",
-    "av_read_frame failed": "it is cut off: its index names frames that are missing",
-    "Failed to measure duration": "its timing information is broken",
-    "corrupted and recovered": f"more than {FAULT_TOLERANCE:.0%} of its frames cannot be decoded",
-}
-"""What decord says, and what it means."""
-SOURCE_LINE = r"\[[\d:]+\] \S+:\d+: "
-"""How decord starts a message: time, C++ file and line."""
-
-decord.logging.set_level(decord.logging.QUIET)  # FFmpeg's lines break into the display; VideoError has the reason.
+DAMAGE_TOLERANCE = 0.01
+"""Share of the chosen frames that may be damaged, and of a video's end that may not come out of its decoder."""
+LATEST_START_S = 1.0
+"""A recording that begins between two key frames shows nothing up to the first; later than this it lacks a part."""
 
 
-def read_clip(path: str, config: VideoConfig) -> Clip:
-    """Decode the frames that the model sees.
+def decode_clip(path: str, key: str, config: VideoConfig, on_probe: Callable[[VideoProbe], None] | None = None) -> Clip:
+    """The frames of a local file that the model sees.
 
     `times_s` are real presentation times from the video's first frame; `duration_s` is where its last frame ends.
 
-    Raises:
-        VideoError: the file cannot be used; names file, reason and remedy. No other video ever takes its place.
-    """
-    try:
-        key = _clip_key(path, config)
-        frames, times_s, duration_s = _decode(path, config)
-    except OSError as error:
-        reason = error.strerror or str(error)
-    except VideoError as error:
-        reason = str(error)
-    except DECODER_ERRORS as error:
-        reason = _plain_reason(str(error))
-    else:
-        return Clip(key, path, frames, times_s, duration_s)
-    # Raised out here, unchained: a traceback that reaches into decord would keep the reader alive, and it decodes on.
-    raise VideoError(
-        f"Cannot read the video {path}: {reason}. "
-        "Check that the file plays; fetch it again, or take its rows out of the annotation file."
-    )
-
-
-def _clip_key(path: str, config: VideoConfig) -> str:
-    """Hash of the file's bytes and of the settings that select and resize: equal keys mean equal clips, at any path."""
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
-        if file.tell() == 0:
-            raise VideoError("the file is empty")
-    settings = (config.fps, config.max_frames, config.min_pixels, config.max_pixels, config.total_pixels)
-    digest.update(repr(settings).encode())
-    return digest.hexdigest()
-
-
-def _decode(path: str, config: VideoConfig) -> tuple[ByteArray, FloatArray, float]:
-    """Frames [T, H, W, 3], times [T] in seconds, duration in seconds."""
-    reader = decord.VideoReader(path, num_threads=1, fault_tol=FAULT_TOLERANCE)
-    try:
-        starts_s, duration_s = _timeline(reader)
-        num_frames = choose_num_frames(duration_s, len(starts_s), config)
-        indices = choose_frames(starts_s, duration_s, num_frames)
-        chunks = []
-        for start in range(0, num_frames, CHUNK_FRAMES):
-            chunk = reader.get_batch(indices[start : start + CHUNK_FRAMES]).asnumpy()
-            height, width = chunk.shape[1:3]
-            chunks.append(_resize(chunk, clip_size(height, width, num_frames, config)))
-    finally:
-        del reader  # A reader that lies idle decodes the rest of the video into memory.
-    return np.concatenate(chunks), starts_s[indices].astype(np.float32), duration_s
-
-
-def _timeline(reader: decord.VideoReader) -> tuple[npt.NDArray[np.float64], float]:
-    """Start of each frame [N] and the end of the last, in seconds from the first frame's start.
-
-    A container that counts in milliseconds ends a 12 s video at 11.999 s, which would cost a frame pair: where the last
-    end is frames / rate but for such rounding, as at every constant rate, the quotient is the duration.
+    Args:
+        key: what the clip is to be called.
+        on_probe: is told what there is to decode before it is decoded.
 
     Raises:
-        VideoError: all frames are presented at once.
+        VideoError: the file cannot be used; its message is the reason alone.
     """
-    spans_s = reader.get_frame_timestamp(np.arange(len(reader))).astype(np.float64)  # [N, 2]
-    starts_s = spans_s[:, 0] - spans_s[0, 0]
-    duration_s = float(spans_s[-1, 1] - spans_s[0, 0])
-    fps = reader.get_avg_fps()
-    if fps > 0 and abs(len(reader) / fps - duration_s) < CLOCK_ROUNDING_S:
-        duration_s = len(reader) / fps
-    if round(duration_s, 3) == 0:
-        raise VideoError("it lasts no time")
-    return starts_s, round(duration_s, 3)  # Divisions and float32 times end near, not at, 12.0.
+    probed = probe(path)
+    if on_probe is not None:
+        on_probe(probed)
+    indices, frames = _choose(probed, config), None
+    if probed.pts is not None:
+        frames = _gather(_Decoder(path, set(probed.pts[indices].tolist())), probed.pts[indices], config)
+    if frames is None:  # packets and frames are not one to one: go by the frames that really come out
+        probed = _probe_by_decoding(path, probed)
+        indices = _choose(probed, config)
+        frames = _gather(_Decoder(path), indices, config)
+    if frames is None:
+        raise VideoError("its frames cannot be decoded", VideoFault.CORRUPT)
+    return Clip(key, path, frames, probed.starts_s[indices].astype(np.float32), probed.duration_s)
 
 
-def _resize(frames: ByteArray, size: tuple[int, int]) -> ByteArray:
-    """Bicubic with antialiasing, [T, H, W, 3] -> [T, *size, 3], on uint8: 25 times faster than on float32.
+class _Decoder:
+    """Frames in the order of presentation, each with its stretch: the packets from one key frame up to the next.
+
+    A decoder patches what it cannot read with what was there before, and on H.264 it often notices only later in the
+    stretch: an error anywhere damages all of it. Where the container tells that a packet is not whole, as the last one
+    of a file that was cut off, what came before it is sound.
+    """
+
+    def __init__(self, path: str, wanted_pts: Collection[int] | None = None) -> None:
+        """
+        Args:
+            wanted_pts: frames that are neither wanted nor referred to may then be left out.
+        """
+        self.wanted_pts = wanted_pts
+        self.damaged: set[int] = set()
+        """Stretches with an error in them, as far as the file has been read."""
+        self.stretch = 0
+        """That of the last packet read."""
+        self._path = path
+        self._stretch_of: dict[int | None, int] = {}
+
+    def __iter__(self) -> Iterator[tuple[av.VideoFrame, int]]:
+        with open_container(self._path) as container:
+            stream = video_stream(container)
+            for packet in _packets(container, stream):
+                self._note(packet)
+                if packet.is_corrupt:
+                    continue
+                if self.wanted_pts is not None:
+                    is_needed = packet.pts is None or packet.pts in self.wanted_pts
+                    stream.codec_context.skip_frame = "DEFAULT" if is_needed else "NONREF"
+                try:
+                    frames = packet.decode()
+                except av.FFmpegError:
+                    self.damaged.add(self.stretch)
+                    continue
+                for frame in frames:
+                    stretch = self._stretch_of.get(frame.pts, self.stretch)
+                    if frame.is_corrupt:
+                        self.damaged.add(stretch)
+                    yield frame, stretch
+
+    def _note(self, packet: av.Packet) -> None:
+        self.stretch += packet.is_keyframe or packet.is_corrupt
+        if packet.is_corrupt:
+            self.damaged.add(self.stretch)
+        if packet.pts is not None:
+            self._stretch_of[packet.pts] = self.stretch
+
+
+def _choose(probed: VideoProbe, config: VideoConfig) -> npt.NDArray[np.int64]:
+    return choose_indices(probed.starts_s, probed.duration_s, probed.average_fps, config)
+
+
+def _probe_by_decoding(path: str, promised: VideoProbe) -> VideoProbe:
+    """The frames that come out of the decoder, whatever the packets promised.
+
+    Raises:
+        VideoError: they start late or end early.
+    """
+    decoder = _Decoder(path)
+    timings = [Timing(frame.pts, frame.duration or 0) for frame, _ in decoder]
+    if not timings:
+        raise VideoError("its frames cannot be decoded", VideoFault.CORRUPT)
+    with open_container(path) as container:
+        stream = video_stream(container)
+        found = timeline(stream, timings)
+        late_s = 0.0
+        if promised.pts is not None and found.pts is not None:
+            late_s = float((int(found.pts[0]) - int(promised.pts[0])) * stream.time_base)
+    held_s = late_s + found.duration_s
+    if late_s > LATEST_START_S or held_s < promised.duration_s * (1 - DAMAGE_TOLERANCE):
+        raise VideoError(
+            f"only {found.duration_s:.2f} s of its {promised.duration_s:.2f} s can be decoded", VideoFault.CORRUPT
+        )
+    return found
+
+
+def _packets(container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> Iterator[av.Packet]:
+    """The stream's packets as far as the file goes; the last one is empty and flushes the decoder."""
+    try:
+        yield from container.demux(stream)
+    except av.FFmpegError:
+        yield av.Packet(0)
+
+
+def _gather(decoder: _Decoder, chosen: npt.NDArray[np.int64], config: VideoConfig) -> ByteArray | None:
+    """The clip's frames [T, H, W, 3]; None when some did not come out.
+
+    Args:
+        chosen: [T] pts of the frames where the decoder has those wanted, else their numbers.
+
+    Raises:
+        VideoError: too many are damaged.
+    """
+    places = _places(chosen)
+    frames: ByteArray | None = None
+    stretches = np.full(len(chosen), -1)  # [T] of each frame, -1 where it has not come out yet
+    for number, (frame, stretch) in enumerate(decoder):
+        here = places.get(number if decoder.wanted_pts is None else frame.pts, [])
+        if here:
+            pixels = _upright_rgb(frame)
+            if frames is None:
+                height, width = clip_size(pixels.shape[0], pixels.shape[1], len(chosen), config)
+                frames = np.empty((len(chosen), height, width, 3), np.uint8)
+            resized = _resize(pixels, frames.shape[1:3])
+            for place in here:
+                frames[place], stretches[place] = resized, stretch
+        if stretches.min() >= 0 and decoder.stretch > stretches.max():
+            break  # all are here, and nothing more is to be learnt about the last one's stretch
+    if stretches.min() < 0:
+        return None
+    num_damaged = int(np.isin(stretches, list(decoder.damaged)).sum())
+    if num_damaged > len(chosen) * DAMAGE_TOLERANCE:
+        raise VideoError(f"{num_damaged} of its {len(chosen)} chosen frames may be damaged", VideoFault.CORRUPT)
+    return frames
+
+
+def _places(chosen: npt.NDArray[np.int64]) -> dict[int | None, list[int]]:
+    """Where each chosen frame stands in the clip; at variable rates one may stand in several places."""
+    places: dict[int | None, list[int]] = {}
+    for place, frame in enumerate(chosen.tolist()):
+        places.setdefault(frame, []).append(place)
+    return places
+
+
+def _upright_rgb(frame: av.VideoFrame) -> ByteArray:
+    """[H, W, 3] as a player shows it: turned by the file's rotation tag."""
+    pixels: ByteArray = frame.to_ndarray(format="rgb24")
+    return np.rot90(pixels, round(frame.rotation / 90)) if frame.rotation else pixels
+
+
+def _resize(frame: ByteArray, size: tuple[int, ...]) -> ByteArray:
+    """Bicubic with antialiasing, [H, W, 3] -> [*size, 3], on uint8: 25 times faster than on float32.
 
     Equals torchvision's v2 resize of uint8 frames.
     """
-    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)  # [T, 3, H, W], channels last in memory
+    # [1, 3, H, W], but channels last in memory.
+    pixels = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None]
     resized = torch.nn.functional.interpolate(pixels, size, mode="bicubic", antialias=True)
-    return resized.permute(0, 2, 3, 1).numpy()
-
-
-def _plain_reason(message: str) -> str:
-    for said, meant in REASONS.items():
-        if said in message:
-            return meant
-    return f"its frames cannot be decoded ({re.sub(SOURCE_LINE, '', message.splitlines()[0])})"
+    return resized[0].permute(1, 2, 0).numpy()

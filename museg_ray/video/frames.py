@@ -3,16 +3,17 @@
 Counts and sizes are those of qwen-vl-utils 0.0.14 (`smart_nframes`, `fetch_video`, `smart_resize`), so token counts
 match the published MUSEG. The frames differ on purpose: qwen-vl-utils spreads frame INDICES from the first to the last
 frame, which shifts the time of each frame by up to half a sampling period (more at variable frame rates); here they are
-spread in TIME, because the answers are times.
+spread in TIME, because the answers are times. `video.sampling=qwen_vl_utils` takes its very frames.
 """
 
 import math
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from museg_ray.config.schema import VideoConfig
-from museg_ray.errors import VideoError
+from museg_ray.errors import VideoError, VideoFault
 
 FRAME_FACTOR = 2
 """Frames that become one temporal patch: the count is a multiple of it."""
@@ -21,7 +22,36 @@ SIZE_FACTOR = 28
 MIN_FRAMES = 4
 MAX_ASPECT_RATIO = 200
 TIE_S = 1e-4
-"""Two frames are equally near when their distances differ by less (seconds): decord's times are float32."""
+"""Two frames are equally near when their distances differ by less (seconds): times are quotients."""
+
+
+def choose_indices(
+    starts_s: npt.NDArray[np.float64], duration_s: float, average_fps: float, config: VideoConfig
+) -> npt.NDArray[np.int64]:
+    """Indices [T] of the frames that the model sees, by `video.sampling`.
+
+    Args:
+        starts_s: [N] presentation times of all frames, non-decreasing, seconds.
+        duration_s: where the last one ends.
+        average_fps: as the container tells it; qwen-vl-utils goes by it and by nothing else.
+
+    Raises:
+        VideoError: the video has fewer than 2 frames.
+    """
+    if config.sampling == "qwen_vl_utils":
+        believed_s = len(starts_s) / average_fps if average_fps > 0 else duration_s
+        num_frames = choose_num_frames(believed_s, len(starts_s), config)
+        # torch, as there: float32 decides which of two frames is nearer.
+        return torch.linspace(0, len(starts_s) - 1, num_frames).round().long().numpy()
+    return choose_frames(starts_s, duration_s, choose_num_frames(duration_s, len(starts_s), config))
+
+
+def largest_clip_bytes(config: VideoConfig) -> int:
+    """Bytes of the pixels of the largest clip of an ordinary shape; very elongated ones can have more."""
+    max_frames = _floor(config.max_frames, FRAME_FACTOR)
+    by_budget = config.total_pixels * FRAME_FACTOR
+    by_floor = max_frames * int(config.min_pixels * 1.05)
+    return 3 * int(max(by_budget, by_floor, MIN_FRAMES * SIZE_FACTOR**2))
 
 
 def choose_num_frames(duration_s: float, num_video_frames: int, config: VideoConfig) -> int:
@@ -34,7 +64,9 @@ def choose_num_frames(duration_s: float, num_video_frames: int, config: VideoCon
     num_frames = int(min(wanted, _floor(config.max_frames, FRAME_FACTOR), num_video_frames))
     num_frames = _floor(num_frames, FRAME_FACTOR)
     if num_frames < FRAME_FACTOR:
-        raise VideoError(f"it has {num_video_frames} frame(s), at least {FRAME_FACTOR} are needed")
+        raise VideoError(
+            f"it has {num_video_frames} frame(s), at least {FRAME_FACTOR} are needed", VideoFault.TOO_SHORT
+        )
     return num_frames
 
 
@@ -63,7 +95,10 @@ def clip_size(height: int, width: int, num_frames: int, config: VideoConfig) -> 
     max_pixels = max(min(config.max_pixels, share), int(config.min_pixels * 1.05))
     size = _smart_resize(height, width, config.min_pixels, max_pixels)
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width) or min(size) == 0:
-        raise VideoError(f"its frames of {width}x{height} are too elongated for a budget of {max_pixels:.0f} pixels")
+        raise VideoError(
+            f"its frames of {width}x{height} are too elongated for a budget of {max_pixels:.0f} pixels",
+            VideoFault.TOO_ELONGATED,
+        )
     return size
 
 

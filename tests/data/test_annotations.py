@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from museg_ray.data.annotations import check_ids, check_videos, read_annotations
+from museg_ray.data.annotations import check_ids, check_videos, join_video, read_annotations, source_of
 from museg_ray.errors import DataError
 from museg_ray.types import GroundingQuery
 
@@ -28,6 +28,7 @@ def test_a_row_becomes_a_query(tmp_path: Path) -> None:
             segments=((1.0, 2.5), (5.0, 6.0)),
             duration_s=12.0,
             task="tal",
+            source="a",
         )
     ]
 
@@ -44,6 +45,40 @@ def test_relative_videos_start_from_the_root_and_absolute_ones_do_not(
     assert [query.video for query in read_annotations(path, Path("/root"))] == ["/root/a/b.mp4", "/v/c.mp4"]
     monkeypatch.chdir(tmp_path)
     assert read_annotations(Path("a.jsonl"))[0].video == str(tmp_path / "a/b.mp4")
+
+
+@pytest.mark.parametrize(
+    ("root", "video", "joined"),
+    [
+        ("/root", "a/b.mp4", "/root/a/b.mp4"),
+        ("/root/", "./b.mp4", "/root/b.mp4"),
+        ("/root", "/v/b.mp4", "/v/b.mp4"),
+        ("/root", "https://host/b.mp4", "https://host/b.mp4"),
+        ("s3://bucket", "a/b.mp4", "s3://bucket/a/b.mp4"),
+        ("s3://bucket/x/", "./b.mp4", "s3://bucket/x/b.mp4"),
+        ("s3://bucket", "/v/b.mp4", "/v/b.mp4"),
+        ("gs://bucket", "s3://other/b.mp4", "s3://other/b.mp4"),
+    ],
+)
+def test_videos_are_joined_to_folders_and_to_urls(root: str, video: str, joined: str) -> None:
+    assert join_video(root, video) == joined
+
+
+def test_a_root_may_be_a_url_and_urls_are_not_looked_for_here(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", ROW, ROW | {"idx": 1, "video": "https://host/c.mp4"})
+    queries = read_annotations(path, "s3://bucket/x")
+    assert [query.video for query in queries] == ["s3://bucket/x/a/b.mp4", "https://host/c.mp4"]
+    check_videos(queries)
+
+
+def test_the_source_is_the_folder_of_the_video() -> None:
+    videos = ["videos/charades/A.mp4", "videos/et_instruct_164k/hacs/A.mp4", "videos/A.mp4", "A.mp4", "s3://b/tacos/A"]
+    assert [source_of(video) for video in videos] == ["charades", "hacs", "", "", "tacos"]
+
+
+def test_a_refusal_names_the_command_that_repairs(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"`museg data import museg a\.jsonl --out DIR`"):
+        read_annotations(write(tmp_path / "a.jsonl", ROW | {"solution": [[3, 1]]}))
 
 
 def test_blank_lines_are_no_rows_but_count_as_lines(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The learner behind Ray: clips by reference, weights by reference, errors as they were raised."""
+"""The learner behind Ray: clips by handle, weights by reference, errors as they were raised."""
 
 import asyncio
 from collections.abc import Callable
@@ -13,7 +13,8 @@ from museg_ray.config.schema import Config, PhaseConfig
 from museg_ray.errors import LearnerError, ModelError
 from museg_ray.learner.actor import LearnerHandle
 from museg_ray.metrics import names
-from museg_ray.types import Clip, ScoredGroup
+from museg_ray.types import ScoredGroup
+from museg_ray.video.loader import ClipHandle
 
 
 def test_an_update_through_the_actor_moves_the_exported_weights(
@@ -21,10 +22,11 @@ def test_an_update_through_the_actor_moves_the_exported_weights(
     config: Config,
     tiny_model_dir: Path,
     make_group: Callable[..., ScoredGroup],
-    clip: Clip,
+    stored_clip: tuple[ClipHandle, str],
     tmp_path: Path,
 ) -> None:
     config.learner.num_threads = 1
+    handle, config.video.store_dir = stored_clip
 
     async def run() -> None:
         learner = LearnerHandle(config, tiny_model_dir)
@@ -32,7 +34,7 @@ def test_an_update_through_the_actor_moves_the_exported_weights(
             await learner.ready()
             before = ray.get(await learner.export_weights())
             group = make_group([[40, 41], [50]], [1.0, -1.0])
-            metrics = await learner.update([group], {clip.key: ray.put(clip)})
+            metrics = await learner.update([group], {handle.prepared.key: handle})
             after = ray.get(await learner.export_weights())
             assert metrics[names.PARITY_GAP_MAX] < 1e-5
             assert load(before.tobytes()).keys() == load(after.tobytes()).keys()
@@ -42,7 +44,7 @@ def test_an_update_through_the_actor_moves_the_exported_weights(
             assert (tmp_path / "model" / "model.safetensors").is_file()
             group.advantages[0] = np.nan
             with pytest.raises(LearnerError, match=r"^The loss of query test/0"):
-                await learner.update([group], {clip.key: ray.put(clip)})
+                await learner.update([group], {handle.prepared.key: handle})
         finally:
             await learner.close()
 

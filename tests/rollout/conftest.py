@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from museg_ray.config.schema import Config, ModelConfig, RolloutConfig
+from museg_ray.config.schema import Config, ModelConfig, RolloutConfig, VideoConfig
 from museg_ray.model.patchify import patchify, video_grid
 from museg_ray.model.positions import completion_positions, prompt_positions, seconds_per_grid
 from museg_ray.model.prompt import chat_prompt_ids
@@ -19,17 +19,19 @@ from museg_ray.model.qwen_vl import (
     load_vision_spec,
 )
 from museg_ray.types import Clip, GroundingQuery
+from museg_ray.video.loader import ClipHandle
 
 Weights = dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="session")
-def rollout_config() -> Config:
-    """Two small CPU engines. Their key-value caches hold 32 sequences of 512 tokens."""
+def rollout_config(stored_clip: tuple[ClipHandle, str]) -> Config:
+    """Two small CPU engines, whose key-value caches hold 32 sequences of 512 tokens, and the store that has `clip`."""
     rollout = RolloutConfig(
         num_actors=2, num_threads=1, group_size=4, max_num_seqs=32, kv_cache_gib=0.125, enforce_eager=True
     )
-    return Config(model=ModelConfig(dtype="float32", max_tokens=512), rollout=rollout)
+    video = VideoConfig(store_dir=stored_clip[1])
+    return Config(model=ModelConfig(dtype="float32", max_tokens=512), rollout=rollout, video=video)
 
 
 @pytest.fixture(scope="session")

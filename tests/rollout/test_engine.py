@@ -14,13 +14,19 @@ from vllm.outputs import CompletionOutput, WeightVersionSpan
 
 from museg_ray.config.schema import Config
 from museg_ray.errors import RolloutError, WeightSyncError
+from museg_ray.model.patchify import video_grid
+from museg_ray.model.prompt import chat_prompt_ids
+from museg_ray.model.qwen_vl import load_tokenizer, load_vision_spec
 from museg_ray.rollout.engine import RolloutEngine, Sampling, _check_version
-from museg_ray.rollout.vllm_setup import engine_environment
+from museg_ray.rollout.naive import NaiveClient
+from museg_ray.rollout.vllm_setup import clip_cache_bytes, engine_environment
 from museg_ray.types import Clip, GroundingQuery, ResponseGroup
 from museg_ray.weights.blob import weights_to_blob
 
 SAMPLING = Sampling(group_size=4, temperature=0.9, max_completion_tokens=24, seed=7)
 GREEDY = Sampling(group_size=1, temperature=0.0, max_completion_tokens=8, seed=0)
+LARGE_CLIP_TOKENS = 480
+"""Of the 512 of the test model: the engine process's cache of pixels holds one such clip, not two."""
 EMBEDDING = "model.language_model.embed_tokens.weight"
 Weights = dict[str, torch.Tensor]
 
@@ -29,18 +35,26 @@ class Rollout:
     """The engine with its event loop and one query, so that a test reads as plain calls."""
 
     def __init__(self, runner: asyncio.Runner, engine: RolloutEngine, query: GroundingQuery, prompt_ids: list[int]):
-        self.run, self.engine = runner.run, engine
-        self._query, self._prompt_ids = query, prompt_ids
+        self.runner, self.run, self.engine = runner, runner.run, engine
+        self.query, self.prompt_ids = query, prompt_ids
+
+    async def generate(self, clip: Clip, sampling: Sampling) -> ResponseGroup:
+        return await self.engine.generate(self.query, self.prompt_ids, clip, sampling)
 
     def sample(self, clip: Clip, sampling: Sampling = SAMPLING) -> ResponseGroup:
         return self.sample_many([(clip, sampling)])[0]
 
     def sample_many(self, requests: list[tuple[Clip, Sampling]]) -> list[ResponseGroup]:
         async def gather() -> list[ResponseGroup]:
-            groups = (self.engine.generate(self._query, self._prompt_ids, *request) for request in requests)
-            return await asyncio.gather(*groups)
+            return await asyncio.gather(*(self.generate(*request) for request in requests))
 
         return self.run(gather())
+
+    def bytes_of(self, clip: Clip, sampling: Sampling = SAMPLING) -> int:
+        """What a group sends to the engine's process."""
+        before = self.engine.bytes_sent
+        self.sample(clip, sampling)
+        return self.engine.bytes_sent - before
 
     def push(self, weights: Weights, version: int | None = None) -> int:
         version = self.engine.version + 1 if version is None else version
@@ -220,3 +234,102 @@ def test_engine_that_cannot_start_says_why(tiny_model_dir: Path, rollout_config:
     too_long = replace(rollout_config.model, max_tokens=1_000_000)
     with pytest.raises(RolloutError, match="max_position_embeddings"):
         asyncio.run(RolloutEngine.start(tiny_model_dir, too_long, rollout_config.rollout))
+
+
+def large_clip(seed: int) -> Clip:
+    frames = np.random.default_rng(seed).integers(0, 256, size=(60, 112, 112, 3), dtype=np.uint8)
+    times_s = np.arange(60, dtype=np.float32) / 2
+    return Clip(key=f"large-{seed}", video="test.mp4", frames=frames, times_s=times_s, duration_s=30.0)
+
+
+@pytest.fixture
+def short(rollout: Rollout, tiny_model_dir: Path, query: GroundingQuery) -> Rollout:
+    """The engine with a prompt that leaves room for a large clip."""
+    prompt_ids = chat_prompt_ids(load_tokenizer(tiny_model_dir), query.question)
+    return Rollout(rollout.runner, rollout.engine, query, prompt_ids)
+
+
+def test_cache_of_pixels_holds_one_clip_that_fills_the_models_length(tiny_model_dir: Path) -> None:
+    spec = load_vision_spec(tiny_model_dir)
+    frames = large_clip(0).frames
+    assert spec.num_video_tokens(video_grid(frames, spec)) == LARGE_CLIP_TOKENS
+    assert frames.nbytes < clip_cache_bytes(spec, LARGE_CLIP_TOKENS) < frames.nbytes + 100_000
+    assert clip_cache_bytes(spec, 512) < 2 * frames.nbytes
+
+
+def test_groups_frames_reach_the_engines_process_once_and_as_bytes(short: Rollout) -> None:
+    clip, sampling = large_clip(0), replace(SAMPLING, group_size=8)
+    sent = [short.bytes_of(clip, replace(sampling, seed=seed)) for seed in range(2)]  # two groups about one clip
+    assert all(clip.frames.nbytes <= num_bytes <= 1.2 * clip.frames.nbytes for num_bytes in sent)
+
+
+def test_naive_way_sends_the_frames_with_each_response_and_gets_the_same_ones(
+    short: Rollout, clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = short.sample(clip)
+    monkeypatch.setattr(short.engine, "_client", NaiveClient(short.engine._llm))
+    assert short.bytes_of(clip) > SAMPLING.group_size * clip.frames.nbytes
+    assert [r.token_ids for r in short.sample(clip).responses] == [r.token_ids for r in group.responses]
+
+
+def test_many_groups_at_once_see_their_own_clips_though_the_cache_holds_one_and_some_are_cancelled(
+    short: Rollout, weights: Weights
+) -> None:
+    sampling = Sampling(group_size=8, temperature=1.0, max_completion_tokens=6, seed=0)
+    clips = [large_clip(seed) for seed in range(20)]
+    requests = [(clip, replace(sampling, seed=seed)) for seed in range(2) for clip in clips]
+
+    async def sample_all_and_cancel_some() -> list[ResponseGroup]:
+        kept = [asyncio.ensure_future(short.generate(*request)) for request in requests]
+        for clip, _ in requests[::4]:
+            cancelled = asyncio.ensure_future(short.generate(clip, sampling))
+            await asyncio.sleep(0.1)  # in all stages: being prepared, sent, waiting, sampled
+            cancelled.cancel()
+        return await asyncio.gather(*kept)
+
+    groups = short.runner.run(sample_all_and_cancel_some())
+    assert not short.engine._llm.output_processor.has_unfinished_requests()
+    short.push(weights)  # forgets the keys, values and features of before
+    alone = [short.sample(*request) for request in requests]
+    for group, expected in zip(groups, alone, strict=True):
+        pairs = zip(group.responses, expected.responses, strict=True)
+        same = [(response, other) for response, other in pairs if response.token_ids == other.token_ids]
+        assert len(same) >= 7, "one may differ: rounding depends on what else is in a batch"
+        for response, other in same:
+            np.testing.assert_allclose(response.logprobs, other.logprobs, atol=1e-5, rtol=0)
+    assert len({tuple(response.token_ids for response in group.responses) for group in alone}) == 40, "clips matter"
+
+
+def test_group_cancelled_while_it_is_sampled_leaves_nothing_behind(short: Rollout, clip: Clip) -> None:
+    async def cancel() -> None:
+        group = asyncio.ensure_future(short.generate(clip, replace(SAMPLING, max_completion_tokens=300)))
+        await asyncio.sleep(0.3)
+        group.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await group
+        assert not short.engine._llm.output_processor.has_unfinished_requests()
+
+    short.runner.run(cancel())
+    assert len(short.sample(clip).responses) == SAMPLING.group_size
+
+
+def test_frames_of_a_read_only_mapped_file_are_sampled_as_they_are(short: Rollout, clip: Clip, tmp_path: Path) -> None:
+    clip.frames.tofile(tmp_path / "frames")
+    mapped = np.memmap(tmp_path / "frames", dtype=np.uint8, mode="r", shape=clip.frames.shape)
+    group = short.sample(replace(clip, key="mapped", frames=mapped))
+    assert [r.token_ids for r in group.responses] == [r.token_ids for r in short.sample(clip).responses]
+
+
+def test_pixels_that_are_missing_in_the_engines_process_fail_their_group_alone(
+    short: Rollout, clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = short.engine._client
+    add = client._add
+
+    async def add_without_pixels(engine_input: dict[str, Any], *args: Any) -> list[Any]:
+        return await add({**engine_input, "mm_kwargs": {"video": [None]}}, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(RolloutError, match=r"test/0.*'error'"):
+        patch.setattr(client, "_add", add_without_pixels)
+        short.sample(replace(clip, key="never sent"))
+    assert len(short.sample(replace(clip, key="never sent")).responses) == SAMPLING.group_size

@@ -18,6 +18,7 @@ from museg_ray.errors import ModelError, ResourceError, RolloutError, WeightSync
 from museg_ray.rollout.engine import Sampling
 from museg_ray.rollout.pool import RolloutPool
 from museg_ray.types import Clip, GroundingQuery, ResponseGroup
+from museg_ray.video.loader import ClipHandle
 from museg_ray.weights.blob import weights_to_blob
 
 GREEDY = Sampling(group_size=1, temperature=0.0, max_completion_tokens=8, seed=0)
@@ -31,12 +32,10 @@ class Pool:
         self.run, self.pool = runner.run, pool
         self._query, self._prompt_ids = query, prompt_ids
 
-    def sample(self, clip: Clip, num_groups: int) -> list[ResponseGroup]:
-        clip_ref = ray.put(clip)
-
+    def sample(self, clip: ClipHandle, num_groups: int) -> list[ResponseGroup]:
         async def gather() -> list[ResponseGroup]:
             groups = [
-                asyncio.ensure_future(self.pool.generate(self._query, self._prompt_ids, clip_ref, GREEDY))
+                asyncio.ensure_future(self.pool.generate(self._query, self._prompt_ids, clip, GREEDY))
                 for _ in range(num_groups)
             ]
             await asyncio.sleep(0)
@@ -70,13 +69,14 @@ def test_pushed_weights_change_the_greedy_answer_of_every_actor_to_that_of_huggi
     weights: Weights,
     noisy_weights: Weights,
     clip: Clip,
+    stored_clip: tuple[ClipHandle, str],
     forbidden_ids: list[int],
     reference_of: Callable[..., Any],
 ) -> None:
     answers = []
     for pushed in (weights, noisy_weights):
         pool.push(pushed)
-        groups = pool.sample(clip, num_groups=2)  # one on each actor, since the least loaded is taken
+        groups = pool.sample(stored_clip[0], num_groups=2)  # one on each actor, since the least loaded is taken
         prompt = groups[0].prompt_ids
         answer = reference_of(pushed, clip).greedy(prompt, forbidden_ids, GREEDY.max_completion_tokens)
         assert [group.responses[0].token_ids for group in groups] == [answer, answer]
@@ -97,12 +97,14 @@ def test_failed_push_names_the_actor_and_leaves_the_pool_at_its_version(
     assert pool.pool.version == version + 1
 
 
-def test_group_on_a_killed_actor_fails_by_name_and_the_engine_dies_with_its_actor(pool: Pool, clip: Clip) -> None:
+def test_group_on_a_killed_actor_fails_by_name_and_the_engine_dies_with_its_actor(
+    pool: Pool, stored_clip: tuple[ClipHandle, str]
+) -> None:
     engine = engine_processes()[0]
     os.kill(engine.ppid(), signal.SIGKILL)
     assert not psutil.wait_procs([engine], timeout=60)[1]
     with pytest.raises(RolloutError, match=r"rollout actor [01] failed on query test/0"):
-        pool.sample(clip, num_groups=2)
+        pool.sample(stored_clip[0], num_groups=2)
 
 
 def test_closed_pool_leaves_no_engine_process(pool: Pool) -> None:

@@ -17,7 +17,7 @@ from museg_ray.config import load_config
 from museg_ray.data.prompts import render_prompt
 from museg_ray.model.prompt import chat_prompt_ids
 from museg_ray.model.qwen_vl import PACKAGED_MODEL_DIR, load_tokenizer
-from museg_ray.video.decode import read_clip
+from museg_ray.video.prepare import read_clip
 
 RUN_TIMEOUT_S = 600
 VISIBLE_CHANGE = [

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 
 from museg_ray.config.schema import Config, PhaseConfig, RewardWeights
 from museg_ray.data.sampler import QuerySampler
-from museg_ray.errors import RewardError
+from museg_ray.errors import RewardError, VideoError, VideoFault
 from museg_ray.metrics import names
 from museg_ray.model.qwen_vl import load_tokenizer
 from museg_ray.train.ledger import Ledger
@@ -31,16 +31,23 @@ PHASES = [
 
 
 class NotingParts:
-    """Stands for every actor of a run; `unscored` holds the (query, text) that no reward actor can score."""
+    """Stands for every actor of a run; `unscored` holds the (query, text) that no reward actor can score, `unreadable`
+    the videos that cannot be read."""
 
-    def __init__(self, unscored: set[tuple[str, str]]) -> None:
-        self.unscored = unscored
-        self.num_waiting = 0
+    def __init__(self, unscored: set[tuple[str, str]], unreadable: set[str]) -> None:
+        self.unscored, self.unreadable = unscored, unreadable
+        self.num_waiting = self.num_decoded = 0
+        self.ahead: list[str] = []
         self.weights: list[RewardWeights] = []
         self.updates: list[Sequence[ScoredGroup]] = []
         self.started: list[tuple[int, str]] = []  # updates made before, name of the phase
 
+    def prefetch(self, videos: Iterable[str]) -> None:
+        self.ahead += videos
+
     async def get(self, video: str) -> str:
+        if video in self.unreadable:
+            raise VideoError(f"{video} is broken", VideoFault.CUT_OFF)
         return video
 
     async def generate(self, query: GroundingQuery, prompt_ids: Any, clip: Any, sampling: Any) -> ResponseGroup:
@@ -79,12 +86,17 @@ class Run:
     """A trainer run to its end, or to its error, over `NotingParts`."""
 
     def __init__(
-        self, folder: Path, model_dir: Path, phases: list[PhaseConfig], unscored: set[tuple[str, str]]
+        self,
+        folder: Path,
+        model_dir: Path,
+        phases: list[PhaseConfig],
+        unscored: set[tuple[str, str]],
+        unreadable: set[str] | None = None,
     ) -> None:
         config = Config()
         config.train.phases, config.train.prompts_per_step = phases, 2
         config.data.train, config.data.multi_segment_share = "main.jsonl", 0.5
-        self.parts = NotingParts(unscored)
+        self.parts = NotingParts(unscored, unreadable or set())
         parts = Parts(load_tokenizer(model_dir), *[self.parts] * 4)  # type: ignore[arg-type]
         samplers = {
             "main.jsonl": QuerySampler(queries("main", 9) + queries("main", 9, 2), seed=0),
@@ -174,3 +186,30 @@ def test_a_step_without_any_score_ends_the_run_and_says_where_the_texts_are(
     assert [row["outcome"] for row in run.issued] == ["failed", "failed"]
     assert len(run.quarantined) == 6
     assert not run.parts.updates
+
+
+def test_a_query_with_an_unreadable_video_is_accounted_for_and_the_run_goes_on(
+    three_phases: Run, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    broken = three_phases.issued[0]["video"]
+    run = Run(tmp_path, tiny_model_dir, PHASES, set(), {broken}).to_end()
+    failed = [row for row in run.issued if row["video"] == broken]
+    assert failed and all(row["outcome"] == "failed" and "is broken" in row["reason"] for row in failed)
+    assert all(row["outcome"] == "trained" for row in run.issued if row["video"] != broken)
+    assert {(row["video"], row["fault"]) for row in run.quarantined} == {(broken, "cut_off")}
+    assert broken not in [scored.group.query.video for groups in run.parts.updates for scored in groups]
+    assert sum(len(result.unreadable) for result in run.results) == len(failed)
+    assert sum(result.metrics[names.VIDEO_UNREADABLE] for result in run.results) == len(failed)
+
+
+def test_a_step_without_a_readable_video_ends_the_run(tmp_path: Path, tiny_model_dir: Path) -> None:
+    everything = {f"main{index}.mp4" for index in range(9)}
+    run = Run(tmp_path, tiny_model_dir, PHASES, set(), everything)
+    with pytest.raises(VideoError, match="None of the 2 videos of step 1 can be read"):
+        run.to_end()
+    assert all(row["outcome"] == "failed" for row in run.issued)
+
+
+def test_every_video_is_prepared_ahead_once_but_those_of_the_first_step(three_phases: Run) -> None:
+    drawn = [row["video"] for row in three_phases.issued]
+    assert three_phases.parts.ahead == drawn[2:]

@@ -1,21 +1,61 @@
-"""Small mp4 files whose every frame shows its own number."""
+"""Small mp4 files whose every frame shows its own number; settings with a frame store of the test's own."""
 
-from collections.abc import Callable, Sequence
+import multiprocessing
+import resource
+import struct
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import av
+import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
+from museg_ray.config.schema import VideoConfig
 from museg_ray.types import ByteArray
 
 NUM_BITS = 10
 
 
 Render = Callable[..., Path]
+Configure = Callable[..., VideoConfig]
+
+
+@pytest.fixture
+def configure(tmp_path: Path) -> Configure:
+    """Settings for small clips, with a frame store in the test's folder."""
+
+    def configure_here(**changes: Any) -> VideoConfig:
+        return small_config(tmp_path / "store", **changes)
+
+    return configure_here
+
+
+def small_config(folder: Path, **changes: Any) -> VideoConfig:
+    return VideoConfig(**{"max_pixels": 140 * 28, "min_pixels": 28 * 28, "store_dir": str(folder)} | changes)
+
+
+@pytest.fixture(scope="session")
+def forkserver() -> ForkServerContext:
+    """Starts processes that have imported the preparation already: in milliseconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", "museg_ray.video.prepare"])
+    return context
+
+
+def wait_until(is_so: Callable[[], object], timeout_s: float = 60) -> None:
+    end_s = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < end_s, f"waited {timeout_s:g} s in vain"
+        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -54,6 +94,13 @@ def render_video(
     return path
 
 
+def variant(path: Path, number: int) -> Path:
+    """A copy that plays the same and has another content: a box that players skip is added."""
+    copy = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    copy.write_bytes(path.read_bytes() + struct.pack(">I4sI", 12, b"free", number))
+    return copy
+
+
 def numbered_frame(number: int, width: int, height: int) -> ByteArray:
     """Ten vertical bars, light for the one bits of the number."""
     bits = np.array([number >> place & 1 for place in range(NUM_BITS)])
@@ -81,3 +128,43 @@ def qwen() -> ModuleType:
     except (ImportError, RuntimeError) as error:
         pytest.skip(f"qwen-vl-utils cannot be imported: {error}")
     return vision_process
+
+
+class RemoteFiles:
+    """Files of fsspec's `memory://`, and how often each was opened for reading."""
+
+    def __init__(self) -> None:
+        self.num_opened: Counter[str] = Counter()
+
+    def put(self, name: str, content: bytes) -> str:
+        fsspec.filesystem("memory").pipe_file(f"/{name}", content)
+        return f"memory://{name}"
+
+    def remove(self, name: str) -> None:
+        fsspec.filesystem("memory").rm_file(f"/{name}")
+
+
+@pytest.fixture
+def remote(monkeypatch: pytest.MonkeyPatch) -> Iterator[RemoteFiles]:
+    files = RemoteFiles()
+    open_plainly = MemoryFileSystem._open
+
+    def open_counted(system: MemoryFileSystem, path: str, mode: str = "rb", **options: Any) -> Any:
+        files.num_opened[path.lstrip("/")] += mode == "rb"
+        return open_plainly(system, path, mode, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "_open", open_counted)
+    yield files
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+
+
+@contextmanager
+def disk_fills_up(after_bytes: int) -> Iterator[None]:
+    """Writing more than so much into one file fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (after_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -11,7 +11,7 @@ import pytest
 from museg_ray.config.schema import VideoConfig
 from museg_ray.errors import VideoError
 from museg_ray.types import ByteArray
-from museg_ray.video.decode import read_clip
+from museg_ray.video.prepare import read_clip
 
 MUSEG = VideoConfig()
 SMALL = VideoConfig(max_pixels=280 * 56)
@@ -184,11 +184,11 @@ def _overwritten(path: Path, content: bytes) -> Path:
         (_text, "it is not a video file"),
         (_cut_before_its_index, "cut off before its index"),
         (_cut_behind_its_index, "it is cut off"),
-        (_garbled, "its frames cannot be decoded"),
+        (_garbled, "chosen frames may be damaged"),
         (_sound_only, "it has no video stream"),
         (_no_frames, "it has no video stream"),
         (_one_frame, "it has 1 frame"),
-        (_no_time, "it lasts no time"),
+        (_no_time, "it holds no frame"),
     ],
 )
 def test_an_unusable_file_is_refused_by_name_reason_and_remedy(
@@ -211,7 +211,7 @@ def test_a_file_without_permission_is_refused_by_name(render: Render) -> None:
 
 
 def test_a_refused_file_leaves_no_reader_behind(render: Render) -> None:
-    """An exception that reached into decord would keep the reader alive, and the reader would keep decoding."""
+    """An exception that reached into a decoder would keep its buffers alive."""
     with pytest.raises(VideoError) as caught:
         read_clip(str(_one_frame(render)), SMALL)
     assert caught.value.__cause__ is None and caught.value.__context__ is None

@@ -10,7 +10,7 @@ from museg_ray.data.annotations import read_annotations
 from museg_ray.data.synthetic.corpus import Corpus, ensure_corpus
 from museg_ray.data.synthetic.scene import COLORS, MAX_COVERAGE, Scene, draw_background, draw_frame, draw_scene
 from museg_ray.errors import ResourceError
-from museg_ray.video.decode import read_clip
+from museg_ray.video.prepare import read_clip
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,160 @@
+"""`museg bench video`: preparing clips against qwen-vl-utils, touching them again, and their way to the engine."""
+
+import asyncio
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+from museg_ray.bench.result import BenchResult, Target
+from museg_ray.bench.video_way import MIB
+from museg_ray.bench.videos import BenchVideo
+from museg_ray.config.schema import ModelConfig, RolloutConfig, VideoConfig
+from museg_ray.errors import ResourceError
+from museg_ray.types import Clip, GroundingQuery
+
+if TYPE_CHECKING:
+    from museg_ray.rollout.engine import RolloutEngine
+
+VIDEOS = (BenchVideo("30 s 360p", 30, 640, 360), BenchVideo("120 s 720p", 120, 1280, 720))
+GROUP_SIZE = 8
+MODEL_TOKENS = 4096
+"""A clip of MUSEG's shape has 3,360 tokens."""
+SPEED_TARGET, MEMORY_TARGET, TOUCH_TARGET_S, BYTES_TARGET = 2.0, 0.5, 0.005, 1.2
+
+Facts = dict[str, float]
+Row = dict[str, str | float]
+Tell = Callable[[str], None]
+
+
+def bench_video(rounds: int, tell: Tell) -> BenchResult:
+    """Medians over `rounds` rounds; in each every way runs once, in a new process of its own.
+
+    Args:
+        tell: is told what is being done.
+
+    Raises:
+        ResourceError: qwen-vl-utils or decord is not installed.
+    """
+    for package in ("qwen_vl_utils", "decord"):
+        if importlib.util.find_spec(package) is None:
+            raise ResourceError(f"museg bench video compares with {package}; install it with the extra `dev`.")
+    rows, targets = list[Row](), list[Target]()
+    with tempfile.TemporaryDirectory(prefix="museg-bench-") as folder:
+        for video in VIDEOS:
+            tell(f"rendering {video.name}")
+            path = video.write(Path(folder))
+            measured = []
+            for number in range(rounds):
+                tell(f"{video.name}: round {number + 1} of {rounds}")
+                measured.append(_round(path, Path(folder) / f"store-{video.name}-{number}"))
+            rows += _rows(video.name, measured)
+            targets += _targets(video.name, measured)
+        tell(f"a group of {GROUP_SIZE} on its way to the engine")
+        sent, frames_bytes = asyncio.run(_bytes_to_engine(Path(folder) / "30_s_360p.mp4"))
+    rows += [_bytes_row(way, num_bytes, frames_bytes) for way, num_bytes in sent.items()]
+    ratio = sent["ours"] / frames_bytes
+    targets.append(Target("bytes of a group to the engine / frames", ratio, BYTES_TARGET, ratio <= BYTES_TARGET))
+    return BenchResult("video", tuple(rows), tuple(targets))
+
+
+def _round(video: Path, store: Path) -> dict[str, Facts]:
+    store.mkdir()
+    return {way: _measure(way, video, store) for way in ("store", "qwen_vl_utils", "touch")}
+
+
+def _measure(way: str, video: Path, store: Path) -> Facts:
+    command = [sys.executable, "-m", "museg_ray.bench.video_way", way, str(video), str(store)]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode != 0:
+        raise ResourceError(f"Measuring {way} failed: {done.stderr.strip().splitlines()[-1:]}")
+    facts: Facts = json.loads(done.stdout.splitlines()[-1])
+    return facts
+
+
+def _rows(name: str, measured: list[dict[str, Facts]]) -> list[Row]:
+    ours, theirs, touch = (_medians([facts[way] for facts in measured]) for way in ("store", "qwen_vl_utils", "touch"))
+    return [
+        _row(name, "qwen-vl-utils", theirs["seconds"], theirs, theirs["stock_tokens"]),
+        _row(name, "ours, into the store", ours["seconds"], ours, ours["tokens"]),
+        _row(name, "ours, first look of a process", touch["first_s"], {}, ours["tokens"]),
+        _row(name, "ours, later looks", touch["later_s"], {}, ours["tokens"]),
+    ]
+
+
+def _row(name: str, way: str, seconds: float, facts: Facts, tokens: float) -> Row:
+    peak = facts.get("peak_mib")
+    return {
+        "video": name,
+        "way": way,
+        "ms": 1000 * seconds,
+        "peak MiB": "" if peak is None else peak,
+        "tokens seen": tokens,
+        "MiB to engine": "",
+    }
+
+
+def _bytes_row(way: str, num_bytes: float, frames_bytes: float) -> Row:
+    row = _row("30 s 360p", f"{way}, group of {GROUP_SIZE}", 0.0, {}, 0.0)
+    return row | {"ms": "", "tokens seen": "", "MiB to engine": num_bytes / MIB}
+
+
+def _targets(name: str, measured: list[dict[str, Facts]]) -> list[Target]:
+    speed = median(facts["qwen_vl_utils"]["seconds"] / facts["store"]["seconds"] for facts in measured)
+    memory = median(facts["store"]["peak_mib"] / facts["qwen_vl_utils"]["peak_mib"] for facts in measured)
+    touch = _medians([facts["touch"] for facts in measured])
+    gap = touch["grey_levels"]
+    return [
+        Target(f"{name}: times faster than qwen-vl-utils", speed, SPEED_TARGET, speed >= SPEED_TARGET),
+        Target(f"{name}: peak memory / qwen-vl-utils", memory, MEMORY_TARGET, memory <= MEMORY_TARGET),
+        Target(f"{name}: ms of a later look", 1e3 * touch["later_s"], 5.0, touch["later_s"] <= TOUCH_TARGET_S),
+        Target(
+            f"{name}: ms of a process's first look", 1e3 * touch["first_s"], 5.0, touch["first_s"] <= TOUCH_TARGET_S
+        ),
+        Target(f"{name}: mean difference of the frames, grey levels", gap, 1.0, gap <= 1.0),
+    ]
+
+
+def _medians(facts: list[Facts]) -> Facts:
+    return {name: median(one[name] for one in facts) for name in facts[0]}
+
+
+async def _bytes_to_engine(video: Path) -> tuple[dict[str, float], float]:
+    """Bytes that one group's requests move to the engine's process, by way; and those of the clip's frames."""
+    from museg_ray.rollout.vllm_setup import engine_environment
+
+    rollout = RolloutConfig(num_threads=1, max_num_seqs=GROUP_SIZE, kv_cache_gib=0.5, enforce_eager=True)
+    os.environ.update(engine_environment(rollout))  # before vLLM is imported
+
+    from museg_ray.rollout.engine import RolloutEngine
+    from museg_ray.rollout.naive import NaiveEngine
+    from museg_ray.video.prepare import read_clip
+
+    with tempfile.TemporaryDirectory(prefix="museg-bench-") as folder:
+        clip = read_clip(str(video), VideoConfig(store_dir=folder))
+    ways: dict[str, type[RolloutEngine]] = {"vLLM's own way": NaiveEngine, "ours": RolloutEngine}
+    return {way: await _sent(engine, rollout, clip) for way, engine in ways.items()}, clip.frames.nbytes
+
+
+async def _sent(engine_class: "type[RolloutEngine]", rollout: RolloutConfig, clip: Clip) -> float:
+    from museg_ray.model.prompt import chat_prompt_ids
+    from museg_ray.model.qwen_vl import PACKAGED_MODEL_DIR, load_tokenizer
+    from museg_ray.rollout.engine import Sampling
+
+    model = ModelConfig(dtype="float32", max_tokens=MODEL_TOKENS)
+    engine = await engine_class.start(PACKAGED_MODEL_DIR, model, rollout)
+    try:
+        prompt_ids = chat_prompt_ids(load_tokenizer(PACKAGED_MODEL_DIR), "Find every time it happens.")
+        query = GroundingQuery("bench/0", clip.video, "it happens", ())
+        before = engine.bytes_sent
+        await engine.generate(query, prompt_ids, clip, Sampling(GROUP_SIZE, 1.0, 4, seed=0))
+        return float(engine.bytes_sent - before)
+    finally:
+        engine.close()

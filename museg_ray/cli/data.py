@@ -1,0 +1,129 @@
+"""`museg data`: annotation files of many formats into one folder of sound queries, and a look at what is in it."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from museg_ray.cli.data_tables import (
+    kinds_table,
+    lengths_table,
+    problems_table,
+    quarantine_table,
+    repairs_table,
+    segments_table,
+)
+from museg_ray.data.importers import IMPORTERS
+from museg_ray.data.importers.rows import ImportedRow
+from museg_ray.data.rules import RULES, read_policies
+from museg_ray.data.schema import QUARANTINE_SCHEMA, QUERY_SCHEMA
+from museg_ray.data.store import QUARANTINE, QUERIES, import_annotations, read_report, read_table
+from museg_ray.errors import DataError
+
+PIPE_WIDTH = 160
+"""Where there is no terminal to ask; rich would take 80 and cut the reasons."""
+
+data = typer.Typer(help="Training and evaluation data: import annotations, look at them.", no_args_is_help=True)
+
+
+@data.command("import")
+def import_command(
+    source: Annotated[str, typer.Argument(help=f"Format of the files: {', '.join(IMPORTERS)}.")],
+    files: Annotated[list[Path], typer.Argument(help="Annotation files; query ids start with their names.")],
+    out: Annotated[Path, typer.Option(help="Folder for queries.parquet, quarantine.parquet and report.json.")],
+    videos: Annotated[bool, typer.Option("--videos/--no-videos", help="Look for every video file.")] = True,
+    video_root: Annotated[
+        str | None,
+        typer.Option(help="Folder or URL that relative video paths start from; else each annotation file's folder."),
+    ] = None,
+    durations: Annotated[
+        Path | None,
+        typer.Option(help="CSV with columns id and length (s), such as Charades_v1_train.csv, for rows without one."),
+    ] = None,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=POLICY: what to do with rows that break a rule: repair, quarantine or error."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Written to every query.")] = "train",
+) -> None:
+    """Read annotation files, repair what can be repaired, quarantine what cannot, and say what was done."""
+    console = _console()
+
+    def watch(rows: Iterable[ImportedRow]) -> Iterable[ImportedRow]:
+        return track(rows, "reading rows", console=console, transient=True)
+
+    report = import_annotations(
+        source,
+        files,
+        out,
+        read_policies(rule or []),
+        check_videos=videos,
+        video_root=video_root,
+        durations=durations,
+        split=split,
+        watch=watch,
+    )
+    _print_summary(console, out)
+    console.print(
+        f"{report['rows_in']} rows in = {report['rows_kept']} kept in {out / QUERIES} + "
+        f"{report['rows_quarantined']} in {out / QUARANTINE}",
+        soft_wrap=True,
+        markup=False,
+    )
+    if not videos:
+        console.print("Video files were not looked for (--no-videos).")
+
+
+@data.command("inspect")
+def inspect_command(
+    folder: Annotated[Path, typer.Argument(help="Folder that an import wrote.")],
+    rule: Annotated[str | None, typer.Option(help="Only rows that this rule repaired or that break it.")] = None,
+    quarantined: Annotated[bool, typer.Option("--quarantined", help="Only quarantined rows.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Rows shown of each kind.")] = 20,
+) -> None:
+    """Show what an import kept, the repairs row by row, and the quarantined rows with their reasons."""
+    if rule is not None and rule not in RULES:
+        raise DataError(f"--rule {rule!r}: there is no such rule. The rules are {', '.join(RULES)}.")
+    console = _console()
+    if not quarantined:
+        if rule is None:
+            _print_summary(console, folder)
+        repairs = [
+            {"query_id": row["query_id"], **repair}
+            for row in read_table(folder / QUERIES, ["query_id", "repairs"]).to_pylist()
+            for repair in row["repairs"]
+            if rule in (None, repair["rule"])
+        ]
+        _print_listed(console, "repairs", repairs, limit, repairs_table)
+    rows = read_table(folder / QUARANTINE, QUARANTINE_SCHEMA.names).to_pylist()
+    rows = [row for row in rows if rule is None or rule in row["rules"]]
+    _print_listed(console, "quarantined rows", rows, limit, quarantine_table)
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
+    return console
+
+
+def _print_summary(console: Console, folder: Path) -> None:
+    queries = read_table(folder / QUERIES, QUERY_SCHEMA.names).drop_columns(["question", "repairs"]).to_pylist()
+    for table in (kinds_table, segments_table, lengths_table):
+        if queries:
+            console.print(table(queries), "")
+    console.print(problems_table(read_report(folder)), "")
+
+
+def _print_listed(
+    console: Console, what: str, rows: list[dict[str, Any]], limit: int, table: Callable[[list[dict[str, Any]]], Table]
+) -> None:
+    more = f", the first {limit} shown; --limit N shows more" if len(rows) > limit else ""
+    console.print(f"[bold]{what}: {len(rows)}[/]{more}")
+    if rows:
+        console.print(table(rows[:limit]))
+    console.print()

@@ -1,0 +1,62 @@
+"""The queries of a run, read and checked before anything starts."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from museg_ray.config.schema import Config
+from museg_ray.data.annotations import check_ids, check_videos, read_annotations
+from museg_ray.data.sampler import build_samplers
+from museg_ray.data.store import load_queries
+from museg_ray.data.synthetic.corpus import ensure_corpus
+from museg_ray.errors import ConfigError
+from museg_ray.evaluation.runner import spread
+from museg_ray.types import GroundingQuery
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class RunQueries:
+    train: dict[str, list[GroundingQuery]]
+    """By annotation file, as the phases name it: `Config.train_file`."""
+    heldout: list[GroundingQuery]
+
+    @property
+    def all_train(self) -> list[GroundingQuery]:
+        return [*chain(*self.train.values())]
+
+    def __iter__(self) -> Iterator[GroundingQuery]:
+        return chain(self.all_train, self.heldout)
+
+
+def read_run_queries(config: Config, progress: Progress) -> RunQueries:
+    """Train and held-out queries, their video files looked for. Renders the synthetic corpus where it is asked for.
+
+    Args:
+        progress: called with (videos rendered, videos in all).
+
+    Raises:
+        ConfigError: no annotation file is set.
+        DataError: an annotation file or a row of it, a missing video, or a phase whose queries cannot be drawn.
+    """
+    synthetic, train = config.data.synthetic, dict[str, list[GroundingQuery]]()
+    corpus = ensure_corpus(synthetic, progress) if synthetic.num_train_videos else None
+    for phase in config.train.phases:
+        path = config.train_file(phase)
+        if phase.steps and path not in train:
+            rendered = None if corpus is None or phase.train else corpus.train
+            train[path] = read_annotations(rendered) if rendered else _read(config, "data.train", path)
+    check_ids(train)
+    build_samplers(config, train)  # tried now: queries that a late phase lacks would end the run after hours
+    heldout = read_annotations(corpus.heldout) if corpus else _read(config, "data.heldout", config.data.heldout)
+    queries = RunQueries(train, spread(heldout, config.evaluation.num_queries))
+    check_videos(queries)
+    return queries
+
+
+def _read(config: Config, key: str, path: str) -> list[GroundingQuery]:
+    if not path:
+        raise ConfigError(f"{key} is empty; set it to an annotation file (.jsonl, or .parquet of `museg data import`).")
+    return load_queries(Path(path), config.data.video_root or None)

@@ -1,0 +1,45 @@
+"""Fills the frame store with many clips, without Ray: several guarded readers, each in a thread of its own."""
+
+from collections.abc import Iterator, Sequence
+from queue import SimpleQueue
+from threading import Thread
+
+from museg_ray.config.schema import VideoConfig
+from museg_ray.errors import ResourceError, VideoError
+from museg_ray.video.prepare import PreparedClip
+from museg_ray.video.reader import GuardedReader
+
+Result = tuple[str, PreparedClip | VideoError]
+"""A video and what became of it."""
+
+
+def prepare_all(videos: Sequence[str], config: VideoConfig, num_readers: int) -> Iterator[Result]:
+    """Prepare every video, and tell of each when it is done, in that order.
+
+    Raises:
+        ResourceError: the frame store cannot be used.
+    """
+    waiting: SimpleQueue[str | None] = SimpleQueue()
+    done: SimpleQueue[Result | ResourceError] = SimpleQueue()
+    for video in (*videos, *[None] * num_readers):
+        waiting.put(video)
+    for _ in range(num_readers):
+        # Daemons: a Ctrl-C ends the process at once, and the readers' children with it.
+        Thread(target=_work, args=(waiting, done, config), daemon=True).start()
+    for _ in videos:
+        result = done.get()
+        if isinstance(result, ResourceError):
+            raise result
+        yield result
+
+
+def _work(waiting: "SimpleQueue[str | None]", done: "SimpleQueue[Result | ResourceError]", config: VideoConfig) -> None:
+    reader = GuardedReader(config)
+    while (video := waiting.get()) is not None:
+        try:
+            done.put((video, reader.prepare(video)))
+        except VideoError as error:
+            done.put((video, error))
+        except ResourceError as error:
+            done.put(error)
+    reader.close()

@@ -1,0 +1,70 @@
+"""A folder of files with a limit on its size: the longest unused leave first. Safe for processes that share it."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from secrets import token_hex
+
+ADDS_PER_COUNT = 100
+"""Others add files too: after so many of its own a process counts the folder anew."""
+KEPT_SHARE = 0.9
+"""What is kept when the limit is passed: room for some, so that not every new file drives one out."""
+ABANDONED_S = 24 * 3600.0
+"""A partial file so old belongs to a process that was killed."""
+PARTIAL = ".partial"
+
+
+def partial_path(path: Path) -> Path:
+    """Where to write what will be renamed to `path`; nobody else writes there, in this process or another."""
+    return path.with_name(f"{path.name}.{token_hex(8)}{PARTIAL}")
+
+
+class LimitedFolder:
+    """Files appear whole, by a rename, and may vanish at any time: who has one open or mapped keeps it."""
+
+    def __init__(self, folder: Path, limit_bytes: int) -> None:
+        self.folder = folder
+        self._limit_bytes = limit_bytes
+        self._adds_until_count = 0
+        self._size_bytes = 0
+
+    def add(self, partial: Path, name: str) -> Path:
+        """Rename a partial file into place, then make room."""
+        size_bytes = partial.stat().st_size
+        path = self.folder / name
+        partial.replace(path)
+        self._size_bytes += size_bytes
+        self._adds_until_count -= 1
+        if self._adds_until_count < 0 or self._size_bytes > self._limit_bytes:
+            self._make_room(path)
+        return path
+
+    def touch(self, path: Path, stat: os.stat_result) -> None:
+        """Note that a file is in use, as its time of access: a file system's own may be turned off."""
+        with suppress(OSError):  # gone meanwhile, or the folder is not ours to write
+            os.utime(path, ns=(time.time_ns(), stat.st_mtime_ns))
+
+    def _make_room(self, newest: Path) -> None:
+        files = list(self._files())
+        self._adds_until_count = ADDS_PER_COUNT
+        self._size_bytes = sum(size_bytes for _, size_bytes, _ in files)
+        if self._size_bytes <= self._limit_bytes:
+            return
+        for _, size_bytes, path in sorted(files):
+            if self._size_bytes <= KEPT_SHARE * self._limit_bytes:
+                return
+            if path != newest:
+                path.unlink(missing_ok=True)
+                self._size_bytes -= size_bytes
+
+    def _files(self) -> Iterator[tuple[float, int, Path]]:
+        """(last use, bytes, path) of every file; deletes what was abandoned half-written."""
+        for entry in os.scandir(self.folder):
+            with suppress(FileNotFoundError):  # deleted by another process while we look
+                stat = entry.stat()
+                if not entry.name.endswith(PARTIAL):
+                    yield stat.st_atime, stat.st_size, Path(entry.path)
+                elif time.time() - stat.st_mtime > ABANDONED_S:
+                    Path(entry.path).unlink()

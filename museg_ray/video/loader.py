@@ -1,0 +1,50 @@
+"""How a process that needs a clip's pixels gets them: from the frame store of its machine, mapped and not copied."""
+
+from dataclasses import dataclass
+from threading import Lock
+
+import ray
+from ray.actor import ActorHandle
+
+from museg_ray.config.schema import VideoConfig
+from museg_ray.types import Clip
+from museg_ray.video.prepare import PreparedClip, open_store
+
+
+@dataclass(frozen=True, slots=True)
+class ClipHandle:
+    """What travels between processes instead of pixels."""
+
+    prepared: PreparedClip
+    origin: ActorHandle
+    """The preparation actor, on a machine whose store has the clip."""
+
+
+class ClipLoader:
+    """Opens clips in one process; from any thread."""
+
+    def __init__(self, config: VideoConfig) -> None:
+        """
+        Raises:
+            ResourceError: the store's folder cannot be written.
+        """
+        self._store = open_store(config)
+        self._turn = Lock()
+        self.num_fetched = 0
+        """Clips that came from another machine."""
+
+    def load(self, handle: ClipHandle) -> Clip:
+        """The clip. Where this machine's store lacks it, it is fetched from where it was prepared, once.
+
+        Raises:
+            VideoError: it left the store meanwhile and its file can no longer be read.
+            RayError: the machine that prepared it is gone.
+        """
+        key, video = handle.prepared.key, handle.prepared.video
+        with self._turn:
+            if clip := self._store.get(key, video):
+                return clip
+            fetched: Clip = ray.get(handle.origin.send.remote(video))
+            self.num_fetched += 1
+            self._store.put(fetched)
+            return self._store.get(key, video) or fetched

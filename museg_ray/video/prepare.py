@@ -1,0 +1,162 @@
+"""From a path or URL to a prepared clip in the frame store: decoded only when no process has done it before."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from blake3 import blake3
+
+from museg_ray.config.schema import VideoConfig
+from museg_ray.errors import VideoError
+from museg_ray.types import Clip
+from museg_ray.video.decode import decode_clip
+from museg_ray.video.folder import LimitedFolder
+from museg_ray.video.probe import VideoProbe
+from museg_ray.video.source import Source, content_hash, find_source, local_path
+from museg_ray.video.store import GIB, FrameStore
+
+PREPARATION = 1
+"""Raised whenever the same file and settings would give another clip; old entries are then not found again."""
+
+Allow = Callable[[float], None]
+"""Told that the next result may take so many seconds from now."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedClip:
+    """What travels instead of a clip: its name in the frame store and its size."""
+
+    key: str
+    video: str
+    shape: tuple[int, ...]  # [T, H, W, 3]
+    duration_s: float
+    was_decoded: bool
+    """False when it was in the store already."""
+
+    @property
+    def size_bytes(self) -> int:
+        num_frames, height, width, channels = self.shape
+        return num_frames * height * width * channels
+
+
+def open_store(config: VideoConfig) -> FrameStore:
+    """The store that the settings name.
+
+    Raises:
+        ResourceError: its folder cannot be written.
+    """
+    return FrameStore(Path(config.store_dir), config.store_gib)
+
+
+def refused(video: str, error: VideoError) -> VideoError:
+    """The error that users see, from a reason alone."""
+    return VideoError(
+        f"Cannot read the video {video}: {error}. "
+        "Check that the file plays; fetch it again, or take its rows out of the annotation file.",
+        error.fault,
+    )
+
+
+def read_clip(video: str, config: VideoConfig) -> Clip:
+    """A clip without the frame store and its guards: for a single look.
+
+    Raises:
+        VideoError: names file, reason and remedy.
+    """
+    try:
+        source = find_source(video)
+        path = local_path(source, _downloads(config), lambda: None)
+        key = clip_key(content_hash(path, lambda: None), config)
+        return replace(decode_clip(str(path), key, config), video=video)
+    except VideoError as error:
+        reason = error
+    # Raised out here, unchained: a traceback that reaches into a decoder would keep its buffers alive.
+    raise refused(video, reason)
+
+
+class Preparer:
+    """Prepares one clip at a time, in the calling process."""
+
+    def __init__(self, config: VideoConfig, allow: Allow = lambda seconds: None) -> None:
+        """
+        Raises:
+            ResourceError: the store's folder cannot be written.
+        """
+        self._config = config
+        self._allow = allow
+        self._store = open_store(config)
+        self._downloads = _downloads(config)
+
+    def prepare(self, video: str) -> PreparedClip:
+        """Make sure that a video's clip is in the store.
+
+        Raises:
+            VideoError: names file, reason and remedy. No other video ever takes its place.
+            ResourceError: the store cannot be used.
+        """
+        clip, was_decoded = self._clip(video)
+        return PreparedClip(clip.key, video, clip.frames.shape, clip.duration_s, was_decoded)
+
+    def clip(self, video: str) -> Clip:
+        """The clip itself, prepared if need be; raises as `prepare` does."""
+        return self._clip(video)[0]
+
+    def _clip(self, video: str) -> tuple[Clip, bool]:
+        try:
+            source = find_source(video)
+            source_id = blake3(source.identity.encode()).hexdigest()
+            content = self._store.content_of(source_id)
+            if content is None:
+                content = self._hashed(source, source_id)
+            key = clip_key(content, self._config)
+            if clip := self._store.get(key, video):
+                return clip, False
+            return self._decoded_once(source, key)
+        except VideoError as error:
+            reason = error
+        # Raised out here, unchained: a traceback that reaches into a decoder would keep its buffers alive.
+        raise refused(video, reason)
+
+    def _hashed(self, source: Source, source_id: str) -> str:
+        """The content's hash. Under the source's lock: several processes would fetch a remote file several times."""
+        with self._store.lock(source_id, self._still_busy):
+            if content := self._store.content_of(source_id):
+                return content
+            content = content_hash(self._local_path(source), self._still_busy)
+            self._store.note_content(source_id, content)
+            return content
+
+    def _decoded_once(self, source: Source, key: str) -> tuple[Clip, bool]:
+        with self._store.lock(key, self._still_busy):
+            if clip := self._store.get(key, source.video):
+                return clip, False  # another process was faster
+            decoded = decode_clip(str(self._local_path(source)), key, self._config, self._allow_decoding)
+            clip = replace(decoded, video=source.video)
+            self._store.put(clip)
+            return clip, True
+
+    def _local_path(self, source: Source) -> Path:
+        return local_path(source, self._downloads, self._still_busy)
+
+    def _still_busy(self) -> None:
+        self._allow(self._config.deadline_s)
+
+    def _allow_decoding(self, probe: VideoProbe) -> None:
+        self._allow(self._config.deadline_s + self._config.deadline_per_video_s * probe.duration_s)
+
+
+def clip_key(content: str, config: VideoConfig) -> str:
+    """Hash of a file's content and of the settings that select and resize: equal keys mean equal clips, at any path."""
+    settings = (
+        config.sampling,
+        config.fps,
+        config.max_frames,
+        config.min_pixels,
+        config.max_pixels,
+        config.total_pixels,
+    )
+    return blake3(repr((PREPARATION, content, settings)).encode()).hexdigest(length=16)
+
+
+def _downloads(config: VideoConfig) -> LimitedFolder:
+    return LimitedFolder(Path(config.store_dir) / "downloads", int(config.download_gib * GIB))

@@ -1,0 +1,142 @@
+"""Where a video's bytes are: a local path, or a URL that fsspec knows (s3://, gs://, hf://, https://, …)."""
+
+import errno
+import os
+import stat as stat_bits
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import fsspec
+from blake3 import blake3
+
+from museg_ray.errors import VideoError, VideoFault
+from museg_ray.video.folder import LimitedFolder, partial_path
+
+CHUNK_BYTES = 16 * 1024**2
+FAULT_OF_ERRNO = {
+    errno.ENOENT: VideoFault.MISSING,
+    errno.ENOTDIR: VideoFault.MISSING,
+    errno.ELOOP: VideoFault.MISSING,
+    errno.ENAMETOOLONG: VideoFault.MISSING,
+    errno.EACCES: VideoFault.NO_PERMISSION,
+    errno.EPERM: VideoFault.NO_PERMISSION,
+}
+OnProgress = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A video file that is there."""
+
+    video: str
+    """Path or URL."""
+    identity: str
+    """Place, size and time of change: equal as long as the file is the same."""
+
+
+def is_remote(video: str) -> bool:
+    return "://" in video
+
+
+def find_source(video: str) -> Source:
+    """Look whether a video is there, without reading it.
+
+    Raises:
+        VideoError: it is not, or it is no file with content; its message is the reason alone.
+    """
+    with _reasons():
+        return _find_remote(video) if is_remote(video) else _find_local(video)
+
+
+def local_path(source: Source, downloads: LimitedFolder, on_progress: OnProgress) -> Path:
+    """The file itself, or a local copy of a remote one.
+
+    Args:
+        on_progress: called after every piece.
+
+    Raises:
+        VideoError: it cannot be fetched.
+    """
+    if not is_remote(source.video):
+        return Path(source.video)
+    name = blake3(source.identity.encode()).hexdigest() + PurePosixPath(source.video).suffix[:8]
+    path = downloads.folder / name
+    if path.exists():
+        downloads.touch(path, path.stat())
+        return path
+    downloads.folder.mkdir(parents=True, exist_ok=True)
+    partial = partial_path(path)
+    try:
+        with _reasons(), fsspec.open(source.video, "rb") as remote, partial.open("wb") as local:
+            while piece := remote.read(CHUNK_BYTES):
+                local.write(piece)
+                on_progress()
+        return downloads.add(partial, name)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def content_hash(path: Path, on_progress: OnProgress) -> str:
+    """BLAKE3 of a file's bytes.
+
+    Raises:
+        VideoError: it cannot be read.
+    """
+    hashed = blake3(max_threads=blake3.AUTO)
+    with _reasons(), path.open("rb") as file:
+        while piece := file.read(CHUNK_BYTES):
+            hashed.update(piece)
+            on_progress()
+    return hashed.hexdigest()
+
+
+def _find_local(video: str) -> Source:
+    found = os.stat(video)
+    if stat_bits.S_ISDIR(found.st_mode):
+        raise VideoError("Is a directory", VideoFault.NOT_A_VIDEO)
+    if not stat_bits.S_ISREG(found.st_mode):  # to open a pipe that nobody writes to would wait for ever
+        raise VideoError("it is no regular file", VideoFault.UNREACHABLE)
+    _check_size(found.st_size)
+    return Source(video, f"{os.path.realpath(video)} {found.st_size} {found.st_mtime_ns}")
+
+
+def _find_remote(video: str) -> Source:
+    system, path = fsspec.core.url_to_fs(video)
+    info: dict[str, Any] = system.info(path)
+    if info.get("type") == "directory":
+        raise VideoError("Is a directory", VideoFault.NOT_A_VIDEO)
+    _check_size(info.get("size"))
+    return Source(video, f"{video} {system.ukey(path)}")
+
+
+def _check_size(size_bytes: int | None) -> None:
+    if size_bytes == 0:
+        raise VideoError("the file is empty", VideoFault.EMPTY)
+
+
+@contextmanager
+def _reasons() -> Iterator[None]:
+    """What storage says, as a VideoError."""
+    try:
+        yield
+    except VideoError:
+        raise
+    except OSError as error:
+        fault = FAULT_OF_ERRNO.get(error.errno or 0, VideoFault.UNREACHABLE)
+        if isinstance(error, FileNotFoundError):  # fsspec's has no number
+            fault = VideoFault.MISSING
+        elif isinstance(error, PermissionError):
+            fault = VideoFault.NO_PERMISSION
+        reason = os.strerror(error.errno) if error.errno else f"{type(error).__name__}: {error}"
+        raise VideoError(reason, fault) from None
+    except ValueError as error:  # an unknown protocol, a NUL in a path
+        raise VideoError(str(error), VideoFault.MISSING) from None
+    except ImportError as error:
+        raise VideoError(
+            f"its storage needs a package that is not installed: {error}", VideoFault.UNREACHABLE
+        ) from None
+    except Exception as error:  # botocore, gcsfs and aiohttp each have roots of their own
+        raise VideoError(f"{type(error).__name__}: {error}", VideoFault.UNREACHABLE) from None

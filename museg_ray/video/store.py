@@ -1,0 +1,173 @@
+"""The frame store: prepared clips on disk, mapped into memory by whoever reads them.
+
+    STORE/clips/KEY.arrow     a clip: an Arrow IPC stream, then the BLAKE3 of all bytes before it
+    STORE/sources/ID          the content hash of a source file, by its place, size and time
+    STORE/downloads/          local copies of remote videos
+    STORE/locks/00 … ff       who prepares what: one of 256 locks by key
+
+Processes of several machines may share a folder. An entry is written under a name of its own and renamed, so a process
+that is killed leaves no half of one; it is checked when a process first opens it, and a damaged one is deleted and
+rebuilt. `pyarrow.ipc.open_stream` reads an entry too: a row a frame, with its pixels and its time.
+"""
+
+import fcntl
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from blake3 import blake3
+
+from museg_ray.errors import ResourceError
+from museg_ray.types import Clip
+from museg_ray.video.folder import LimitedFolder, partial_path
+
+GIB = 1024**3
+CHECKSUM_BYTES = 32
+LOCK_POLL_S = 0.02
+HEADER = b"museg_ray.clip"
+NOTE = re.compile(rb"[0-9a-f]{64}")
+"""A lost write leaves zeros or nothing; videos whose notes were alike would share a clip."""
+
+
+class FrameStore:
+    """Clips by key. Every process has its own object; the folder is what they share."""
+
+    def __init__(self, folder: Path, limit_gib: float) -> None:
+        """
+        Raises:
+            ResourceError: the folder cannot be written.
+        """
+        self._folder = folder
+        self._sources, self._locks = folder / "sources", folder / "locks"
+        self._verified: dict[str, tuple[int, int]] = {}
+        with self._storage():
+            for part in (folder / "clips", self._sources, self._locks):
+                part.mkdir(parents=True, exist_ok=True)
+        self._clips = LimitedFolder(folder / "clips", int(limit_gib * GIB))
+
+    def get(self, key: str, video: str) -> Clip | None:
+        """A clip whose frames are read-only and stay on disk until they are looked at; None where there is none.
+
+        Args:
+            video: what the clip is called for this caller; equal files share an entry.
+        """
+        path = self._clips.folder / _name(key)
+        with self._storage():
+            try:
+                stat = path.stat()
+                mapped = pa.memory_map(str(path)).read_buffer()
+            except FileNotFoundError:
+                return None
+            if not self._is_whole(key, mapped, (stat.st_ino, stat.st_mtime_ns)):
+                path.unlink(missing_ok=True)
+                return None
+            self._clips.touch(path, stat)
+        return _read(mapped, key, video)
+
+    def put(self, clip: Clip) -> None:
+        """Add a clip, whole or not at all."""
+        partial = partial_path(self._clips.folder / _name(clip.key))
+        with self._storage():
+            try:
+                _write(clip, partial)
+                stat = partial.stat()  # a rename keeps it, and another process may evict the entry at once
+                self._clips.add(partial, _name(clip.key))
+                self._verified[clip.key] = (stat.st_ino, stat.st_mtime_ns)
+            finally:
+                partial.unlink(missing_ok=True)
+
+    def content_of(self, source_id: str) -> str | None:
+        """The content hash noted for a source; None where none is, or a damaged one."""
+        with self._storage():
+            try:
+                note = (self._sources / source_id).read_bytes()
+            except FileNotFoundError:
+                return None
+        return note.decode() if NOTE.fullmatch(note) else None
+
+    def note_content(self, source_id: str, content_hash: str) -> None:
+        path = self._sources / source_id
+        partial = partial_path(path)
+        with self._storage():
+            try:
+                partial.write_text(content_hash, encoding="ascii")
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+
+    @contextmanager
+    def lock(self, key: str, on_wait: Callable[[], None]) -> Iterator[None]:
+        """Only one process prepares a clip; one that ends, however it ends, lets go.
+
+        Args:
+            on_wait: called again and again while another process holds the lock.
+        """
+        with self._storage():
+            file = (self._locks / key[:2]).open("w")
+        with file:
+            while not self._is_locked(file.fileno()):
+                on_wait()
+                time.sleep(LOCK_POLL_S)
+            yield
+
+    def _is_locked(self, descriptor: int) -> bool:
+        with self._storage():  # there are file systems without locks
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        return True
+
+    def _is_whole(self, key: str, mapped: pa.Buffer, identity: tuple[int, int]) -> bool:
+        """Compare with the checksum: once in a process for each file, since it reads all of it."""
+        if self._verified.get(key) == identity:
+            return True
+        content, checksum = mapped[:-CHECKSUM_BYTES], mapped[-CHECKSUM_BYTES:].to_pybytes()
+        if blake3(content, max_threads=blake3.AUTO).digest() != checksum:
+            return False
+        self._verified[key] = identity
+        return True
+
+    @contextmanager
+    def _storage(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ResourceError(
+                f"The frame store {self._folder} cannot be used: {error.strerror or error}. Free space there, or set "
+                "video.store_dir to a folder that can be written."
+            ) from error
+
+
+def _name(key: str) -> str:
+    return f"{key}.arrow"
+
+
+def _write(clip: Clip, path: Path) -> None:
+    num_frames, height, width, _ = clip.frames.shape
+    header = json.dumps({"duration_s": clip.duration_s, "height": height, "width": width})
+    frame_type = pa.binary(height * width * 3)
+    schema = pa.schema([("frame", frame_type), ("time_s", pa.float32())], metadata={HEADER: header})
+    pixels = pa.py_buffer(np.ascontiguousarray(clip.frames))
+    frames = pa.FixedSizeBinaryArray.from_buffers(frame_type, num_frames, [None, pixels])
+    batch = pa.RecordBatch.from_arrays([frames, pa.array(clip.times_s, pa.float32())], schema=schema)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
+        stream.write_batch(batch)
+    checksum = blake3(max_threads=blake3.AUTO).update_mmap(path).digest()
+    with path.open("ab") as file:
+        file.write(checksum)
+
+
+def _read(mapped: pa.Buffer, key: str, video: str) -> Clip:
+    """The inverse of `_write`, without a copy."""
+    batch = pa.ipc.open_stream(mapped).read_next_batch()
+    header = json.loads(batch.schema.metadata[HEADER])
+    shape = (len(batch), header["height"], header["width"], 3)
+    frames = np.frombuffer(batch.column("frame").buffers()[1], np.uint8, count=int(np.prod(shape))).reshape(shape)
+    times_s = batch.column("time_s").to_numpy()
+    return Clip(key, video, frames, times_s, header["duration_s"])

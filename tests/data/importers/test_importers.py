@@ -1,0 +1,219 @@
+"""Small made-up examples of every format that is imported."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from museg_ray.data.importers import IMPORTERS
+from museg_ray.data.importers.rows import ImportedRow, NotGrounding
+from museg_ray.errors import DataError
+from museg_ray.types import GroundingQuery
+
+
+def imported(importer: str, path: Path, content: Any) -> list[ImportedRow]:
+    """The rows of a file with that content: its text, lines of JSON rows, or JSON."""
+    if path.suffix == ".jsonl" and not isinstance(content, str):
+        content = "\n".join(json.dumps(row) for row in content)
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return list(IMPORTERS[importer](path))
+
+
+def parsed(importer: str, path: Path, content: Any) -> list[GroundingQuery | DataError]:
+    return [row.parsed for row in imported(importer, path, content)]
+
+
+MUSEG_ROW = {
+    "idx": 7,
+    "problem": "Find 'beer pong'.",
+    "solution": [[5, 1.5], [0, 2]],
+    "video": "videos/et_instruct_164k/hacs/a.mp4",
+    "task": "tal",
+    "duration": 12,
+}
+
+
+def test_museg(tmp_path: Path) -> None:
+    assert parsed("museg", tmp_path / "stage_1.jsonl", [MUSEG_ROW]) == [
+        GroundingQuery(
+            query_id="stage_1/7",
+            video="videos/et_instruct_164k/hacs/a.mp4",
+            question="Find 'beer pong'.",
+            segments=((5.0, 1.5), (0.0, 2.0)),  # as annotated
+            duration_s=12.0,
+            task="tal",
+            source="hacs",
+        )
+    ]
+
+
+def test_museg_eval(tmp_path: Path) -> None:
+    rows = [
+        {"video": "charades/A.mp4", "question": "a person sits", "groundtruth": [[24.3, 30.4]]},
+        {"video": "thumos14/b.mp4", "question": "diving", "groundtruth": [[5, 6], [1, 2]]},
+    ]
+    assert parsed("museg_eval", tmp_path / "eval.json", rows) == [
+        GroundingQuery("eval/1", "charades/A.mp4", "a person sits", ((24.3, 30.4),), None, "tvg", "charades"),
+        GroundingQuery("eval/2", "thumos14/b.mp4", "diving", ((5.0, 6.0), (1.0, 2.0)), None, "tal", "thumos14"),
+    ]
+
+
+BENCH = {"version": 1.0, "idx": 0, "source": "qvhighlights", "video": "qvhighlights/a.mp4", "duration": 150.3}
+FORMAT = " The format of your response should be: 'The event happens in <start time> - <end time>'."
+
+
+@pytest.mark.parametrize("importer", ["et_bench", "museg_eval"])
+def test_et_bench(tmp_path: Path, importer: str) -> None:
+    rows = [
+        BENCH | {"task": "tvg", "tgt": [[15, 31]], "q": "Find a cat." + FORMAT},
+        BENCH | {"task": "epm", "tgt": [15, 31], "q": "Where is the key?" + FORMAT},
+        BENCH | {"task": "vhd", "tgt": [[[56, 76], [78, 80]], [[60, 64]]], "q": "Find a highlight."},
+        BENCH | {"task": "rar", "p": 0, "o": ["a", "b"], "q": "Which?"},
+        BENCH | {"task": "tem", "tgt": [[1, 2]], "src": [3, 4], "q": "Find the like of it."},
+        BENCH | {"task": "tvg", "tgt": [[15, 31]], "q": "Find what is at <vid>."},
+    ]
+    queries = parsed(importer, tmp_path / "etbench_txt_v1.0.json", rows)
+    assert queries[0] == GroundingQuery(
+        "etbench_txt_v1.0/1", "qvhighlights/a.mp4", "Find a cat.", ((15.0, 31.0),), 150.3, "tvg", "qvhighlights"
+    )
+    assert isinstance(queries[1], GroundingQuery)
+    assert (queries[1].question, queries[1].segments, queries[1].task) == ("Where is the key?", ((15, 31),), "tvg")
+    assert isinstance(queries[2], GroundingQuery)
+    assert (queries[2].segments, queries[2].task) == (((56, 76), (78, 80), (60, 64)), "tal")
+    assert isinstance(queries[3], NotGrounding)
+    assert isinstance(queries[4], NotGrounding)
+    assert "<vid>" in str(queries[5])
+
+
+def test_et_instruct(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "<image>\nFind 'surfing'." + FORMAT}, {"from": "gpt", "value": "…"}]
+    row = {"task": "tal", "source": "hacs", "video": "hacs/a.mp4", "duration": 200.7, "conversations": turns}
+    rows = [
+        row | {"tgt": [36, 44, 49, 57]},
+        row | {"tgt": [36, 44, 49]},
+        row | {"tgt": []},
+        row | {"tgt": [1, 2], "task": "slc"},
+        row | {"tgt": [1, 2], "conversations": turns * 2},
+    ]
+    first, *others = parsed("et_instruct", tmp_path / "et.json", rows)
+    segments = ((36.0, 44.0), (49.0, 57.0))
+    assert first == GroundingQuery("et/1", "hacs/a.mp4", "Find 'surfing'.", segments, 200.7, "tal", "hacs")
+    assert [type(other) for other in others] == [DataError, DataError, NotGrounding, DataError]
+
+
+def test_charades_sta(tmp_path: Path) -> None:
+    rows = parsed("charades_sta", tmp_path / "train.txt", "AO8RW 0.0 6.9##a person sits.\n\nB 5 -1.5 ## x\nC 1##y\n")
+    assert rows[0] == GroundingQuery("train/1", "AO8RW.mp4", "a person sits.", ((0.0, 6.9),), None, "tvg", "charades")
+    assert rows[1] == GroundingQuery("train/3", "B.mp4", "x", ((5.0, -1.5),), None, "tvg", "charades")
+    assert "VIDEO START END##SENTENCE" in str(rows[2])
+
+
+def test_activitynet(tmp_path: Path) -> None:
+    content = {
+        "v_a": {"duration": 82.7, "timestamps": [[0.8, 19.8], [17.4, 60.8]], "sentences": ["A man. ", " He sits."]},
+        "v_b": {"duration": 82.7, "timestamps": [[0.8, 19.8]], "sentences": []},
+        "v_c": [],
+        "v_d": {"duration": 10, "timestamps": [[0.8]], "sentences": ["A dog."]},
+    }
+    rows = imported("activitynet", tmp_path / "val_1.json", content)
+    assert [row.number for row in rows] == [1, 2, 3, 4, 5]
+    assert rows[1].parsed == GroundingQuery(
+        "val_1/2", "v_a.mp4", "He sits.", ((17.4, 60.8),), 82.7, "tvg", "activitynet"
+    )
+    assert all(isinstance(row.parsed, DataError) for row in rows[2:])
+    assert json.loads(rows[3].raw) == {"video": "v_c", "entry": []}
+
+
+def test_qvhighlights(tmp_path: Path) -> None:
+    row = {"qid": 8737, "query": "A family.", "duration": 126, "vid": "bP5_660.0", "relevant_windows": [[0, 16]]}
+    first, without = parsed("qvhighlights", tmp_path / "val.jsonl", [row, {**row, "relevant_windows": []}])
+    assert first == GroundingQuery(
+        "val/8737", "bP5_660.0.mp4", "A family.", ((0.0, 16.0),), 126.0, "tal", "qvhighlights"
+    )
+    assert "'relevant_windows' holds []" in str(without)
+
+
+def test_generic_json_lines(tmp_path: Path) -> None:
+    rows = [
+        {"video": "s3://b/corpus/a.mp4", "question": "q", "segments": "12.3-15.0 20.1-31.75", "duration_s": 40},
+        {"video": "a.mp4", "question": "q", "segments": [[1, 2]], "task": "tal", "source": "mine", "idx": "x"},
+    ]
+    assert parsed("generic", tmp_path / "a.jsonl", rows) == [
+        GroundingQuery("a/1", "s3://b/corpus/a.mp4", "q", ((12.3, 15.0), (20.1, 31.75)), 40.0, "tal", "corpus"),
+        GroundingQuery("a/x", "a.mp4", "q", ((1.0, 2.0),), None, "tal", "mine"),
+    ]
+
+
+def test_generic_csv(tmp_path: Path) -> None:
+    text = (
+        "\ufeffvideo,question,segments,duration_s,other\n"
+        'a.mp4,"red, then ""blue""",12.3-15.0 20.1-31.75,40,?\n'
+        "a.mp4,q,3-1,,\n"
+        "a.mp4,q,1 to 2,,\n"
+        "a.mp4,q,1-2,long,\n"
+        "a.mp4,q,1-2,,,extra\n"
+        ",q,1-2,,\n"
+    )
+    rows = imported("generic", tmp_path / "a.csv", text)
+    assert [row.number for row in rows] == [2, 3, 4, 5, 6, 7]
+    asked = 'red, then "blue"'
+    assert rows[0].parsed == GroundingQuery("a/2", "a.mp4", asked, ((12.3, 15.0), (20.1, 31.75)), 40.0, "tal", "")
+    assert rows[1].parsed == GroundingQuery("a/3", "a.mp4", "q", ((3.0, 1.0),), None, "tvg", "")
+    complaints = ["'segments' holds", "'duration_s' holds \"long\"", "more cells", "'video' is missing"]
+    for row, complaint in zip(rows[2:], complaints, strict=True):
+        assert complaint in str(row.parsed)
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ("{", "not valid JSON"),
+        ("[1]", "expected a JSON object"),
+        (MUSEG_ROW | {"video": "\ud800"}, "'video' holds"),
+        (MUSEG_ROW | {"idx": "\ud800"}, "'idx' holds"),
+        (MUSEG_ROW | {"idx": True}, "'idx' holds"),
+        (MUSEG_ROW | {"task": "slc"}, "'task' holds"),
+        (MUSEG_ROW | {"duration": 0}, "'duration' holds"),
+        (MUSEG_ROW | {"solution": [[1, None]]}, "'solution' holds"),
+        (MUSEG_ROW | {"solution": [["1", "2"]]}, "'solution' holds"),
+        (MUSEG_ROW | {"solution": [[1, 2, 3]]}, "'solution' holds"),
+        (MUSEG_ROW | {"solution": [[True, 2]]}, "'solution' holds"),
+        (MUSEG_ROW | {"solution": []}, "'solution' holds"),
+    ],
+)
+def test_a_malformed_row_is_a_row_that_says_why(tmp_path: Path, row: Any, complaint: str) -> None:
+    line = row if isinstance(row, str) else json.dumps(row)
+    (bad, good) = imported("museg", tmp_path / "a.jsonl", f"{line}\n{json.dumps(MUSEG_ROW)}")
+    assert complaint in str(bad.parsed)
+    assert (bad.raw, bad.number) == (line, 1)
+    assert isinstance(good.parsed, GroundingQuery)
+
+
+def test_times_that_are_no_finite_numbers_are_left_to_the_rules(tmp_path: Path) -> None:
+    line = json.dumps(MUSEG_ROW | {"solution": [[float("nan"), float("inf")], [-(10**400), 10**400]]})
+    (query,) = parsed("museg", tmp_path / "a.jsonl", line)
+    assert isinstance(query, GroundingQuery)
+    assert str(query.segments) == "((nan, inf), (-inf, inf))"
+
+
+@pytest.mark.parametrize("importer", IMPORTERS)
+def test_a_file_that_cannot_be_read_as_a_whole_is_refused_by_name(tmp_path: Path, importer: str) -> None:
+    path = tmp_path / "a.csv"
+    for content in (None, b"\xff\x00"):
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(DataError, match=r"a\.csv"):
+            list(IMPORTERS[importer](path))
+
+
+@pytest.mark.parametrize("importer", ["museg_eval", "et_bench", "et_instruct", "activitynet"])
+@pytest.mark.parametrize("content", ["{", "3", "[" * 100_000])
+def test_a_json_file_of_another_form_is_refused_by_name(tmp_path: Path, importer: str, content: str) -> None:
+    with pytest.raises(DataError, match=r"a\.json"):
+        imported(importer, tmp_path / "a.json", content)
+
+
+def test_half_a_surrogate_pair_stays_an_escape(tmp_path: Path) -> None:
+    (row,) = imported("museg_eval", tmp_path / "a.json", '[{"video": "\\ud800é"}]')
+    assert row.raw == '{"video": "\\ud800é"}'
