@@ -53,13 +53,6 @@ class Answered:
         }
 
 
-def spread(queries: Sequence[GroundingQuery], count: int) -> list[GroundingQuery]:
-    """`count` queries evenly spread over the file; all of them for 0 or too large a count."""
-    if not 0 < count < len(queries):
-        return list(queries)
-    return [queries[i * len(queries) // count] for i in range(count)]
-
-
 def swap_videos(queries: Sequence[GroundingQuery]) -> list[GroundingQuery]:
     """The same questions and truths, each with another query's video of the same or the next duration.
 

@@ -1,6 +1,6 @@
 """The queries of a run, read and checked before anything starts."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -11,7 +11,6 @@ from museg_ray.data.sampler import build_samplers
 from museg_ray.data.store import load_queries
 from museg_ray.data.synthetic.corpus import ensure_corpus
 from museg_ray.errors import ConfigError
-from museg_ray.evaluation.runner import spread
 from museg_ray.types import GroundingQuery
 
 Progress = Callable[[int, int], None]
@@ -51,7 +50,7 @@ def read_run_queries(config: Config, progress: Progress) -> RunQueries:
     check_ids(train)
     build_samplers(config, train)  # tried now: queries that a late phase lacks would end the run after hours
     heldout = read_annotations(corpus.heldout) if corpus else _read(config, "data.heldout", config.data.heldout)
-    queries = RunQueries(train, spread(heldout, config.evaluation.num_queries))
+    queries = RunQueries(train, _spread(heldout, config.evaluation.num_queries))
     check_videos(queries)
     return queries
 
@@ -60,3 +59,10 @@ def _read(config: Config, key: str, path: str) -> list[GroundingQuery]:
     if not path:
         raise ConfigError(f"{key} is empty; set it to an annotation file (.jsonl, or .parquet of `museg data import`).")
     return load_queries(Path(path), config.data.video_root or None)
+
+
+def _spread(queries: Sequence[GroundingQuery], count: int) -> list[GroundingQuery]:
+    """`count` queries evenly spread over the file; all of them for 0 or too large a count."""
+    if not 0 < count < len(queries):
+        return list(queries)
+    return [queries[i * len(queries) // count] for i in range(count)]

@@ -18,10 +18,13 @@ from museg_ray.config.schema import VideoConfig
 from museg_ray.errors import ResourceError, VideoError, VideoFault
 from museg_ray.types import Clip
 from museg_ray.video.frames import largest_clip_bytes
-from museg_ray.video.loader import ClipHandle, ClipLoader
-from museg_ray.video.prepare import PreparedClip, refused
+from museg_ray.video.loader import ClipHandle
+from museg_ray.video.prepare import PreparedClip, open_store, refused
 from museg_ray.video.reader import GuardedReader
 from museg_ray.video.store import GIB
+
+SEND_TRIES = 3
+"""Between being prepared and being sent a clip may be driven out by others."""
 
 
 class PrepareActor:
@@ -39,9 +42,11 @@ class PrepareActor:
 
     def send(self, video: str) -> Clip:
         """The clip itself, for a machine that does not share this one's store."""
-        prepared = self._reader.prepare(video)
-        own = ray.get_runtime_context().current_actor
-        return ClipLoader(self._config).load(ClipHandle(prepared, own))
+        for _ in range(SEND_TRIES):
+            prepared = self._reader.prepare(video)
+            if clip := open_store(self._config).get(prepared.key, video):
+                return clip
+        raise ResourceError(f"The clip of {video} leaves the frame store at once: raise video.store_gib.")
 
 
 class ClipPool:
@@ -78,7 +83,7 @@ class ClipPool:
             # Shielded: a caller that is cancelled must not take the clip from the others.
             return await asyncio.shield(task)
         finally:
-            if task.done():
+            if task.done() and self._pending.get(video) is task:  # else another caller was here before
                 self._pending.pop(video, None)
                 self._ahead.pop(video, None)
                 self._work_ahead()

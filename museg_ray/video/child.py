@@ -1,7 +1,7 @@
 """The reader process: prepares what its parent asks for, one video at a time, until the pipe closes.
 
 parent ─▶ child   path or URL
-child  ─▶ parent  a float: the result may take so many seconds from now
+child  ─▶ parent  a float: the result may take so many seconds from now; the first of all says that it has started
                   a PreparedClip, or the error
 """
 
@@ -28,6 +28,7 @@ def serve(descriptor: int) -> None:
         try:
             config: VideoConfig = parent.recv()
             preparer = Preparer(config, lambda seconds: parent.send(float(seconds)))
+            parent.send(float(config.deadline_s))
             while True:
                 parent.send(_answer(preparer, parent.recv()))
         except MusegError as error:  # the store cannot be opened: the answer to the first request

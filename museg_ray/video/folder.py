@@ -3,12 +3,14 @@
 import os
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 
-ADDS_PER_COUNT = 100
-"""Others add files too: after so many of its own a process counts the folder anew."""
+from museg_ray.errors import ResourceError
+
+UNCOUNTED_SHARE = 0.02
+"""Others add files too: after so much of its own, of the limit, a process counts the folder anew."""
 KEPT_SHARE = 0.9
 """What is kept when the limit is passed: room for some, so that not every new file drives one out."""
 ABANDONED_S = 24 * 3600.0
@@ -21,13 +23,25 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.{token_hex(8)}{PARTIAL}")
 
 
+@contextmanager
+def own_storage(folder: Path) -> Iterator[None]:
+    """What fails in here is this machine's disk and no video."""
+    try:
+        yield
+    except OSError as error:
+        raise ResourceError(
+            f"The frame store {folder} cannot be used: {error.strerror or error}. Free space there, or set "
+            "video.store_dir to a folder that can be written."
+        ) from error
+
+
 class LimitedFolder:
     """Files appear whole, by a rename, and may vanish at any time: who has one open or mapped keeps it."""
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self.folder = folder
         self._limit_bytes = limit_bytes
-        self._adds_until_count = 0
+        self._uncounted_bytes = limit_bytes  # what is there before the first file of its own
         self._size_bytes = 0
 
     def add(self, partial: Path, name: str) -> Path:
@@ -36,8 +50,8 @@ class LimitedFolder:
         path = self.folder / name
         partial.replace(path)
         self._size_bytes += size_bytes
-        self._adds_until_count -= 1
-        if self._adds_until_count < 0 or self._size_bytes > self._limit_bytes:
+        self._uncounted_bytes += size_bytes
+        if self._uncounted_bytes > UNCOUNTED_SHARE * self._limit_bytes or self._size_bytes > self._limit_bytes:
             self._make_room(path)
         return path
 
@@ -48,7 +62,7 @@ class LimitedFolder:
 
     def _make_room(self, newest: Path) -> None:
         files = list(self._files())
-        self._adds_until_count = ADDS_PER_COUNT
+        self._uncounted_bytes = 0
         self._size_bytes = sum(size_bytes for _, size_bytes, _ in files)
         if self._size_bytes <= self._limit_bytes:
             return

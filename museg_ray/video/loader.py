@@ -5,10 +5,12 @@ from threading import Lock
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayError, RayTaskError
 
 from museg_ray.config.schema import VideoConfig
+from museg_ray.errors import VideoError, VideoFault
 from museg_ray.types import Clip
-from museg_ray.video.prepare import PreparedClip, open_store
+from museg_ray.video.prepare import PreparedClip, open_store, refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +39,28 @@ class ClipLoader:
         """The clip. Where this machine's store lacks it, it is fetched from where it was prepared, once.
 
         Raises:
-            VideoError: it left the store meanwhile and its file can no longer be read.
-            RayError: the machine that prepared it is gone.
+            VideoError: it left the store meanwhile and its file can no longer be read, or the machine that prepared it
+                is gone.
+            ResourceError: the store cannot be used.
         """
         key, video = handle.prepared.key, handle.prepared.video
         with self._turn:
             if clip := self._store.get(key, video):
                 return clip
-            fetched: Clip = ray.get(handle.origin.send.remote(video))
+            fetched = _fetch(handle)
             self.num_fetched += 1
             self._store.put(fetched)
             return self._store.get(key, video) or fetched
+
+
+def _fetch(handle: ClipHandle) -> Clip:
+    video = handle.prepared.video
+    try:
+        clip: Clip = ray.get(handle.origin.send.remote(video))
+    except RayTaskError as error:
+        raise error.cause from None
+    except RayError as error:
+        raise refused(
+            video, VideoError(f"the machine that prepared it is gone ({error})", VideoFault.UNREACHABLE)
+        ) from None
+    return clip

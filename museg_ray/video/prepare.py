@@ -7,7 +7,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from museg_ray.config.schema import VideoConfig
-from museg_ray.errors import VideoError
+from museg_ray.errors import VideoError, VideoFault
 from museg_ray.types import Clip
 from museg_ray.video.decode import decode_clip
 from museg_ray.video.folder import LimitedFolder
@@ -123,6 +123,7 @@ class Preparer:
             if content := self._store.content_of(source_id):
                 return content
             content = content_hash(self._local_path(source), self._still_busy)
+            _check_unchanged(source)
             self._store.note_content(source_id, content)
             return content
 
@@ -132,6 +133,7 @@ class Preparer:
                 return clip, False  # another process was faster
             decoded = decode_clip(str(self._local_path(source)), key, self._config, self._allow_decoding)
             clip = replace(decoded, video=source.video)
+            _check_unchanged(source)
             self._store.put(clip)
             return clip, True
 
@@ -156,6 +158,12 @@ def clip_key(content: str, config: VideoConfig) -> str:
         config.total_pixels,
     )
     return blake3(repr((PREPARATION, content, settings)).encode()).hexdigest(length=16)
+
+
+def _check_unchanged(source: Source) -> None:
+    """Else what was read would be kept under the name of what was there before."""
+    if find_source(source.video) != source:
+        raise VideoError("it changed while it was read", VideoFault.CORRUPT)
 
 
 def _downloads(config: VideoConfig) -> LimitedFolder:

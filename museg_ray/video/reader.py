@@ -9,13 +9,14 @@ from multiprocessing import Pipe
 from pathlib import Path
 
 from museg_ray.config.schema import VideoConfig
-from museg_ray.errors import MusegError, VideoError, VideoFault
+from museg_ray.errors import MusegError, ResourceError, VideoError, VideoFault
 from museg_ray.video.prepare import PreparedClip, refused
 from museg_ray.video.store import GIB
 
 POLL_S = 0.2
 START_TIMEOUT_S = 120.0
 """For a child to import what it needs, on a busy machine."""
+KILL_TIMEOUT_S = 10.0
 RUN_CHILD = "import sys; from museg_ray.video.child import serve; serve(int(sys.argv[1]))"
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -29,6 +30,7 @@ class _Child:
 
     def __init__(self, config: VideoConfig) -> None:
         self.num_videos = 0
+        self.has_started = False
         self.pipe, theirs = Pipe()
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # also what Ray added for a job
@@ -51,7 +53,8 @@ class _Child:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait()
+        with suppress(subprocess.TimeoutExpired):  # one that waits for a dead disk ends when the disk answers
+            self.process.wait(KILL_TIMEOUT_S)
         self.pipe.close()
 
 
@@ -91,13 +94,17 @@ class GuardedReader:
 
     def _ask(self, video: str) -> PreparedClip:
         child = self._child = self._child or _Child(self._config)
-        allowed_s = self._config.deadline_s + (0.0 if child.num_videos else START_TIMEOUT_S)
+        allowed_s = self._config.deadline_s if child.has_started else START_TIMEOUT_S
         child.num_videos += 1
         try:
             child.pipe.send(video)
             answer = self._wait(child, video, allowed_s)
         except (EOFError, ConnectionError) as error:
             self.close()
+            if not child.has_started:
+                raise ResourceError(
+                    f"A reader process does not start: exit code {child.process.returncode}; its output has the reason."
+                ) from None
             raise _ChildDied(f"exit code {child.process.returncode}") from error
         if self._is_spent(child):
             self.close()
@@ -117,6 +124,7 @@ class GuardedReader:
         while time.monotonic() < end_s:
             if child.pipe.poll(POLL_S):
                 answer = child.pipe.recv()
+                child.has_started = True
                 if not isinstance(answer, float):
                     return answer
                 allowed_s, end_s = answer, time.monotonic() + answer
@@ -124,6 +132,8 @@ class GuardedReader:
                 self.close()
                 raise _ChildDied(f"more than {2 * self._config.reader_gib:g} GiB of memory, video.reader_gib")
         self.close()
+        if not child.has_started:
+            raise ResourceError(f"A reader process did not start within {allowed_s:g} s.")
         timeout = VideoError(
             f"reading it timed out after {allowed_s:g} s without a result; for slow storage or very long videos raise "
             "video.deadline_s or video.deadline_per_video_s",

@@ -4,7 +4,7 @@ import errno
 import os
 import stat as stat_bits
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,7 +13,7 @@ import fsspec
 from blake3 import blake3
 
 from museg_ray.errors import VideoError, VideoFault
-from museg_ray.video.folder import LimitedFolder, partial_path
+from museg_ray.video.folder import LimitedFolder, own_storage, partial_path
 
 CHUNK_BYTES = 16 * 1024**2
 FAULT_OF_ERRNO = {
@@ -59,24 +59,26 @@ def local_path(source: Source, downloads: LimitedFolder, on_progress: OnProgress
 
     Raises:
         VideoError: it cannot be fetched.
+        ResourceError: there is no place for it.
     """
     if not is_remote(source.video):
         return Path(source.video)
     name = blake3(source.identity.encode()).hexdigest() + PurePosixPath(source.video).suffix[:8]
     path = downloads.folder / name
-    if path.exists():
+    with suppress(FileNotFoundError, NotADirectoryError):  # another process may evict it at any time
         downloads.touch(path, path.stat())
         return path
-    downloads.folder.mkdir(parents=True, exist_ok=True)
-    partial = partial_path(path)
-    try:
-        with _reasons(), fsspec.open(source.video, "rb") as remote, partial.open("wb") as local:
-            while piece := remote.read(CHUNK_BYTES):
-                local.write(piece)
-                on_progress()
-        return downloads.add(partial, name)
-    finally:
-        partial.unlink(missing_ok=True)
+    with own_storage(downloads.folder):
+        downloads.folder.mkdir(parents=True, exist_ok=True)
+        partial = partial_path(path)
+        try:
+            with partial.open("wb") as local:
+                for piece in _pieces(source.video):
+                    local.write(piece)
+                    on_progress()
+            return downloads.add(partial, name)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def content_hash(path: Path, on_progress: OnProgress) -> str:
@@ -91,6 +93,12 @@ def content_hash(path: Path, on_progress: OnProgress) -> str:
             hashed.update(piece)
             on_progress()
     return hashed.hexdigest()
+
+
+def _pieces(url: str) -> Iterator[bytes]:
+    with _reasons(), fsspec.open(url, "rb") as remote:
+        while piece := remote.read(CHUNK_BYTES):
+            yield piece
 
 
 def _find_local(video: str) -> Source:
@@ -109,7 +117,8 @@ def _find_remote(video: str) -> Source:
     if info.get("type") == "directory":
         raise VideoError("Is a directory", VideoFault.NOT_A_VIDEO)
     _check_size(info.get("size"))
-    return Source(video, f"{video} {system.ukey(path)}")
+    marks = [info.get(name) for name in ("size", "ETag", "Last-Modified")]  # HTTP's ukey is the URL alone
+    return Source(video, f"{video} {system.ukey(path)} {marks}")
 
 
 def _check_size(size_bytes: int | None) -> None:

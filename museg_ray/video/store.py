@@ -22,9 +22,8 @@ import numpy as np
 import pyarrow as pa
 from blake3 import blake3
 
-from museg_ray.errors import ResourceError
 from museg_ray.types import Clip
-from museg_ray.video.folder import LimitedFolder, partial_path
+from museg_ray.video.folder import LimitedFolder, own_storage, partial_path
 
 GIB = 1024**3
 CHECKSUM_BYTES = 32
@@ -45,7 +44,7 @@ class FrameStore:
         self._folder = folder
         self._sources, self._locks = folder / "sources", folder / "locks"
         self._verified: dict[str, tuple[int, int]] = {}
-        with self._storage():
+        with own_storage(self._folder):
             for part in (folder / "clips", self._sources, self._locks):
                 part.mkdir(parents=True, exist_ok=True)
         self._clips = LimitedFolder(folder / "clips", int(limit_gib * GIB))
@@ -57,7 +56,7 @@ class FrameStore:
             video: what the clip is called for this caller; equal files share an entry.
         """
         path = self._clips.folder / _name(key)
-        with self._storage():
+        with own_storage(self._folder):
             try:
                 stat = path.stat()
                 mapped = pa.memory_map(str(path)).read_buffer()
@@ -72,7 +71,7 @@ class FrameStore:
     def put(self, clip: Clip) -> None:
         """Add a clip, whole or not at all."""
         partial = partial_path(self._clips.folder / _name(clip.key))
-        with self._storage():
+        with own_storage(self._folder):
             try:
                 _write(clip, partial)
                 stat = partial.stat()  # a rename keeps it, and another process may evict the entry at once
@@ -83,7 +82,7 @@ class FrameStore:
 
     def content_of(self, source_id: str) -> str | None:
         """The content hash noted for a source; None where none is, or a damaged one."""
-        with self._storage():
+        with own_storage(self._folder):
             try:
                 note = (self._sources / source_id).read_bytes()
             except FileNotFoundError:
@@ -93,7 +92,7 @@ class FrameStore:
     def note_content(self, source_id: str, content_hash: str) -> None:
         path = self._sources / source_id
         partial = partial_path(path)
-        with self._storage():
+        with own_storage(self._folder):
             try:
                 partial.write_text(content_hash, encoding="ascii")
                 partial.replace(path)
@@ -107,7 +106,7 @@ class FrameStore:
         Args:
             on_wait: called again and again while another process holds the lock.
         """
-        with self._storage():
+        with own_storage(self._folder):
             file = (self._locks / key[:2]).open("w")
         with file:
             while not self._is_locked(file.fileno()):
@@ -116,7 +115,7 @@ class FrameStore:
             yield
 
     def _is_locked(self, descriptor: int) -> bool:
-        with self._storage():  # there are file systems without locks
+        with own_storage(self._folder):  # there are file systems without locks
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -132,16 +131,6 @@ class FrameStore:
             return False
         self._verified[key] = identity
         return True
-
-    @contextmanager
-    def _storage(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise ResourceError(
-                f"The frame store {self._folder} cannot be used: {error.strerror or error}. Free space there, or set "
-                "video.store_dir to a folder that can be written."
-            ) from error
 
 
 def _name(key: str) -> str:

@@ -1,5 +1,7 @@
 """Small mp4 files whose every frame shows its own number; settings with a frame store of the test's own."""
 
+import asyncio
+import itertools
 import multiprocessing
 import resource
 import struct
@@ -8,8 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from threading import Thread
 from types import ModuleType
 from typing import Any
 
@@ -17,10 +21,13 @@ import av
 import fsspec
 import numpy as np
 import pytest
+from blake3 import blake3
 from fsspec.implementations.memory import MemoryFileSystem
 
 from museg_ray.config.schema import VideoConfig
 from museg_ray.types import ByteArray
+from museg_ray.video.actor import ClipPool
+from museg_ray.video.loader import ClipHandle
 
 NUM_BITS = 10
 
@@ -159,6 +166,42 @@ def remote(monkeypatch: pytest.MonkeyPatch) -> Iterator[RemoteFiles]:
     MemoryFileSystem.pseudo_dirs[:] = [""]
 
 
+class WebFile(ThreadingHTTPServer):
+    """One file on a web server of this machine, and how often it was sent."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _WebRequest)
+        self.url = f"http://127.0.0.1:{self.server_port}/v.mp4"
+        self.content = b""
+        self.num_sent = 0
+
+
+class _WebRequest(BaseHTTPRequestHandler):
+    server: WebFile
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.server.content)))
+        self.send_header("ETag", f'"{blake3(self.server.content).hexdigest()}"')
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self.wfile.write(self.server.content)
+        self.server.num_sent += 1
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def web_file() -> Iterator[WebFile]:
+    with WebFile() as server:
+        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
 @contextmanager
 def disk_fills_up(after_bytes: int) -> Iterator[None]:
     """Writing more than so much into one file fails."""
@@ -168,3 +211,35 @@ def disk_fills_up(after_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+class Machine:
+    """A pool with real actors, its event loop, and videos that nobody has prepared."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config = small_config(folder / "store", num_cpus=0.5, deadline_s=3)
+        self.pool = ClipPool(self.config)
+        self.runner = asyncio.Runner()
+        self._video, self._numbers = render_video(folder / "video.mp4", seconds=2), itertools.count()
+
+    def new_video(self) -> str:
+        return str(variant(self._video, next(self._numbers)))
+
+    def get(self, *videos: str) -> list[Any]:
+        """The handle or the error of each."""
+
+        async def get_all() -> list[Any]:
+            return await asyncio.gather(*map(self.pool.get, videos), return_exceptions=True)
+
+        return self.runner.run(get_all())
+
+    def entry_of(self, handle: ClipHandle) -> Path:
+        return Path(self.config.store_dir) / "clips" / f"{handle.prepared.key}.arrow"
+
+
+@pytest.fixture(scope="module")
+def machine(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    machine = Machine(tmp_path_factory.mktemp("machine"))
+    with machine.runner:
+        yield machine
+        machine.pool.close()

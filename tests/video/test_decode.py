@@ -1,5 +1,6 @@
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
@@ -79,6 +80,23 @@ def test_clips_match_those_of_qwen_vl_utils(
     assert ours.sample_fps == sample_fps
     first_frame = theirs[0].permute(1, 2, 0).numpy()
     assert np.abs(ours.frames[0] - first_frame).mean() < 0.5
+
+
+def test_sampling_of_qwen_vl_utils_gives_its_very_frames(render: Render, qwen: ModuleType) -> None:
+    path = str(render(fps=30, seconds=20, width=320, height=180))
+    settings = {"fps": 2.0, "max_frames": 448, "min_pixels": MUSEG.min_pixels, "total_pixels": MUSEG.total_pixels}
+    theirs = qwen.fetch_video({"video": path, **settings}).permute(0, 2, 3, 1).numpy()
+    ours = read_clip(path, replace(MUSEG, sampling="qwen_vl_utils"))
+    assert np.abs(ours.frames - theirs).mean(axis=(1, 2, 3)).max() < 1, "every frame within a grey level"
+    indices = np.linspace(0, 599, 40).round()
+    np.testing.assert_allclose(ours.times_s, indices / 30, atol=1e-3)
+
+
+def test_leaving_out_frames_that_nobody_needs_changes_no_pixel(render: Render) -> None:
+    path = str(render(fps=24, seconds=10))
+    every_frame = read_clip(path, replace(SMALL, fps=24))  # all are wanted, so none is left out
+    some = read_clip(path, SMALL)
+    np.testing.assert_array_equal(some.frames, every_frame.frames[::12])
 
 
 def test_long_videos_stay_in_the_frame_and_pixel_budget(render: Render) -> None:

@@ -1,0 +1,45 @@
+"""`museg data prepare`."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from museg_ray.cli.main import app
+from museg_ray.config.load import load_config
+from museg_ray.data.synthetic.corpus import ensure_corpus
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def prepare(tmp_path: Path) -> list[str]:
+    """The command's arguments for a corpus of three videos."""
+    overrides = ["num_train_videos=2", "num_heldout_videos=1", f"dir={tmp_path}/corpus"]
+    return [
+        *("data", "prepare", "--config", str(REPOSITORY / "configs/demo.yaml"), f"video.store_dir={tmp_path}/frames"),
+        *(f"data.synthetic.{override}" for override in overrides),
+        *("--workers", "1", "--json", str(tmp_path / "unreadable.json")),
+    ]
+
+
+def printed(arguments: list[str]) -> str:
+    result = CliRunner().invoke(app, arguments)
+    if result.exception is not None:
+        raise result.exception
+    return " ".join(result.output.split())
+
+
+def test_every_video_is_decoded_once_and_the_unreadable_one_named(prepare: list[str], tmp_path: Path) -> None:
+    config = load_config(REPOSITORY / "configs/demo.yaml", [item for item in prepare if item.startswith("data.s")])
+    videos = sorted(ensure_corpus(config.data.synthetic, lambda done, total: None).train.parent.glob("videos/*.mp4"))
+    assert len(videos) == 3
+    assert "decoded now 3 there before 0" in printed(prepare)
+    videos[0].write_bytes(b"no video")
+    text = printed(prepare)
+    assert "decoded now 0 there before 2" in text
+    assert "unreadable: not_a_video 1" in text
+    (row,) = json.loads((tmp_path / "unreadable.json").read_text())
+    assert (row["video"], row["fault"]) == (str(videos[0]), "not_a_video")
+    assert str(videos[0]) in row["reason"]
