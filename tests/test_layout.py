@@ -9,11 +9,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "museg_ray"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-GROUND = {"types", "errors", "config", "algo", "metrics"}
+GROUND = {"types", "errors", "files", "config", "algo", "metrics"}
 PURE = {"rewards", "data", "video", "model", "weights"}
 ALLOWED = {
     "types": set(),
     "errors": set(),
+    "files": set(),
     "config": {"errors"},
     "algo": GROUND,
     "metrics": GROUND,

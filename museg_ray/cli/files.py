@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from museg_ray.errors import ResourceError
+from museg_ray.files import whole_file
 
 
 def write_text(path: Path, text: str) -> None:
@@ -11,11 +12,10 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         ResourceError: it cannot be written; names it.
     """
-    partial = path.parent / f".{path.name}.partial"
     try:
         if path.is_dir():
             raise IsADirectoryError(0, "it is a folder")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        with whole_file(path) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ResourceError(f"Cannot write {path}: {error.strerror}. Name a file in a folder that exists.") from error

@@ -12,6 +12,7 @@ from museg_ray.config.schema import RewardConfig, RewardWeights
 from museg_ray.data.prompts import render_prompt
 from museg_ray.errors import VideoError
 from museg_ray.evaluation.metrics import GroundingAnswer, GroundingScores, grounding_scores
+from museg_ray.files import whole_file
 from museg_ray.model.prompt import chat_prompt_ids
 from museg_ray.rewards.recipe import Recipe
 from museg_ray.rollout.engine import Sampling
@@ -109,6 +110,5 @@ def scores(answered: Iterable[Answered]) -> GroundingScores:
 def write_answers(answered: Iterable[Answered], path: Path) -> None:
     """Write one JSON line an answer, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(json.dumps(a.as_row()) + "\n" for a in answered), encoding="utf-8")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text("".join(json.dumps(a.as_row()) + "\n" for a in answered), encoding="utf-8")

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from museg_ray.config.schema import FURTHER_REWARDS
+from museg_ray.files import whole_file
 from museg_ray.metrics import names
 from museg_ray.metrics.alarms import Alarm, alarm_name
 from museg_ray.report.curves import draw_curves
@@ -91,9 +92,8 @@ def write_report(run_dir: Path) -> Path:
         )
     )
     path = run_dir / "report.html"
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text(page, encoding="utf-8")
     return path
 
 

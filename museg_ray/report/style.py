@@ -14,6 +14,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from museg_ray.files import whole_file
+
 INK = "#1f2328"
 MUTED = "#6e7781"
 FAINT = "#d8dee4"
@@ -62,9 +64,8 @@ def house_style() -> AbstractContextManager[None]:
 
 def save_png(figure: Figure, path: Path) -> Path:
     """Write the picture whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        figure.savefig(partial, format="png")
     return path
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from museg_ray.config.schema import FURTHER_REWARDS
+from museg_ray.files import whole_file
 from museg_ray.types import GroundingQuery, RewardParts, SampledGroup, Segment, Unscored
 
 
@@ -205,7 +206,5 @@ def _segment_structs(segments: Sequence[Segment]) -> list[dict[str, float]]:
 
 
 def _write_atomically(table: pa.Table, path: Path) -> None:
-    # Readers of a Parquet folder skip names that start with a dot, so a part in the making is never read.
-    partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(table, partial)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        pq.write_table(table, partial)

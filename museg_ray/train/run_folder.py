@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from museg_ray.errors import ResourceError
+from museg_ray.files import whole_file
 
 MAX_RUNS_A_SECOND = 100
 
@@ -54,6 +55,5 @@ def _timed_folder(parent: Path) -> Path:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of one."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -5,9 +5,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from secrets import token_hex
 
 from museg_ray.errors import ResourceError
+from museg_ray.files import PARTIAL
 
 UNCOUNTED_SHARE = 0.02
 """Others add files too: after so much of its own, of the limit, a process counts the folder anew."""
@@ -15,12 +15,6 @@ KEPT_SHARE = 0.9
 """What is kept when the limit is passed: room for some, so that not every new file drives one out."""
 ABANDONED_S = 24 * 3600.0
 """A partial file so old belongs to a process that was killed."""
-PARTIAL = ".partial"
-
-
-def partial_path(path: Path) -> Path:
-    """Where to write what will be renamed to `path`; nobody else writes there, in this process or another."""
-    return path.with_name(f"{path.name}.{token_hex(8)}{PARTIAL}")
 
 
 @contextmanager

@@ -13,7 +13,8 @@ import fsspec
 from blake3 import blake3
 
 from museg_ray.errors import VideoError, VideoFault
-from museg_ray.video.folder import LimitedFolder, own_storage, partial_path
+from museg_ray.files import partial_path
+from museg_ray.video.folder import LimitedFolder, own_storage
 
 CHUNK_BYTES = 16 * 1024**2
 FAULT_OF_ERRNO = {

@@ -22,8 +22,9 @@ import numpy as np
 import pyarrow as pa
 from blake3 import blake3
 
+from museg_ray.files import partial_path, whole_file
 from museg_ray.types import Clip
-from museg_ray.video.folder import LimitedFolder, own_storage, partial_path
+from museg_ray.video.folder import LimitedFolder, own_storage
 
 GIB = 1024**3
 CHECKSUM_BYTES = 32
@@ -91,13 +92,8 @@ class FrameStore:
 
     def note_content(self, source_id: str, content_hash: str) -> None:
         path = self._sources / source_id
-        partial = partial_path(path)
-        with own_storage(self._folder):
-            try:
-                partial.write_text(content_hash, encoding="ascii")
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+        with own_storage(self._folder), whole_file(path) as partial:
+            partial.write_text(content_hash, encoding="ascii")
 
     @contextmanager
     def lock(self, key: str, on_wait: Callable[[], None]) -> Iterator[None]:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from museg_ray.video.folder import ABANDONED_S, LimitedFolder, partial_path
+from museg_ray.files import partial_path
+from museg_ray.video.folder import ABANDONED_S, LimitedFolder
 
 
 def add(limited: LimitedFolder, name: str, size_bytes: int = 100) -> Path:

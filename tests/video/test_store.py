@@ -16,8 +16,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from museg_ray.errors import ResourceError
+from museg_ray.files import partial_path
 from museg_ray.types import Clip
-from museg_ray.video.folder import partial_path
 from museg_ray.video.store import GIB, FrameStore
 from tests.video.conftest import disk_fills_up
 

@@ -1,0 +1,26 @@
+"""Files that appear whole or not at all."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from secrets import token_hex
+
+PARTIAL = ".partial"
+
+
+def partial_path(path: Path) -> Path:
+    """Where to write what will be renamed to `path`: hidden, as readers of a folder of Parquet files skip what starts
+    with a dot; and no one else writes there."""
+    return path.with_name(f".{path.name}.{token_hex(8)}{PARTIAL}")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path to write to: renamed to `path` at the end, deleted where that fails. Readers see the old file or the new
+    one, never half of one."""
+    partial = partial_path(path)
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
