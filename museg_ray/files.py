@@ -1,11 +1,17 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and which paths are URLs."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
 
 PARTIAL = ".partial"
+
+
+def is_url(path: str) -> bool:
+    """True of `s3://bucket/a.mp4`, `https://…` and the like; what comes before `://` must be the name of a protocol."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
 
 
 def partial_path(path: Path) -> Path:

@@ -83,9 +83,9 @@ def _rows(name: str, measured: list[dict[str, Facts]]) -> list[Row]:
     ours, theirs, touch = (_medians([facts[way] for facts in measured]) for way in ("store", "qwen_vl_utils", "touch"))
     return [
         _row(name, "qwen-vl-utils", theirs["seconds"], theirs, theirs["stock_tokens"]),
-        _row(name, "ours, into the store", ours["seconds"], ours, ours["tokens"]),
-        _row(name, "ours, first look of a process", touch["first_s"], {}, ours["tokens"]),
-        _row(name, "ours, later looks", touch["later_s"], {}, ours["tokens"]),
+        _row(name, "ours, to the store", ours["seconds"], ours, ours["tokens"]),
+        _row(name, "ours, first look", touch["first_s"], {}, ours["tokens"]),
+        _row(name, "ours, later look", touch["later_s"], {}, ours["tokens"]),
     ]
 
 
@@ -133,8 +133,8 @@ async def _bytes_to_engine(video: Path) -> tuple[dict[str, float], float]:
     rollout = RolloutConfig(num_threads=1, max_num_seqs=GROUP_SIZE, kv_cache_gib=0.5, enforce_eager=True)
     os.environ.update(engine_environment(rollout))  # before vLLM is imported
 
+    from museg_ray.bench.naive_engine import NaiveEngine
     from museg_ray.rollout.engine import RolloutEngine
-    from museg_ray.rollout.naive import NaiveEngine
     from museg_ray.video.prepare import read_clip
 
     with tempfile.TemporaryDirectory(prefix="museg-bench-") as folder:

@@ -19,9 +19,10 @@ from museg_ray.cli.data_tables import (
 )
 from museg_ray.data.importers import IMPORTERS
 from museg_ray.data.importers.rows import ImportedRow
+from museg_ray.data.importing import import_annotations
 from museg_ray.data.rules import RULES, read_policies
 from museg_ray.data.schema import QUARANTINE_SCHEMA, QUERY_SCHEMA
-from museg_ray.data.store import QUARANTINE, QUERIES, import_annotations, read_report, read_table
+from museg_ray.data.store import QUARANTINE, QUERIES, read_report, read_table
 from museg_ray.errors import DataError
 
 PIPE_WIDTH = 160
@@ -38,7 +39,9 @@ def import_command(
     videos: Annotated[bool, typer.Option("--videos/--no-videos", help="Look for every video file.")] = True,
     video_root: Annotated[
         str | None,
-        typer.Option(help="Folder or URL that relative video paths start from; else each annotation file's folder."),
+        typer.Option(
+            help="Folder or URL that relative video paths start from, also in training; else each annotation file's."
+        ),
     ] = None,
     durations: Annotated[
         Path | None,
@@ -68,12 +71,7 @@ def import_command(
         watch=watch,
     )
     _print_summary(console, out)
-    console.print(
-        f"{report['rows_in']} rows in = {report['rows_kept']} kept in {out / QUERIES} + "
-        f"{report['rows_quarantined']} in {out / QUARANTINE}",
-        soft_wrap=True,
-        markup=False,
-    )
+    _print_outcome(console, out, report)
     if not videos:
         console.print("Video files were not looked for (--no-videos).")
 
@@ -117,6 +115,21 @@ def _print_summary(console: Console, folder: Path) -> None:
         if queries:
             console.print(table(queries), "")
     console.print(problems_table(read_report(folder)), "")
+
+
+def _print_outcome(console: Console, out: Path, report: dict[str, Any]) -> None:
+    root, durations = report["video_root"], report["durations"]
+    lines = [
+        f"{report['rows_in']} rows in = {report['rows_kept']} kept in {out / QUERIES} + "
+        f"{report['rows_quarantined']} in {out / QUARANTINE}",
+        f"Relative video paths start from {root}"
+        if root
+        else "Video paths were made absolute: each started from the folder of its annotation file.",
+    ]
+    if durations:
+        lines.append(f"Rows that got their length from {durations['file']}: {durations['rows_filled']}")
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False)
 
 
 def _print_listed(

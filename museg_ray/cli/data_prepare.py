@@ -65,6 +65,10 @@ def prepare(
     if json_file is not None:
         rows = [{"video": video, "fault": e.fault.value, "reason": str(e)} for video, e in tally.unreadable.items()]
         write_text(json_file, json.dumps(rows, indent=2) + "\n")
+    if videos and len(tally.unreadable) == len(videos):
+        raise VideoError(
+            f"None of the {len(videos)} videos can be read; check data.video_root ({loaded.data.video_root!r})."
+        )
 
 
 def _print(console: Console, tally: _Tally, store_dir: str) -> None:

@@ -46,7 +46,8 @@ class DataConfig:
     heldout: str = ""
     """Queries for evaluation before and after, .jsonl or .parquet; shares no video with `train`."""
     video_root: str = ""
-    """Folder or URL that relative video paths start from; empty: the annotation file's own folder."""
+    """Folder or URL that relative video paths start from; empty: the root that a .parquet's import used, or a .jsonl's
+    folder."""
     multi_segment_share: float = 0.5
     """Share of drawn queries whose ground truth has several segments, 0 to 1."""
     source_weights: dict[str, float] = field(default_factory=dict)

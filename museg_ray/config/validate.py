@@ -55,11 +55,24 @@ def _require_share(key: str, share: float) -> None:
 
 def _validate_video(config: Config) -> None:
     video = config.video
-    for name in ("fps", "deadline_s", "reader_gib", "store_gib", "download_gib", "min_pixels", "max_pixels"):
+    for name in ("fps", "deadline_s", "reader_gib", "store_gib", "download_gib"):
         value = getattr(video, name)
         _require(0.0 < value < math.inf, f"video.{name} is {value:g}; it must be above 0.")
+    for name in ("deadline_per_video_s", "ahead_gib"):
+        value = getattr(video, name)
+        _require(0.0 <= value < math.inf, f"video.{name} is {value:g}; it cannot be negative.")
+    _require(
+        0 < video.min_pixels <= video.max_pixels,
+        f"video.min_pixels ({video.min_pixels}) must be above 0 and at most video.max_pixels ({video.max_pixels}).",
+    )
+    _require(video.total_pixels > 0, f"video.total_pixels is {video.total_pixels}; it must be above 0.")
     _require(bool(video.store_dir), "video.store_dir is empty; set it to the folder of prepared clips.")
     clip_gib = 6 * video.total_pixels / 1024**3  # 3 bytes a pixel, and the budget counts frame pairs
+    _require(
+        not video.steps_ahead or video.ahead_gib >= clip_gib,
+        f"video.ahead_gib is {video.ahead_gib:g}, less than one clip ({clip_gib:.3f} GiB at video.total_pixels "
+        f"{video.total_pixels}): nothing could be prepared ahead. Raise it, or set video.steps_ahead=0.",
+    )
     step_gib = config.train.prompts_per_step * clip_gib
     _require(
         video.store_gib >= video.ahead_gib + step_gib,

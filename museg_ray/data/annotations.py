@@ -4,12 +4,13 @@ where it is known, duration."""
 import json
 import math
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from museg_ray.data.rules import find_fault
 from museg_ray.errors import DataError
+from museg_ray.files import is_url
 from museg_ray.types import MAX_TIME_S, GroundingQuery, Segment
 
 TASKS = ("tvg", "tal")
@@ -40,9 +41,10 @@ def read_annotations(path: Path, video_root: str | Path | None = None) -> list[G
             faults.append(f"{path}:{number}: {error}")
     if faults:
         num_rows = len(queries) + len(faults)
+        rooted = f" --video-root {root}" if video_root else ""
         raise DataError(
             f"{faults[0]}. Rows at fault: {len(faults)} of {num_rows}; correct or remove them, or let "
-            f"`museg data import museg {path.name} --out DIR` repair them and use DIR/queries.parquet."
+            f"`museg data import museg {path.name} --out DIR{rooted}` repair them and use DIR/queries.parquet."
         )
     if not queries:
         raise DataError(f"{path} has no rows; expected one JSON object a line.")
@@ -82,11 +84,6 @@ def check_videos(queries: Iterable[GroundingQuery]) -> None:
         )
 
 
-def is_url(path: str) -> bool:
-    """True of `s3://bucket/a.mp4`, `https://…` and the like."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
-
-
 def join_video(root: str, video: str) -> str:
     """Where an annotated video is: relative paths start from the root, a folder or a URL; others stand for themselves.
 
@@ -107,13 +104,13 @@ def source_of(video: str) -> str:
 
 
 def numbered_lines(path: Path) -> list[tuple[int, str]]:
-    """The lines of a JSON-lines file that are not blank, numbered from 1.
+    """The lines of a JSON-lines file that are not blank, numbered from 1. A byte order mark is none of the text.
 
     Raises:
         DataError: it cannot be read, or is not UTF-8.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
@@ -143,14 +140,15 @@ def _read_row(line: str, stem: str, root: str) -> GroundingQuery:
     expect(isinstance(problem, str) and bool(problem.strip()), "problem", problem, "a text")
     expect(isinstance(video, str) and bool(video.strip()), "video", video, "a path")
     expect(task in TASKS, "task", task, " or ".join(TASKS))
+    duration_s = read_duration_s(row.get("duration"), "duration")
     return GroundingQuery(
         query_id=f"{stem}/{idx}",
-        video=join_video(root, video),
+        video=join_video(root, video.strip()),
         question=problem,
-        segments=read_segments(required(row, "solution"), "solution"),
-        duration_s=read_duration_s(row.get("duration"), "duration"),
+        segments=read_truth(required(row, "solution"), "solution", duration_s),
+        duration_s=duration_s,
         task=task,
-        source=source_of(video),
+        source=source_of(video.strip()),
     )
 
 
@@ -178,6 +176,19 @@ def read_segments(value: Any, field: str) -> tuple[Segment, ...]:
     for pair in value:
         expect(0 <= pair[0] < pair[1] <= MAX_TIME_S, field, pair, expected)
     return tuple(sorted(segments))
+
+
+def read_truth(value: Any, field: str, duration_s: float | None) -> tuple[Segment, ...]:
+    """`read_segments` of a row that is to be trained on or evaluated: it keeps the rules of imported rows.
+
+    Raises:
+        DataError: not so, or segments that overlap or end after the video; names the field.
+    """
+    segments = read_segments(value, field)
+    fault = find_fault(segments, duration_s)
+    if fault is not None:
+        raise DataError(f"field {field!r} breaks the rule {fault.rule}: {fault.reason}")
+    return segments
 
 
 def read_duration_s(value: Any, field: str) -> float | None:

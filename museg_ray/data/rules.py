@@ -21,6 +21,10 @@ HALF_WIDTH_S = 0.25
 """A zero-length segment is widened by this to both sides: one sampling period of 0.5 s around its moment."""
 
 
+NEGLIGIBLE_S = 1e-6
+"""Less than this is what is left of arithmetic with floats; no row is refused for it."""
+
+
 class Policy(StrEnum):
     """What happens to a row that breaks a rule."""
 
@@ -199,6 +203,12 @@ SEGMENT_CHECKS: Mapping[str, SegmentCheck] = {
 }
 """In an order in which no repair makes a fault of an earlier kind. Of a later kind there is one that it can make: a
 widened segment may come to overlap its neighbour."""
+
+
+def find_fault(segments: Sequence[Segment], duration_s: float | None) -> Finding | None:
+    """The first rule that a row's segments break by an amount that counts, where nothing can be repaired."""
+    findings = (check(segments, duration_s) for check in SEGMENT_CHECKS.values())
+    return next((f for f in findings if f and (f.amount_s is None or f.amount_s >= NEGLIGIBLE_S)), None)
 
 
 def _spans(segments: Sequence[Segment]) -> tuple[Segment, ...]:

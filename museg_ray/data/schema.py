@@ -18,7 +18,7 @@ REPAIRS = pa.list_(
 QUERY_SCHEMA = pa.schema(
     [
         pa.field("query_id", pa.string(), nullable=False),  # <file stem>/<idx>, unique
-        pa.field("video", pa.string(), nullable=False),  # as annotated: a relative path, an absolute one or a URL
+        pa.field("video", pa.string(), nullable=False),  # a relative path, an absolute one or a URL
         pa.field("question", pa.string(), nullable=False),
         pa.field("segments", SEGMENTS, nullable=False),  # 0 <= start_s < end_s, sorted, none overlaps another
         pa.field("task", pa.string(), nullable=False),  # tvg: one segment is asked for; tal: all
@@ -28,6 +28,9 @@ QUERY_SCHEMA = pa.schema(
         pa.field("repairs", REPAIRS, nullable=False),  # in the order in which they were made
     ]
 )
+
+VIDEO_ROOT_KEY = b"museg_ray.video_root"
+"""Metadata of queries.parquet: the absolute folder or the URL that its relative videos start from."""
 
 QUARANTINE_SCHEMA = pa.schema(
     [

@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from museg_ray.data.annotations import is_url, join_video
+from museg_ray.data.annotations import join_video
 from museg_ray.data.importers.rows import ImportedRow, NotGrounding
 from museg_ray.data.rules import SEGMENT_CHECKS, Finding, Policy
 from museg_ray.errors import DataError
+from museg_ray.files import is_url
 from museg_ray.types import GroundingQuery, Segment
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +28,15 @@ class Evaluation:
     answered: list["Answered"]
     """In the order of the queries."""
     unreadable: list[VideoError]
-    """Of the queries whose video cannot be read: they are in no score."""
+    """Of the queries whose video cannot be read."""
+
+    @property
+    def answered_ids(self) -> set[str]:
+        return {answered.query.query_id for answered in self.answered}
+
+    def scores(self, query_ids: Collection[str]) -> GroundingScores:
+        """Of the answers to these queries alone."""
+        return scores(answered for answered in self.answered if answered.query.query_id in query_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +96,11 @@ async def evaluate(
     async def answer(query: GroundingQuery) -> Answered | VideoError:
         prompt_ids = chat_prompt_ids(tokenizer, render_prompt(prompt, query.question))
         try:
-            group = await rollouts.generate(query, prompt_ids, await clips.get(query.video), sampling)
+            clip = await clips.get(query.video)
+            try:
+                group = await rollouts.generate(query, prompt_ids, clip, sampling)
+            except VideoError:  # it left the store meanwhile, or the machine that has it: prepared once more
+                group = await rollouts.generate(query, prompt_ids, await clips.get(query.video), sampling)
         except VideoError as error:
             return error
         text = group.responses[0].text

@@ -84,6 +84,7 @@ def write_report(run_dir: Path) -> Path:
             scores=_scores(run),
             alarms=_alarms_by_name(run.alarms),
             no_alarm=_why_no_alarm(run),
+            heldout=run.summary.get("heldout"),
             curves=_inlined(draw_curves(run_dir)),
             timelines=_inlined(draw_timelines(run_dir)),
             part_times=_part_times(run),

@@ -73,6 +73,11 @@ class RunFolder:
         return [what for is_missing, what in lacks if is_missing]
 
     @property
+    def num_unreadable(self) -> int:
+        """Queries whose video could not be read."""
+        return int(self.series(names.VIDEO_UNREADABLE)[1].sum())
+
+    @property
     def num_unscored(self) -> int:
         """Responses that could not be scored; their texts are in quarantine.jsonl."""
         return int(self.series(names.REWARD_QUARANTINED)[1].sum())

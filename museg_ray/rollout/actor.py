@@ -1,7 +1,8 @@
 """The rollout engine as a Ray actor."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import ray
@@ -14,7 +15,28 @@ from museg_ray.types import ByteArray, GroundingQuery, ResponseGroup
 from museg_ray.video.loader import ClipHandle, ClipLoader
 
 MAX_GROUPS = 1000
-"""Groups that may be inside one actor at once; the engine queues what exceeds its `max_num_seqs`."""
+"""Groups that may be inside one actor at once."""
+
+
+class _Room:
+    """Lets groups in while the engine can decode them, and one more: each that waits inside holds its pixels."""
+
+    def __init__(self, max_num_seqs: int) -> None:
+        self._max_num_seqs = max_num_seqs
+        self._num_seqs = 0
+        self._left = asyncio.Condition()
+
+    @asynccontextmanager
+    async def take(self, num_seqs: int) -> AsyncIterator[None]:
+        async with self._left:
+            await self._left.wait_for(lambda: self._num_seqs < self._max_num_seqs)
+            self._num_seqs += num_seqs
+        try:
+            yield
+        finally:
+            async with self._left:
+                self._num_seqs -= num_seqs
+                self._left.notify_all()
 
 
 class RolloutActor:
@@ -24,6 +46,7 @@ class RolloutActor:
     def __init__(self, model_dir: Path, config: Config) -> None:
         self._model_dir, self._config = model_dir, config
         self._engine: RolloutEngine | None = None
+        self._room = _Room(config.rollout.max_num_seqs)
 
     async def start(self) -> None:
         """Start the engine; apart from `__init__`, so that being placed and starting can be told from each other."""
@@ -34,8 +57,9 @@ class RolloutActor:
         self, query: GroundingQuery, prompt_ids: Sequence[int], handle: ClipHandle, sampling: Sampling
     ) -> ResponseGroup:
         engine = self._started
-        clip = await asyncio.to_thread(self._clips.load, handle)  # may come from another machine
-        return await engine.generate(query, prompt_ids, clip, sampling)
+        async with self._room.take(sampling.group_size):
+            clip = await asyncio.to_thread(self._clips.load, handle)  # may come from another machine
+            return await engine.generate(query, prompt_ids, clip, sampling)
 
     async def update_weights(self, version: int, blob: ByteArray) -> int:
         return await self._started.update_weights(version, blob)

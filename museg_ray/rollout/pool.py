@@ -11,7 +11,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
 from museg_ray.config.schema import Config
-from museg_ray.errors import MusegError, ResourceError, RolloutError, WeightSyncError
+from museg_ray.errors import MusegError, ResourceError, RolloutError, VideoError, WeightSyncError
 from museg_ray.rollout.actor import start_actor
 from museg_ray.rollout.engine import Sampling
 from museg_ray.types import GroundingQuery, ResponseGroup
@@ -162,6 +162,8 @@ def _is_placed(member: _Member) -> bool:
 
 def _own_error(error: BaseException, kind: type[MusegError], what: str) -> MusegError:
     """Our own error out of Ray's wrapper, or `kind` with the message where it is none of ours."""
+    if isinstance(error, RayTaskError) and isinstance(error.cause, VideoError):
+        return error.cause  # says all by itself, and holds its fault
     if isinstance(error, RayTaskError) and isinstance(error.cause, MusegError):
         return type(error.cause)(f"{what}: {error.cause}")
     return kind(f"{what}: {error}")

@@ -147,6 +147,9 @@ class Display:
         self._leave_panel()
         self._console.print()
         self._console.print(closing_table(summary))
+        asked, scored = summary["heldout"]["asked"], summary["heldout"]["scored"]
+        if scored < asked:
+            self._console.print(f"Scored on {scored} of {asked} questions: the videos of the others cannot be read.")
 
     def _render(self) -> Group:
         """The live area: the panel from the first step to the last, and the stage under way with its seconds."""

@@ -26,7 +26,7 @@ class Parts:
 
     @classmethod
     async def start(cls, config: Config, model_dir: Path) -> "Parts":
-        """Start all actors at once and wait until the reward actors are up and engines and learner hold the model.
+        """Start all actors at once and wait until they are up and engines and learner hold the model.
 
         Raises:
             MusegError: a part did not start; those that did are closed.
@@ -42,7 +42,9 @@ class Parts:
             learner=LearnerHandle(config, model_dir),
         )
         try:
-            await asyncio.gather(parts.rollouts.ready(), parts.rewards.ready(), parts.learner.ready())
+            await asyncio.gather(
+                parts.rollouts.ready(), parts.rewards.ready(), parts.learner.ready(), parts.clips.ready()
+            )
         except BaseException:  # also a cancellation by Ctrl-C: the engines' processes must not outlive the run
             await parts.close()
             raise

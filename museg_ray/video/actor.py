@@ -23,6 +23,9 @@ from museg_ray.video.prepare import PreparedClip, open_store, refused
 from museg_ray.video.reader import GuardedReader
 from museg_ray.video.store import GIB
 
+START_TIMEOUT_S = 300.0
+RETRY_AFTER_S = (2.0, 10.0)
+"""Pauses before storage that did not answer is asked again."""
 SEND_TRIES = 3
 """Between being prepared and being sent a clip may be driven out by others."""
 
@@ -52,7 +55,7 @@ class PrepareActor:
 class ClipPool:
     """Prepared clips by video. For one event loop.
 
-    Actors start when first needed, at most `num_actors`; one that dies is replaced.
+    An actor that dies is replaced.
     """
 
     def __init__(self, config: VideoConfig) -> None:
@@ -65,8 +68,14 @@ class ClipPool:
         self._later: deque[str] = deque()  # to prepare ahead once there is room
         self.num_decoded = 0
         """Clips that no store had yet."""
-        self.num_requests = 0
-        """Calls of `get`."""
+
+    async def ready(self) -> None:
+        """Start all actors.
+
+        Raises:
+            ResourceError: one does not start.
+        """
+        self._idle += await asyncio.gather(*(self._start_actor() for _ in range(self._config.num_actors)))
 
     async def get(self, video: str) -> ClipHandle:
         """The clip's handle; callers that ask for a video while it is being prepared share that.
@@ -75,18 +84,15 @@ class ClipPool:
             VideoError: the video cannot be read, took longer than its deadline, or crashed its reader.
             ResourceError: an actor does not start, or the frame store cannot be used.
         """
-        self.num_requests += 1
         if video in self._later:
             self._later.remove(video)
         task = self._pending.get(video) or self._start(video)
-        try:
-            # Shielded: a caller that is cancelled must not take the clip from the others.
-            return await asyncio.shield(task)
-        finally:
-            if task.done() and self._pending.get(video) is task:  # else another caller was here before
-                self._pending.pop(video, None)
-                self._ahead.pop(video, None)
-                self._work_ahead()
+        if self._ahead.pop(video, None) is not None:  # it is used now: there is room for another one
+            if task.done():
+                del self._pending[video]
+            self._work_ahead()
+        # Shielded: a caller that is cancelled must not take the clip from the others.
+        return await asyncio.shield(task)
 
     def prefetch(self, videos: Iterable[str]) -> None:
         """Prepare these next, in this order, as far as `ahead_gib` goes; what is asked for meanwhile comes before.
@@ -108,8 +114,20 @@ class ClipPool:
 
     def _start(self, video: str) -> asyncio.Task[ClipHandle]:
         task = asyncio.create_task(self._prepare(video))
+        task.add_done_callback(partial(self._done, video))
         self._pending[video] = task
         return task
+
+    def _done(self, video: str, task: asyncio.Task[ClipHandle]) -> None:
+        """A clip that was prepared ahead waits for its user; of another one the callers hold the task."""
+        if task.cancelled():  # closing
+            return
+        failed = task.exception() is not None  # asked for here too: its callers may be gone
+        if video in self._ahead:
+            self._ahead[video] = 0 if failed else task.result().prepared.size_bytes
+        else:
+            del self._pending[video]
+        self._work_ahead()
 
     def _work_ahead(self) -> None:
         """Start what there is room for. No more at once than there are actors, so that a clip that is needed now waits
@@ -120,17 +138,20 @@ class ClipPool:
         while self._later and num_running < self._config.num_actors and room_bytes >= largest_bytes:
             video = self._later.popleft()
             self._ahead[video] = largest_bytes
-            self._start(video).add_done_callback(partial(self._done_ahead, video))
+            self._start(video)
             num_running, room_bytes = num_running + 1, room_bytes - largest_bytes
 
-    def _done_ahead(self, video: str, task: asyncio.Task[ClipHandle]) -> None:
-        if task.cancelled():
-            return
-        if video in self._ahead:
-            self._ahead[video] = 0 if task.exception() else task.result().prepared.size_bytes
-        self._work_ahead()
-
     async def _prepare(self, video: str) -> ClipHandle:
+        for pause_s in RETRY_AFTER_S:
+            try:
+                return await self._prepare_once(video)
+            except VideoError as error:
+                if error.fault is not VideoFault.UNREACHABLE:
+                    raise
+            await asyncio.sleep(pause_s)
+        return await self._prepare_once(video)
+
+    async def _prepare_once(self, video: str) -> ClipHandle:
         async with self._turns:
             handle = await self._prepare_guarded(video)
         self.num_decoded += handle.prepared.was_decoded
@@ -167,7 +188,14 @@ class ClipPool:
         actor: ActorHandle = remote_class.remote(self._config)
         self._actors.append(actor)
         try:
-            await actor.ready.remote()
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await actor.ready.remote()
+        except TimeoutError:
+            self._give_up(actor)
+            raise ResourceError(
+                f"A clip preparation actor found no place in the cluster within {START_TIMEOUT_S:g} s; it reserves "
+                f"{self._config.num_cpus:g} CPUs. Lower video.num_actors or video.num_cpus, or add machines."
+            ) from None
         except RayError as error:
             self._give_up(actor)
             raise ResourceError(f"A clip preparation actor did not start: {error}") from error

@@ -5,7 +5,7 @@ from queue import SimpleQueue
 from threading import Thread
 
 from museg_ray.config.schema import VideoConfig
-from museg_ray.errors import ResourceError, VideoError
+from museg_ray.errors import VideoError
 from museg_ray.video.prepare import PreparedClip
 from museg_ray.video.reader import GuardedReader
 
@@ -17,10 +17,10 @@ def prepare_all(videos: Sequence[str], config: VideoConfig, num_readers: int) ->
     """Prepare every video, and tell of each when it is done, in that order.
 
     Raises:
-        ResourceError: the frame store cannot be used.
+        ResourceError: the frame store cannot be used, or no reader starts.
     """
     waiting: SimpleQueue[str | None] = SimpleQueue()
-    done: SimpleQueue[Result | ResourceError] = SimpleQueue()
+    done: SimpleQueue[Result | BaseException] = SimpleQueue()
     for video in (*videos, *[None] * num_readers):
         waiting.put(video)
     for _ in range(num_readers):
@@ -28,18 +28,18 @@ def prepare_all(videos: Sequence[str], config: VideoConfig, num_readers: int) ->
         Thread(target=_work, args=(waiting, done, config), daemon=True).start()
     for _ in videos:
         result = done.get()
-        if isinstance(result, ResourceError):
+        if isinstance(result, BaseException):
             raise result
         yield result
 
 
-def _work(waiting: "SimpleQueue[str | None]", done: "SimpleQueue[Result | ResourceError]", config: VideoConfig) -> None:
+def _work(waiting: "SimpleQueue[str | None]", done: "SimpleQueue[Result | BaseException]", config: VideoConfig) -> None:
     reader = GuardedReader(config)
     while (video := waiting.get()) is not None:
         try:
             done.put((video, reader.prepare(video)))
         except VideoError as error:
             done.put((video, error))
-        except ResourceError as error:
+        except BaseException as error:  # else whoever waits for the video would wait for ever
             done.put(error)
     reader.close()

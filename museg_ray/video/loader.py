@@ -12,6 +12,8 @@ from museg_ray.errors import VideoError, VideoFault
 from museg_ray.types import Clip
 from museg_ray.video.prepare import PreparedClip, open_store, refused
 
+FETCH_TIMEOUT_S = 600.0
+
 
 @dataclass(frozen=True, slots=True)
 class ClipHandle:
@@ -44,9 +46,11 @@ class ClipLoader:
             ResourceError: the store cannot be used.
         """
         key, video = handle.prepared.key, handle.prepared.video
+        if clip := self._store.get(key, video):
+            return clip
         with self._turn:
             if clip := self._store.get(key, video):
-                return clip
+                return clip  # another thread was faster
             fetched = _fetch(handle)
             self.num_fetched += 1
             self._store.put(fetched)
@@ -56,11 +60,11 @@ class ClipLoader:
 def _fetch(handle: ClipHandle) -> Clip:
     video = handle.prepared.video
     try:
-        clip: Clip = ray.get(handle.origin.send.remote(video))
+        clip: Clip = ray.get(handle.origin.send.remote(video), timeout=FETCH_TIMEOUT_S)
     except RayTaskError as error:
         raise error.cause from None
     except RayError as error:
         raise refused(
-            video, VideoError(f"the machine that prepared it is gone ({error})", VideoFault.UNREACHABLE)
+            video, VideoError(f"the machine that prepared it does not answer ({error})", VideoFault.UNREACHABLE)
         ) from None
     return clip

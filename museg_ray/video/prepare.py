@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from blake3 import blake3
 
 from museg_ray.config.schema import VideoConfig
 from museg_ray.errors import VideoError, VideoFault
+from museg_ray.files import is_url
 from museg_ray.types import Clip
 from museg_ray.video.decode import decode_clip
 from museg_ray.video.folder import LimitedFolder
@@ -18,6 +20,7 @@ from museg_ray.video.store import GIB, FrameStore
 PREPARATION = 1
 """Raised whenever the same file and settings would give another clip; old entries are then not found again."""
 
+Result = TypeVar("Result")
 Allow = Callable[[float], None]
 """Told that the next result may take so many seconds from now."""
 
@@ -122,7 +125,7 @@ class Preparer:
         with self._store.lock(source_id, self._still_busy):
             if content := self._store.content_of(source_id):
                 return content
-            content = content_hash(self._local_path(source), self._still_busy)
+            content = self._with_file(source, lambda path: content_hash(path, self._still_busy))
             _check_unchanged(source)
             self._store.note_content(source_id, content)
             return content
@@ -131,14 +134,24 @@ class Preparer:
         with self._store.lock(key, self._still_busy):
             if clip := self._store.get(key, source.video):
                 return clip, False  # another process was faster
-            decoded = decode_clip(str(self._local_path(source)), key, self._config, self._allow_decoding)
+            decoded = self._with_file(
+                source, lambda path: decode_clip(str(path), key, self._config, self._allow_decoding)
+            )
             clip = replace(decoded, video=source.video)
             _check_unchanged(source)
             self._store.put(clip)
             return clip, True
 
-    def _local_path(self, source: Source) -> Path:
-        return local_path(source, self._downloads, self._still_busy)
+    def _with_file(self, source: Source, use: Callable[[Path], Result]) -> Result:
+        """What `use` makes of the local file. A copy of a remote one may be driven out by others while it is read, and
+        is then fetched once more."""
+        path = local_path(source, self._downloads, self._still_busy)
+        try:
+            return use(path)
+        except VideoError:
+            if not is_url(source.video) or path.exists():
+                raise
+        return use(local_path(source, self._downloads, self._still_busy))
 
     def _still_busy(self) -> None:
         self._allow(self._config.deadline_s)

@@ -16,6 +16,7 @@ from museg_ray.video.store import GIB
 POLL_S = 0.2
 START_TIMEOUT_S = 120.0
 """For a child to import what it needs, on a busy machine."""
+START_TRIES = 2
 KILL_TIMEOUT_S = 10.0
 RUN_CHILD = "import sys; from museg_ray.video.child import serve; serve(int(sys.argv[1]))"
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -30,7 +31,6 @@ class _Child:
 
     def __init__(self, config: VideoConfig) -> None:
         self.num_videos = 0
-        self.has_started = False
         self.pipe, theirs = Pipe()
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # also what Ray added for a job
@@ -39,8 +39,9 @@ class _Child:
         }
         command = [sys.executable, "-c", RUN_CHILD, str(theirs.fileno())]
         with theirs:
+            # A group of its own: a Ctrl-C is for the parent, and the kernel ends this process with it.
             self.process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL
+                command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL, process_group=0
             )
         self.pipe.send(config)
 
@@ -93,18 +94,13 @@ class GuardedReader:
             self._child = None
 
     def _ask(self, video: str) -> PreparedClip:
-        child = self._child = self._child or _Child(self._config)
-        allowed_s = self._config.deadline_s if child.has_started else START_TIMEOUT_S
+        child = self._child = self._child or self._started_child()
         child.num_videos += 1
         try:
             child.pipe.send(video)
-            answer = self._wait(child, video, allowed_s)
+            answer = self._wait(child, video)
         except (EOFError, ConnectionError) as error:
             self.close()
-            if not child.has_started:
-                raise ResourceError(
-                    f"A reader process does not start: exit code {child.process.returncode}; its output has the reason."
-                ) from None
             raise _ChildDied(f"exit code {child.process.returncode}") from error
         if self._is_spent(child):
             self.close()
@@ -113,18 +109,47 @@ class GuardedReader:
         assert isinstance(answer, PreparedClip)
         return answer
 
-    def _wait(self, child: _Child, video: str, allowed_s: float) -> object:
+    def _started_child(self) -> _Child:
+        """A child that is ready: the deadline is for the video, and not for the start of a process.
+
+        Raises:
+            ResourceError: none starts, or the store cannot be used.
+        """
+        for _ in range(START_TRIES):  # a machine that is short of memory for a moment must not end a run
+            reason = "there is no process to be had"
+            with suppress(OSError):
+                child = _Child(self._config)
+                reason = self._start_fault(child)
+                if not reason:
+                    return child
+                child.kill()
+        raise ResourceError(f"No process that reads videos starts: {reason}. Look for a lack of memory.")
+
+    def _start_fault(self, child: _Child) -> str:
+        """Why a child does not start; empty when it has."""
+        try:
+            if not child.pipe.poll(START_TIMEOUT_S):
+                return f"one is not ready after {START_TIMEOUT_S:g} s"
+            answer = child.pipe.recv()
+        except (EOFError, ConnectionError):
+            return f"one ended with exit code {child.process.wait(KILL_TIMEOUT_S)}, its output has the reason"
+        if isinstance(answer, MusegError):
+            child.kill()
+            raise answer
+        return ""
+
+    def _wait(self, child: _Child, video: str) -> object:
         """The child's answer.
 
         Raises:
             VideoError: it takes longer than it may; the child is killed.
             _ChildDied, EOFError: the child ended.
         """
+        allowed_s: float = self._config.deadline_s
         end_s = time.monotonic() + allowed_s
         while time.monotonic() < end_s:
             if child.pipe.poll(POLL_S):
                 answer = child.pipe.recv()
-                child.has_started = True
                 if not isinstance(answer, float):
                     return answer
                 allowed_s, end_s = answer, time.monotonic() + answer
@@ -132,8 +157,6 @@ class GuardedReader:
                 self.close()
                 raise _ChildDied(f"more than {2 * self._config.reader_gib:g} GiB of memory, video.reader_gib")
         self.close()
-        if not child.has_started:
-            raise ResourceError(f"A reader process did not start within {allowed_s:g} s.")
         timeout = VideoError(
             f"reading it timed out after {allowed_s:g} s without a result; for slow storage or very long videos raise "
             "video.deadline_s or video.deadline_per_video_s",

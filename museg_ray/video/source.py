@@ -13,7 +13,7 @@ import fsspec
 from blake3 import blake3
 
 from museg_ray.errors import VideoError, VideoFault
-from museg_ray.files import partial_path
+from museg_ray.files import is_url, partial_path
 from museg_ray.video.folder import LimitedFolder, own_storage
 
 CHUNK_BYTES = 16 * 1024**2
@@ -38,10 +38,6 @@ class Source:
     """Place, size and time of change: equal as long as the file is the same."""
 
 
-def is_remote(video: str) -> bool:
-    return "://" in video
-
-
 def find_source(video: str) -> Source:
     """Look whether a video is there, without reading it.
 
@@ -49,7 +45,7 @@ def find_source(video: str) -> Source:
         VideoError: it is not, or it is no file with content; its message is the reason alone.
     """
     with _reasons():
-        return _find_remote(video) if is_remote(video) else _find_local(video)
+        return _find_remote(video) if is_url(video) else _find_local(video)
 
 
 def local_path(source: Source, downloads: LimitedFolder, on_progress: OnProgress) -> Path:
@@ -62,8 +58,8 @@ def local_path(source: Source, downloads: LimitedFolder, on_progress: OnProgress
         VideoError: it cannot be fetched.
         ResourceError: there is no place for it.
     """
-    if not is_remote(source.video):
-        return Path(source.video)
+    if not is_url(source.video):
+        return Path(source.video).absolute()  # FFmpeg takes a relative name with a colon for a URL
     name = blake3(source.identity.encode()).hexdigest() + PurePosixPath(source.video).suffix[:8]
     path = downloads.folder / name
     with suppress(FileNotFoundError, NotADirectoryError):  # another process may evict it at any time
@@ -109,7 +105,7 @@ def _find_local(video: str) -> Source:
     if not stat_bits.S_ISREG(found.st_mode):  # to open a pipe that nobody writes to would wait for ever
         raise VideoError("it is no regular file", VideoFault.UNREACHABLE)
     _check_size(found.st_size)
-    return Source(video, f"{os.path.realpath(video)} {found.st_size} {found.st_mtime_ns}")
+    return Source(video, f"{os.path.realpath(video)} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}")
 
 
 def _find_remote(video: str) -> Source:
@@ -136,8 +132,9 @@ def _reasons() -> Iterator[None]:
         raise
     except OSError as error:
         fault = FAULT_OF_ERRNO.get(error.errno or 0, VideoFault.UNREACHABLE)
-        if isinstance(error, FileNotFoundError):  # fsspec's has no number
-            fault = VideoFault.MISSING
+        if isinstance(error, FileNotFoundError):  # fsspec's has no number, and it raises it for any answer but 200
+            status = getattr(error.__cause__, "status", 404)
+            fault = VideoFault.MISSING if status in (404, 410) else VideoFault.UNREACHABLE
         elif isinstance(error, PermissionError):
             fault = VideoFault.NO_PERMISSION
         reason = os.strerror(error.errno) if error.errno else f"{type(error).__name__}: {error}"

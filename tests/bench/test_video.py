@@ -36,7 +36,7 @@ def test_both_ways_see_the_same_frames_and_tokens(measured: dict[str, Facts]) ->
 
 def test_every_way_has_a_row_and_every_promise_a_target(measured: dict[str, Facts]) -> None:
     rows, targets = _rows("small", [measured]), _targets("small", [measured])
-    assert [row["way"] for row in rows][:2] == ["qwen-vl-utils", "ours, into the store"]
+    assert [row["way"] for row in rows][:2] == ["qwen-vl-utils", "ours, to the store"]
     assert len({tuple(row) for row in rows}) == 1, "a table needs the same columns in all rows"
     speed = measured["qwen_vl_utils"]["seconds"] / measured["store"]["seconds"]
     assert targets[0].value == pytest.approx(speed) and targets[0].met == (speed >= 2)

@@ -44,29 +44,41 @@ def test_import_says_what_it_kept_and_what_it_did(annotations: Path, tmp_path: P
     assert "reversed repair 1 1 0 0 2.000" in lines
     assert "zero_length quarantine 1 0 1 0" in lines
     assert f"4 rows in = 3 kept in {out / 'queries.parquet'} + 1 in {out / 'quarantine.parquet'}" in lines
-    assert lines[-1] == "Video files were not looked for (--no-videos)."
+    assert lines[-2:] == [
+        f"Relative video paths start from {tmp_path}",
+        "Video files were not looked for (--no-videos).",
+    ]
 
 
 def test_rules_videos_and_durations_are_chosen(annotations: Path, tmp_path: Path) -> None:
     table = tmp_path / "lengths.csv"
     table.write_text("id,length\na,7\n", encoding="utf-8")
-    museg_data("import", "museg", annotations, "--out", tmp_path, "--durations", table, "--no-videos",
-               "--rule", "zero_length=repair", "--rule", "reversed=quarantine")  # fmt: skip
+    lines = museg_data("import", "museg", annotations, "--out", tmp_path, "--durations", table, "--no-videos",
+                       "--rule", "zero_length=repair", "--rule", "reversed=quarantine")  # fmt: skip
+    assert f"Rows that got their length from {table}: 3" in lines
     queries = read_queries(tmp_path / "queries.parquet")
     assert {query.query_id: query.duration_s for query in queries} == {"a/0": 7, "a/2": 7, "a/3": 20}
-    lines = museg_data("import", "museg", annotations, "--out", tmp_path)
-    assert "missing_video quarantine 4 0 4 0" in lines
+    with pytest.raises(DataError, match=r"None of 4 rows .*a\.jsonl:1: missing_video: no file .*--video-root"):
+        museg_data("import", "museg", annotations, "--out", tmp_path)
     (tmp_path / "videos" / "charades").mkdir(parents=True)
     (tmp_path / "videos" / "charades" / "a.mp4").touch()
     lines = museg_data("import", "museg", annotations, "--out", tmp_path, "--video-root", tmp_path / "videos")
     assert not any(line.startswith("missing_video") for line in lines)
+    assert f"Relative video paths start from {tmp_path / 'videos'}" in lines
 
 
-def test_an_import_of_nothing_is_said_plainly(tmp_path: Path) -> None:
+def test_an_import_of_nothing_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("\n", encoding="utf-8")
-    lines = museg_data("import", "museg", tmp_path / "a.jsonl", "--out", tmp_path / "out", "--no-videos")
-    assert any(line.startswith("0 rows in = 0 kept") for line in lines)
-    assert "none" in lines
+    with pytest.raises(DataError, match=r"There are no rows in .*a\.jsonl"):
+        museg_data("import", "museg", tmp_path / "a.jsonl", "--out", tmp_path / "out", "--no-videos")
+
+
+def test_files_of_several_folders_are_said_to_have_no_one_root(annotations: Path, tmp_path: Path) -> None:
+    other = tmp_path / "b" / "b.jsonl"
+    other.parent.mkdir()
+    other.write_text(json.dumps(ROW), encoding="utf-8")
+    lines = museg_data("import", "museg", annotations, other, "--out", tmp_path, "--no-videos")
+    assert "Video paths were made absolute: each started from the folder of its annotation file." in lines
 
 
 def test_inspect_shows_repairs_and_quarantined_rows(annotations: Path, tmp_path: Path) -> None:

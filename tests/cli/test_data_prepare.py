@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from museg_ray.cli.main import app
 from museg_ray.config.load import load_config
 from museg_ray.data.synthetic.corpus import ensure_corpus
+from museg_ray.errors import VideoError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -43,3 +44,13 @@ def test_every_video_is_decoded_once_and_the_unreadable_one_named(prepare: list[
     (row,) = json.loads((tmp_path / "unreadable.json").read_text())
     assert (row["video"], row["fault"]) == (str(videos[0]), "not_a_video")
     assert str(videos[0]) in row["reason"]
+
+
+def test_without_a_readable_video_it_fails(prepare: list[str], tmp_path: Path) -> None:
+    row = {"idx": 0, "problem": "q", "solution": [[1, 2]], "video": "absent.mp4", "task": "tvg"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    own = ["data.synthetic.num_train_videos=0", "data.multi_segment_share=0"]
+    own += [f"data.{key}={tmp_path}/a.jsonl" for key in ("train", "heldout")]
+    with pytest.raises(VideoError, match="None of the 1 videos can be read"):
+        printed([*prepare, *own])
+    assert json.loads((tmp_path / "unreadable.json").read_text())[0]["fault"] == "missing"

@@ -6,6 +6,7 @@ import pytest
 
 from museg_ray.data.annotations import check_ids, check_videos, join_video, read_annotations, source_of
 from museg_ray.errors import DataError
+from museg_ray.files import is_url
 from museg_ray.types import GroundingQuery
 
 ROW = {"idx": 0, "problem": "the red circle is visible", "solution": [[1, 2.5]], "video": "a/b.mp4", "task": "tvg"}
@@ -79,6 +80,8 @@ def test_the_source_is_the_folder_of_the_video() -> None:
 def test_a_refusal_names_the_command_that_repairs(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"`museg data import museg a\.jsonl --out DIR`"):
         read_annotations(write(tmp_path / "a.jsonl", ROW | {"solution": [[3, 1]]}))
+    with pytest.raises(DataError, match=r"`museg data import museg a\.jsonl --out DIR --video-root /v`"):
+        read_annotations(tmp_path / "a.jsonl", "/v")
 
 
 def test_blank_lines_are_no_rows_but_count_as_lines(tmp_path: Path) -> None:
@@ -122,6 +125,8 @@ def test_text_need_not_be_ascii(tmp_path: Path) -> None:
         (ROW | {"solution": [[0, float("inf")]]}, r"holds \[0, Infinity\]"),
         (ROW | {"solution": [[float("nan"), 1]]}, r"holds \[NaN, 1\]"),
         (ROW | {"solution": [[0, 10**400]]}, "field 'solution' holds"),
+        (ROW | {"solution": [[3, 9], [5, 6]]}, "field 'solution' breaks the rule overlapping: segments share 1 s"),
+        (ROW | {"duration": 4, "solution": [[3, 4.5]]}, "past_end: .* ends 0.5 s after the video, which lasts 4 s"),
     ],
 )
 def test_a_malformed_row_is_refused_by_file_line_and_field(tmp_path: Path, row: Any, complaint: str) -> None:
@@ -129,6 +134,25 @@ def test_a_malformed_row_is_refused_by_file_line_and_field(tmp_path: Path, row: 
     with pytest.raises(DataError, match=rf"^{path}:2: .*{complaint}.*Rows at fault: 2 of 3") as caught:
         read_annotations(path)
     assert len(str(caught.value)) < 500
+
+
+def test_segments_may_touch_each_other_and_the_end_but_for_what_floats_leave(tmp_path: Path) -> None:
+    row = ROW | {"solution": [[0.1, 0.1 + 0.2], [0.3, 0.7 + 0.1 + 1e-9]], "duration": 0.8}
+    (query,) = read_annotations(write(tmp_path / "a.jsonl", row))
+    assert query.segments == ((0.1, 0.1 + 0.2), (0.3, 0.7 + 0.1 + 1e-9))
+    with pytest.raises(DataError, match="past_end"):
+        read_annotations(write(tmp_path / "a.jsonl", row | {"solution": [[0.3, 0.80001]]}))
+
+
+def test_a_byte_order_mark_and_space_around_a_video_are_no_part_of_a_row(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("\ufeff" + json.dumps(ROW | {"video": " a/b.mp4 "}), encoding="utf-8")
+    (query,) = read_annotations(tmp_path / "a.jsonl")
+    assert (query.video, query.source) == (str(tmp_path / "a/b.mp4"), "a")
+
+
+def test_urls_are_told_from_paths() -> None:
+    assert all(map(is_url, ["s3://b/a.mp4", "https://h/a", "FILE:///a", "git+ssh://h"]))
+    assert not any(map(is_url, ["a.mp4", "/v/a.mp4", "v/x://y.mp4", "://a", "3s://b", "a b://c", ""]))
 
 
 def test_two_rows_of_one_idx_are_refused(tmp_path: Path) -> None:

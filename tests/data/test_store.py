@@ -1,18 +1,17 @@
 import json
-from itertools import pairwise
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from museg_ray.data.annotations import read_annotations
-from museg_ray.data.rules import RULES, Policy, read_policies
-from museg_ray.data.schema import QUARANTINE_SCHEMA, QUERY_SCHEMA
-from museg_ray.data.store import import_annotations, load_queries, read_durations, read_queries, read_report
+from museg_ray.data.importing import import_annotations
+from museg_ray.data.rules import RULES, read_policies
+from museg_ray.data.schema import QUARANTINE_SCHEMA, QUERY_SCHEMA, VIDEO_ROOT_KEY
+from museg_ray.data.store import load_queries, read_queries, read_report
 from museg_ray.errors import DataError, ResourceError
 from museg_ray.types import GroundingQuery
 
@@ -121,13 +120,62 @@ def test_an_import_that_fails_leaves_the_old_files(folder: Path, tmp_path: Path)
         imported(tmp_path / "a.jsonl", tmp_path / "a.jsonl")
 
 
+@pytest.mark.parametrize("num_written", range(2))
+def test_a_write_that_fails_leaves_the_old_files_and_no_other(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_written: int
+) -> None:
+    first = {file.name: file.read_bytes() for file in folder.iterdir()}
+    write_table, paths = pq.write_table, list[Path]()
+
+    def fail(table: pa.Table, path: Path) -> None:
+        if len(paths) == num_written:
+            raise OSError(28, "No space left on device")
+        paths.append(path)
+        write_table(table, path)
+
+    monkeypatch.setattr(pq, "write_table", fail)
+    with pytest.raises(ResourceError, match="No space left"):
+        imported(write(tmp_path / "b.jsonl", [ROW]), folder)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == first
+
+
+def test_imports_into_one_folder_at_once_leave_whole_files(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{name}.jsonl", [ROW] * 50) for name in "abcd"]
+    with ThreadPoolExecutor(4) as threads:
+        for _ in threads.map(lambda path: imported(path, tmp_path / "out"), paths * 3):
+            pass
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "queries.parquet",
+        "quarantine.parquet",
+        "report.json",
+    }
+    assert len(read_queries(tmp_path / "out" / "queries.parquet")) == 1
+    assert read_report(tmp_path / "out")["rows_in"] == 50
+
+
 def test_queries_are_read_back(folder: Path) -> None:
     queries = read_queries(folder / "queries.parquet")
-    video = str(folder / "charades/a.mp4")
+    video = str(folder.parent / "charades/a.mp4")
     assert queries[0] == GroundingQuery("a/0", video, "q", ((1.0, 2.0),), None, "tvg", "charades")
     assert (queries[1].segments, queries[1].duration_s) == (((3.0, 20.0),), 20.0)
     videos = {root: read_queries(folder / "queries.parquet", root)[0].video for root in ("/v", "s3://b/x")}
     assert videos == {"/v": "/v/charades/a.mp4", "s3://b/x": "s3://b/x/charades/a.mp4"}
+
+
+def test_videos_of_parquet_start_from_the_argument_or_the_stored_root_or_its_folder(folder: Path) -> None:
+    path = folder / "queries.parquet"
+    table = pq.read_table(path)
+    assert table.schema.metadata[VIDEO_ROOT_KEY] == str(folder.parent).encode()
+    assert read_queries(path, "/v")[0].video == "/v/charades/a.mp4"
+    assert read_queries(path)[0].video == str(folder.parent / "charades/a.mp4")
+    pq.write_table(table.replace_schema_metadata(None), path)
+    assert read_queries(path)[0].video == str(folder / "charades/a.mp4")
+
+
+def test_space_around_a_video_of_parquet_is_no_part_of_it(folder: Path) -> None:
+    rows = pq.read_table(folder / "queries.parquet").to_pylist()
+    pq.write_table(pa.Table.from_pylist([rows[0] | {"video": " a.mp4\n"}]), folder / "queries.parquet")
+    assert read_queries(folder / "queries.parquet", "/v")[0].video == "/v/a.mp4"
 
 
 def test_sound_rows_are_the_same_from_json_lines_and_from_parquet(tmp_path: Path) -> None:
@@ -147,6 +195,8 @@ def test_sound_rows_are_the_same_from_json_lines_and_from_parquet(tmp_path: Path
         ({"segments": []}, "row 2: field 'segments'"),
         ({"segments": [{"start_s": 2.0, "end_s": 1.0}]}, "row 2: field 'segments' holds"),
         ({"duration_s": -1.0}, "row 2: field 'duration_s'"),
+        ({"duration_s": 19.5}, "row 2: field 'segments' breaks the rule past_end: .* ends 0.5 s after the video"),
+        ({"segments": [{"start_s": 3.0, "end_s": 9.0}, {"start_s": 5.0, "end_s": 6.0}]}, "overlapping: .*museg data"),
     ],
 )
 def test_parquet_of_other_hands_is_checked(folder: Path, change: dict[str, Any], complaint: str) -> None:
@@ -164,32 +214,12 @@ def test_a_file_that_is_no_queries_is_refused(folder: Path, tmp_path: Path) -> N
         read_queries(folder / "report.json")
     with pytest.raises(DataError, match=r"Cannot read .*none\.parquet"):
         read_queries(tmp_path / "none.parquet")
-    imported(write(tmp_path / "b.jsonl", ["{"]), tmp_path / "b")
+    pq.write_table(QUERY_SCHEMA.empty_table(), tmp_path / "empty.parquet")
     with pytest.raises(DataError, match="has no rows"):
-        read_queries(tmp_path / "b" / "queries.parquet")
+        read_queries(tmp_path / "empty.parquet")
     (tmp_path / "report.json").write_text("[]", encoding="utf-8")
     with pytest.raises(DataError, match="is no report"):
         read_report(tmp_path)
-
-
-def test_files_of_one_name_and_unknown_importers_are_refused(tmp_path: Path) -> None:
-    files = [write(tmp_path / name, [ROW]) for name in ("a.jsonl", "a.json")]
-    with pytest.raises(DataError, match=r"a\.jsonl and .*a\.json are both named 'a'"):
-        import_annotations("museg", files, tmp_path, read_policies([]), check_videos=False)
-    with pytest.raises(DataError, match=r"no importer 'x'\. The importers are museg, "):
-        imported(files[0], tmp_path, importer="x")
-
-
-def test_durations_come_from_a_table_where_the_annotation_has_none(tmp_path: Path) -> None:
-    table = tmp_path / "Charades_v1_train.csv"
-    table.write_text("id,subject,length\na,x,20.5\n", encoding="utf-8")
-    path = write(tmp_path / "train.txt", ["a 1 20.75##x", "b 1 2##x"])
-    report = imported(path, tmp_path, importer="charades_sta", durations=table)
-    assert [query.duration_s for query in read_queries(tmp_path / "queries.parquet")] == [20.5, None]
-    assert report["rules"]["past_end"]["largest_s"] == 0.25
-    table.write_text("id,length\na,long\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"Charades_v1_train\.csv:2: .*'long'; expected"):
-        read_durations(table)
 
 
 def test_pandas_and_hugging_face_datasets_read_the_files(folder: Path) -> None:
@@ -200,128 +230,3 @@ def test_pandas_and_hugging_face_datasets_read_the_files(folder: Path) -> None:
     datasets = pytest.importorskip("datasets")
     rows = datasets.Dataset.from_parquet(str(folder / "queries.parquet"), cache_dir=str(folder))
     assert rows[1]["repairs"][0]["rule"] == "reversed"
-
-
-NUMBERS = st.floats() | st.integers(-3, 30) | st.integers(0, 60).map(lambda n: n / 2) | st.just(10**400)
-JSON = st.recursive(
-    st.none() | st.booleans() | NUMBERS | st.text(st.characters(), max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-    max_leaves=8,
-)
-PAIRS = st.lists(st.tuples(NUMBERS, NUMBERS).map(list), max_size=4)
-MUSEG_ROWS = st.fixed_dictionaries(
-    {
-        "idx": st.integers(0, 9) | JSON,
-        "problem": st.sampled_from(["p", "q"]) | JSON,
-        "solution": PAIRS | JSON,
-        "video": st.sampled_from(["a.mp4", "s3://b/c/a.mp4"]) | JSON,
-        "task": st.sampled_from(["tvg", "tal"]) | JSON,
-    },
-    optional={"duration": st.floats(1, 30) | JSON},
-)
-LINES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n"), max_size=20)
-
-
-@settings(max_examples=100)
-@given(
-    rows=st.lists(MUSEG_ROWS | JSON.map(json.dumps) | LINES.filter(str.strip), max_size=8),
-    policy=st.sampled_from([Policy.REPAIR, Policy.QUARANTINE]),
-)
-def test_whatever_comes_in_is_kept_sound_or_quarantined(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[Any], policy: Policy
-) -> None:
-    folder = tmp_path_factory.getbasetemp() / "any"
-    folder.mkdir(exist_ok=True)
-    rules = [f"{name}={policy}" for name, rule in RULES.items() if policy in rule.policies]
-    report = imported(write(folder / "a.jsonl", rows), folder, *rules)
-    kept = pq.read_table(folder / "queries.parquet").to_pylist()
-    quarantined = pq.read_table(folder / "quarantine.parquet").to_pylist()
-    assert report["rows_in"] == len(rows) == len(kept) + len(quarantined)
-    assert (report["rows_kept"], report["rows_quarantined"]) == (len(kept), len(quarantined))
-    assert all(row["rules"] and row["reason"] for row in quarantined)
-    for row in kept:
-        segments = [(part["start_s"], part["end_s"]) for part in row["segments"]]
-        assert segments
-        assert all(0 <= start_s < end_s <= min(row["duration_s"] or 1e12, 1e12) for start_s, end_s in segments)
-        assert all(left[1] <= right[0] for left, right in pairwise(segments))
-    if kept:
-        assert len(read_queries(folder / "queries.parquet")) == len(kept)
-
-
-FIELDS_OF = {
-    "museg_eval": "video question groundtruth",
-    "et_bench": "task source video duration tgt q",
-    "et_instruct": "task source video duration tgt conversations",
-    "activitynet": "duration timestamps sentences",
-    "qvhighlights": "qid query duration vid relevant_windows",
-    "generic": "video question segments duration_s task source idx",
-}
-VALUES = st.sampled_from(["tvg", "vhd", "a.mp4", "1-2 5-3"]) | st.floats(1, 30) | PAIRS | JSON
-
-
-@settings(max_examples=100)
-@given(st.data(), st.sampled_from(sorted(FIELDS_OF)))
-def test_no_row_of_any_format_is_lost(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, importer: str
-) -> None:
-    fields = {field: VALUES for field in FIELDS_OF[importer].split()}
-    rows = data.draw(st.lists(st.fixed_dictionaries({}, optional=fields) | JSON, max_size=4))
-    path = tmp_path_factory.getbasetemp() / "any_format.json"
-    if importer in ("qvhighlights", "generic"):
-        write(path, [json.dumps(row) for row in rows])
-    elif importer == "activitynet":
-        path.write_text(json.dumps({f"v{place}": row for place, row in enumerate(rows)}), encoding="utf-8")
-    else:
-        path.write_text(json.dumps(rows), encoding="utf-8")
-    report = imported(path, path.parent / "any_format", importer=importer)
-    assert report["rows_in"] == report["rows_kept"] + report["rows_quarantined"]
-    assert report["rows_in"] >= len(rows) if importer == "activitynet" else report["rows_in"] == len(rows)
-
-
-@settings(max_examples=50)
-@given(st.lists(LINES.filter(str.strip) | st.from_regex(r"\A[A-B]+ -?[0-9]{1,2} [0-9]{1,2}##[a-b]\Z"), max_size=6))
-def test_no_line_of_text_is_lost(tmp_path_factory: pytest.TempPathFactory, lines: list[str]) -> None:
-    folder = tmp_path_factory.getbasetemp() / "any_text"
-    folder.mkdir(exist_ok=True)
-    report = imported(write(folder / "a.txt", lines), folder, importer="charades_sta")
-    assert report["rows_in"] == len(lines) == report["rows_kept"] + report["rows_quarantined"]
-
-
-def test_the_counts_over_the_released_rows(shared_dir: Path, tmp_path: Path) -> None:
-    files = [shared_dir / "data" / "annotations" / f"stage_{stage}.jsonl" for stage in (1, 2)]
-    if not all(file.is_file() for file in files):
-        pytest.skip("the released annotations are not there")
-    report = import_annotations("museg", files, tmp_path, read_policies([]), check_videos=False)
-    assert (report["rows_in"], report["rows_kept"], report["rows_quarantined"]) == (12_600, 12_592, 8)
-    rows = {name: counts["rows"] for name, counts in report["rules"].items() if counts["rows"]}
-    assert rows == {"reversed": 2, "past_end": 410, "zero_length": 5, "overlapping": 109, "duration_absent": 6337}
-    assert [report["files"][str(file)]["rules"]["past_end"] for file in files] == [194, 216]
-    past_end = report["rules"]["past_end"]
-    assert (past_end["repaired"], past_end["quarantined"], past_end["largest_s"]) == (406, 4, 91.697)
-    quarantined = pq.read_table(tmp_path / "quarantine.parquet").to_pylist()
-    assert [json.loads(row["raw"])["idx"] for row in quarantined] == [383, 1348, 2027, 4098, 5184, 1601, 5069, 6010]
-    queries = read_queries(tmp_path / "queries.parquet")
-    assert sum(query.source == "charades" and query.duration_s is None for query in queries) == 6337
-
-
-@pytest.mark.parametrize(
-    ("name", "counts"),
-    [
-        ("charades_sta", {"rows_in": 3720}),
-        ("thumos14", {"rows_in": 227, "unsorted": 30, "overlapping": 2}),
-        ("thumos15", {"rows_in": 474, "overlapping": 5}),
-    ],
-)
-def test_the_counts_over_the_evaluation_rows(
-    shared_dir: Path, tmp_path: Path, name: str, counts: dict[str, int]
-) -> None:
-    file = shared_dir / "data" / "annotations" / f"{name}.json"
-    if not file.is_file():
-        pytest.skip("the evaluation annotations are not there")
-    report = imported(file, tmp_path, importer="museg_eval", split="test")
-    found = {rule: of_rule["rows"] for rule, of_rule in report["rules"].items() if of_rule["rows"]}
-    assert {"rows_in": report["rows_in"]} | found == counts | {"duration_absent": counts["rows_in"]}
-    assert report["rows_quarantined"] == 0
-    assert {query.task for query in read_queries(tmp_path / "queries.parquet")} == {
-        "tvg" if name == "charades_sta" else "tal"
-    }

@@ -12,13 +12,13 @@ import pytest
 import torch
 from vllm.outputs import CompletionOutput, WeightVersionSpan
 
+from museg_ray.bench.naive_engine import NaiveClient
 from museg_ray.config.schema import Config
 from museg_ray.errors import RolloutError, WeightSyncError
 from museg_ray.model.patchify import video_grid
 from museg_ray.model.prompt import chat_prompt_ids
 from museg_ray.model.qwen_vl import load_tokenizer, load_vision_spec
 from museg_ray.rollout.engine import RolloutEngine, Sampling, _check_version
-from museg_ray.rollout.naive import NaiveClient
 from museg_ray.rollout.vllm_setup import clip_cache_bytes, engine_environment
 from museg_ray.types import Clip, GroundingQuery, ResponseGroup
 from museg_ray.weights.blob import weights_to_blob

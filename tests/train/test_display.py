@@ -21,6 +21,7 @@ SUMMARY = {
     "after": {"miou": 0.631, "format_rate": 0.85},
     "blind": {"miou": 0.4},
     "swapped": {"miou": 0.28, "format_rate": 0.9},
+    "heldout": {"asked": 160, "scored": 160},
 }
 
 
@@ -202,3 +203,12 @@ def test_the_closing_table_shows_change_blind_and_swapped():
 
 def test_clock_counts_hours_only_when_there_are_some():
     assert [clock(seconds) for seconds in (0.0, 75.4, 4000.0, -3.0)] == ["0:00", "1:15", "1:06:40", "0:00"]
+
+
+def test_the_closing_table_says_when_videos_could_not_be_read() -> None:
+    console = plain_console()
+    with Display("run", PHASES, 4, console) as display:
+        display.closing(SUMMARY)
+        assert "cannot be read" not in written(console)
+        display.closing(SUMMARY | {"heldout": {"asked": 160, "scored": 157}})
+    assert "Scored on 157 of 160 questions: the videos of the others cannot be read." in written(console)

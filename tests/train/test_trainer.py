@@ -38,6 +38,7 @@ class NotingParts:
         self.unscored, self.unreadable = unscored, unreadable
         self.num_waiting = self.num_decoded = 0
         self.ahead: list[str] = []
+        self.gone_once: set[str] = set()
         self.weights: list[RewardWeights] = []
         self.updates: list[Sequence[ScoredGroup]] = []
         self.started: list[tuple[int, str]] = []  # updates made before, name of the phase
@@ -51,6 +52,9 @@ class NotingParts:
         return video
 
     async def generate(self, query: GroundingQuery, prompt_ids: Any, clip: Any, sampling: Any) -> ResponseGroup:
+        if query.video in self.gone_once:
+            self.gone_once.remove(query.video)
+            raise VideoError("its machine is gone", VideoFault.UNREACHABLE)
         responses = tuple(Response((1,), np.zeros(1, np.float32), text, True) for text in TEXTS)
         return ResponseGroup(query, query.video, 12.0, (1,), responses, weight_version=0)
 
@@ -202,14 +206,36 @@ def test_a_query_with_an_unreadable_video_is_accounted_for_and_the_run_goes_on(
     assert sum(result.metrics[names.VIDEO_UNREADABLE] for result in run.results) == len(failed)
 
 
-def test_a_step_without_a_readable_video_ends_the_run(tmp_path: Path, tiny_model_dir: Path) -> None:
-    everything = {f"main{index}.mp4" for index in range(9)}
+def test_a_step_without_a_readable_video_makes_no_update_and_the_next_result_tells_of_it(
+    three_phases: Run, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    first_step = {row["video"] for row in three_phases.issued if row["step"] == 1}
+    run = Run(tmp_path, tiny_model_dir, PHASES, set(), first_step).to_end()
+    assert run.results[0].step == 2
+    assert run.results[0].metrics[names.VIDEO_UNREADABLE] >= 2
+    assert [row["outcome"] for row in run.issued[:2]] == ["failed"] * 2
+    assert len(run.parts.updates) == len(run.results)
+
+
+def test_steps_in_a_row_without_a_readable_video_end_the_run(tmp_path: Path, tiny_model_dir: Path) -> None:
+    everything = {f"{stem}{index}.mp4" for index in range(9) for stem in ("main", "other")}
     run = Run(tmp_path, tiny_model_dir, PHASES, set(), everything)
-    with pytest.raises(VideoError, match="None of the 2 videos of step 1 can be read"):
+    with pytest.raises(VideoError, match="No video of the last 3 steps up to step 3 can be read"):
         run.to_end()
-    assert all(row["outcome"] == "failed" for row in run.issued)
+    assert [row["outcome"] for row in run.issued] == ["failed"] * 6
 
 
-def test_every_video_is_prepared_ahead_once_but_those_of_the_first_step(three_phases: Run) -> None:
+def test_every_video_is_prepared_ahead_in_the_order_of_its_use(three_phases: Run) -> None:
     drawn = [row["video"] for row in three_phases.issued]
-    assert three_phases.parts.ahead == drawn[2:]
+    assert list(dict.fromkeys(three_phases.parts.ahead)) == list(dict.fromkeys(drawn))
+    assert three_phases.parts.ahead[:6] == drawn[:6], "two steps ahead from the first on"
+
+
+def test_a_clip_that_is_gone_when_it_is_sampled_is_prepared_once_more(
+    three_phases: Run, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    run = Run(tmp_path, tiny_model_dir, PHASES, set())
+    run.parts.gone_once = {row["video"] for row in three_phases.issued}
+    run.to_end()
+    assert all(row["outcome"] == "trained" for row in run.issued)
+    assert not run.parts.gone_once

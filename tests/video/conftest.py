@@ -174,13 +174,14 @@ class WebFile(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}/v.mp4"
         self.content = b""
         self.num_sent = 0
+        self.status = 200
 
 
 class _WebRequest(BaseHTTPRequestHandler):
     server: WebFile
 
     def do_HEAD(self) -> None:
-        self.send_response(200)
+        self.send_response(self.server.status)
         self.send_header("Content-Length", str(len(self.server.content)))
         self.send_header("ETag", f'"{blake3(self.server.content).hexdigest()}"')
         self.end_headers()

@@ -40,7 +40,7 @@ class Origin:
 
 @pytest.fixture
 def origin(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> Origin:
-    monkeypatch.setattr(ray, "get", lambda clip: clip)
+    monkeypatch.setattr(ray, "get", lambda clip, timeout: clip)
     return Origin(configure())
 
 

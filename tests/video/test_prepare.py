@@ -313,3 +313,21 @@ def test_a_process_killed_at_any_moment_leaves_no_damage(
         np.testing.assert_array_equal(clip.frames, expected.frames)
     assert len(waits) <= 2 * 22, "a lock was stuck"
     assert not list((tmp_path / "store" / "clips").glob("*.partial"))
+
+
+def test_a_local_copy_that_is_driven_out_while_it_is_read_is_fetched_again(
+    remote: RemoteFiles, render: Render, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = remote.put("v.mp4", render(seconds=2).read_bytes())
+    decode = prepare_module.decode_clip
+    copies = []
+
+    def decode_without_file(path: str, *arguments: Any) -> Any:
+        copies.append(Path(path))
+        if len(copies) == 1:
+            Path(path).unlink()
+        return decode(path, *arguments)
+
+    monkeypatch.setattr(prepare_module, "decode_clip", decode_without_file)
+    assert Preparer(configure()).prepare(url).was_decoded
+    assert len(copies) == 2

@@ -325,3 +325,22 @@ def test_the_child_ends_with_a_parent_that_is_killed(folder: Path, videos: list[
     store = open_store(config)
     for entry in (folder / "store-killed" / "clips").glob("*.arrow"):
         assert store.get(entry.stem, "v.mp4") is not None
+
+
+def test_an_error_that_nobody_thought_of_is_told_and_the_child_goes_on(
+    fake: GuardedReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_child(
+        monkeypatch,
+        """
+import sys
+from museg_ray.video.child import serve
+from museg_ray.video.prepare import Preparer
+Preparer.prepare = lambda self, video: {}["no such key"]
+serve(int(sys.argv[1]))
+""",
+    )
+    fault, message = fault_of(fake, "odd.mp4")
+    assert fault is VideoFault.CRASHED and "KeyError: 'no such key'" in message
+    pid = fake.pid
+    assert pid is not None and fault_of(fake, "odd.mp4")[0] is VideoFault.CRASHED and fake.pid == pid

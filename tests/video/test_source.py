@@ -248,3 +248,30 @@ def _raise(error: Exception) -> Callable[..., Any]:
         raise error
 
     return raise_it
+
+
+@pytest.mark.parametrize(
+    ("status", "fault"), [(404, VideoFault.MISSING), (410, VideoFault.MISSING), (503, VideoFault.UNREACHABLE)]
+)
+def test_a_server_that_fails_is_told_from_a_file_that_is_not_there(
+    web_file: WebFile, status: int, fault: VideoFault
+) -> None:
+    web_file.content, web_file.status = b"video", status
+    assert fault_of(lambda: find_source(web_file.url))[0] is fault
+
+
+def test_a_name_that_looks_like_an_address_is_a_local_file(
+    tmp_path: Path, downloads: LimitedFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("12:30.mp4").write_bytes(b"video")
+    assert fetch("12:30.mp4", downloads) == tmp_path / "12:30.mp4"
+
+
+def test_a_file_changed_in_place_is_another_source(tmp_path: Path) -> None:
+    path = tmp_path / "v.mp4"
+    path.write_bytes(b"first")
+    stat, first = path.stat(), find_source(str(path))
+    path.write_bytes(b"other")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert find_source(str(path)) != first

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from museg_ray.data.annotations import expect, read_duration_s, required
-from museg_ray.data.importers.rows import ImportedRow, json_row, query_id, read_json, segments, text
+from museg_ray.data.importers.rows import ImportedRow, json_row, query_id, read_json, segments, text, video_name
 from museg_ray.errors import DataError
 from museg_ray.types import GroundingQuery
 
@@ -40,7 +40,7 @@ def _query(row: dict[str, Any], path: Path, number: int) -> GroundingQuery:
     expect("entry" not in row, row["video"], row.get("entry"), expected)
     return GroundingQuery(
         query_id=query_id(path, number),
-        video=f"{text(row, 'video')}.mp4",
+        video=f"{video_name(row)}.mp4",
         question=text(row, "sentence").strip(),
         segments=segments([required(row, "timestamp")], "timestamps"),
         duration_s=read_duration_s(row["duration"], "duration"),

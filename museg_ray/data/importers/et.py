@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from museg_ray.data.annotations import expect, read_duration_s, required
-from museg_ray.data.importers.rows import ImportedRow, NotGrounding, element_rows, query_id, segments, text
+from museg_ray.data.importers.rows import ImportedRow, NotGrounding, element_rows, query_id, segments, text, video_name
 from museg_ray.errors import DataError
 from museg_ray.types import GroundingQuery, Segment
 
@@ -77,7 +77,7 @@ def _query(
         raise DataError("the question is empty or has <vid> in place of times; import the file with `txt` in its name")
     return GroundingQuery(
         query_id=query_id(path, number),
-        video=text(row, "video"),
+        video=video_name(row),
         question=asked,
         segments=truth,
         duration_s=read_duration_s(row.get("duration"), "duration"),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from museg_ray.data.annotations import TASKS, expect, read_duration_s, required, source_of
-from museg_ray.data.importers.rows import ImportedRow, json_row, object_rows, query_id, segments, text
+from museg_ray.data.importers.rows import ImportedRow, json_row, object_rows, query_id, segments, text, video_name
 from museg_ray.errors import DataError
 from museg_ray.types import GroundingQuery, Segment
 
@@ -65,7 +65,7 @@ def _with_duration(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _query(row: dict[str, Any], path: Path, number: int) -> GroundingQuery:
-    video, truth = text(row, "video"), _segments(required(row, "segments"))
+    video, truth = video_name(row), _segments(required(row, "segments"))
     task = row.get("task") or ("tvg" if len(truth) == 1 else "tal")
     expect(task in TASKS, "task", task, " or ".join(TASKS))
     return GroundingQuery(

@@ -10,7 +10,7 @@ from typing import Any
 
 from museg_ray.data.annotations import TASKS, expect, read_duration_s, required, source_of
 from museg_ray.data.importers.et import is_bench_row, read_bench_row
-from museg_ray.data.importers.rows import ImportedRow, element_rows, object_rows, query_id, segments, text
+from museg_ray.data.importers.rows import ImportedRow, element_rows, object_rows, query_id, segments, text, video_name
 from museg_ray.types import GroundingQuery
 
 ONE_SEGMENT_SOURCES = ("charades",)
@@ -24,7 +24,7 @@ def read_museg(path: Path) -> Iterator[ImportedRow]:
     """
 
     def parse(row: dict[str, Any], number: int) -> GroundingQuery:
-        task, video = required(row, "task"), text(row, "video")
+        task, video = required(row, "task"), video_name(row)
         expect(task in TASKS, "task", task, " or ".join(TASKS))
         return GroundingQuery(
             query_id=query_id(path, required(row, "idx")),
@@ -49,7 +49,7 @@ def read_museg_eval(path: Path) -> Iterator[ImportedRow]:
     def parse(row: dict[str, Any], number: int) -> GroundingQuery:
         if is_bench_row(row):
             return read_bench_row(row, path, number)
-        video = text(row, "video")
+        video = video_name(row)
         source = source_of(video)
         return GroundingQuery(
             query_id=query_id(path, number),

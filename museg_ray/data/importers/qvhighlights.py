@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from museg_ray.data.annotations import read_duration_s, required
-from museg_ray.data.importers.rows import ImportedRow, object_rows, query_id, segments, text
+from museg_ray.data.importers.rows import ImportedRow, object_rows, query_id, segments, text, video_name
 from museg_ray.types import GroundingQuery
 
 
@@ -19,7 +19,7 @@ def read_qvhighlights(path: Path) -> Iterator[ImportedRow]:
     def parse(row: dict[str, Any], number: int) -> GroundingQuery:
         return GroundingQuery(
             query_id=query_id(path, required(row, "qid"), "qid"),
-            video=f"{text(row, 'vid')}.mp4",
+            video=f"{video_name(row, 'vid')}.mp4",
             question=text(row, "query").strip(),
             segments=segments(required(row, "relevant_windows"), "relevant_windows"),
             duration_s=read_duration_s(row.get("duration"), "duration"),

@@ -80,7 +80,7 @@ def read_json(path: Path) -> Any:
         DataError: the file cannot be read or is no JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:  # not UTF-8 is a ValueError too
@@ -97,6 +97,11 @@ def text(row: dict[str, Any], name: str) -> str:
     value = required(row, name)
     expect(isinstance(value, str) and bool(value.strip()) and _is_unicode(value), name, value, "a text")
     return str(value)
+
+
+def video_name(row: dict[str, Any], name: str = "video") -> str:
+    """A field with a video's path, URL or id; spaces around it come from tables and are no part of it."""
+    return text(row, name).strip()
 
 
 def query_id(path: Path, idx: Any, field: str = "idx") -> str:

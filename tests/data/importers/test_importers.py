@@ -197,6 +197,26 @@ def test_times_that_are_no_finite_numbers_are_left_to_the_rules(tmp_path: Path) 
     assert str(query.segments) == "((nan, inf), (-inf, inf))"
 
 
+BOM_FILES: dict[str, tuple[str, Any]] = {
+    "museg": ("a.jsonl", MUSEG_ROW | {"video": " b/a.mp4 "}),
+    "museg_eval": ("a.json", [{"video": " b/a.mp4", "question": "q", "groundtruth": [[1, 2]]}]),
+    "et_bench": ("a.json", [BENCH | {"task": "tvg", "tgt": [1, 2], "q": "q", "video": "b/a.mp4\n"}]),
+    "charades_sta": ("a.txt", "b/a 1 2##q"),
+    "activitynet": ("a.json", {" b/a ": {"duration": 9, "timestamps": [[1, 2]], "sentences": ["q"]}}),
+    "qvhighlights": ("a.jsonl", {"qid": 1, "query": "q", "duration": 9, "vid": "b/a ", "relevant_windows": [[1, 2]]}),
+    "generic": ("a.csv", 'video,question,segments\n" b/a.mp4 ",q,1-2\n'),
+}
+
+
+@pytest.mark.parametrize("importer", BOM_FILES)
+def test_a_byte_order_mark_and_space_around_a_video_are_no_part_of_it(tmp_path: Path, importer: str) -> None:
+    name, content = BOM_FILES[importer]
+    text = content if isinstance(content, str) else json.dumps(content)
+    (query,) = parsed(importer, tmp_path / name, "\ufeff" + text)
+    assert isinstance(query, GroundingQuery), query
+    assert query.video == "b/a.mp4"
+
+
 @pytest.mark.parametrize("importer", IMPORTERS)
 def test_a_file_that_cannot_be_read_as_a_whole_is_refused_by_name(tmp_path: Path, importer: str) -> None:
     path = tmp_path / "a.csv"

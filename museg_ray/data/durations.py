@@ -1,0 +1,85 @@
+"""Lengths of videos from a table beside the annotations, for annotations that tell none."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from museg_ray.data.annotations import read_duration_s, required
+from museg_ray.data.importers.generic import read_csv
+from museg_ray.data.importers.rows import ImportedRow
+from museg_ray.errors import DataError
+
+
+class Durations:
+    """Gives rows their lengths, and counts them."""
+
+    def __init__(self, path: Path) -> None:
+        """
+        Args:
+            path: CSV file with columns `id` (the video file's name without its ending) and `length` in seconds, such
+                as Charades_v1_train.csv.
+
+        Raises:
+            DataError: it cannot be read, or a row has no id or no length; names the line.
+        """
+        self._path = path
+        self._lengths_s = _read(path)
+        self._num_filled = 0
+        self._videos = {True: set[str](), False: set[str]()}
+        """Ids of the videos that passed, by whether the table has them."""
+
+    def fill(self, row: ImportedRow) -> ImportedRow:
+        """The row, with a length where it has none and the table has one."""
+        query = row.parsed
+        if isinstance(query, DataError):
+            return row
+        video = Path(query.video).stem
+        self._videos[video in self._lengths_s].add(video)
+        if query.duration_s is not None or video not in self._lengths_s:
+            return row
+        self._num_filled += 1
+        return row._replace(parsed=replace(query, duration_s=self._lengths_s[video]))
+
+    def check_use(self) -> None:
+        """Make sure, when all rows have passed, that the table was of these videos.
+
+        Raises:
+            DataError: it has none of them; shows an id of each side.
+        """
+        if self._videos[False] and not self._videos[True]:
+            raise DataError(
+                f"{self._path} has a length of none of the {len(self._videos[False])} videos, so nothing was written: "
+                f"it has {_example(self._lengths_s)}, the annotations have {_example(self._videos[False])}. "
+                "Expected as ids the names of the video files without their endings."
+            )
+
+    def as_report(self) -> dict[str, Any]:
+        """What report.json tells of it."""
+        return {"file": str(self._path), "rows_filled": self._num_filled}
+
+
+def _read(path: Path) -> dict[str, float]:
+    lengths_s = {}
+    for number, row in read_csv(path):
+        try:
+            video, length = required(row, "id"), required(row, "length")
+            lengths_s[video.strip()] = _read_length_s(length)
+        except DataError as error:
+            raise DataError(
+                f"{path}:{number}: {error}. Expected a column 'id' and a column 'length' in seconds; correct the line "
+                "or remove it."
+            ) from error
+    return lengths_s
+
+
+def _read_length_s(cell: str) -> float:
+    try:
+        length_s = read_duration_s(float(cell), "length")
+    except ValueError as error:  # a DataError is one
+        raise DataError(f"field 'length' holds {cell!r}; expected seconds above 0") from error
+    assert length_s is not None
+    return length_s
+
+
+def _example(ids: dict[str, float] | set[str]) -> str:
+    return f"e.g. {min(ids)!r}" if ids else "no ids"

@@ -1,0 +1,67 @@
+"""Held-out questions over parts that only answer."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from museg_ray.errors import VideoError, VideoFault
+from museg_ray.evaluation.runner import Evaluation, evaluate, swap_videos
+from museg_ray.model.qwen_vl import load_tokenizer
+from museg_ray.types import GroundingQuery, Response, ResponseGroup
+
+QUERIES = [GroundingQuery(f"q/{i}", f"{i}.mp4", "it happens", ((1.0, 2.0),), 12.0) for i in range(4)]
+RIGHT, WRONG = "<think>1 to 2</think><answer>1-2</answer>", "<think>5 to 6</think><answer>5-6</answer>"
+
+
+class Answering:
+    """Stands for clips and rollouts; cannot read `unreadable`, loses `lost` once, is right about all but `1.mp4`."""
+
+    def __init__(self, unreadable: set[str], lost: set[str]) -> None:
+        self.unreadable, self.lost = unreadable, lost
+
+    async def get(self, video: str) -> str:
+        if video in self.unreadable:
+            raise VideoError(f"{video} is broken", VideoFault.CORRUPT)
+        return video
+
+    async def generate(self, query: GroundingQuery, prompt_ids: Any, clip: Any, sampling: Any) -> ResponseGroup:
+        if query.video in self.lost:
+            self.lost.remove(query.video)
+            raise VideoError("its machine is gone", VideoFault.UNREACHABLE)
+        text = WRONG if query.video == "1.mp4" else RIGHT
+        return ResponseGroup(query, clip, 12.0, (1,), (Response((1,), np.zeros(1, np.float32), text, True),), 0)
+
+
+def ask(model_dir: Path, unreadable: set[str], lost: set[str]) -> Evaluation:
+    parts: Any = Answering(unreadable, lost)
+    return asyncio.run(evaluate(QUERIES, "{question}", 8, load_tokenizer(model_dir), parts, parts))
+
+
+def test_an_unreadable_video_is_told_and_not_scored_as_a_wrong_answer(tiny_model_dir: Path) -> None:
+    found = ask(tiny_model_dir, {"3.mp4"}, set())
+    assert found.answered_ids == {"q/0", "q/1", "q/2"}
+    assert [error.fault for error in found.unreadable] == [VideoFault.CORRUPT]
+
+
+def test_scores_are_of_the_queries_that_are_asked_for(tiny_model_dir: Path) -> None:
+    found = ask(tiny_model_dir, set(), set())
+    assert found.scores({"q/0", "q/2"}).miou == pytest.approx(1.0)
+    assert found.scores({"q/0", "q/1"}).miou == pytest.approx(0.5)
+
+
+def test_a_clip_that_is_gone_is_prepared_once_more(tiny_model_dir: Path) -> None:
+    assert len(ask(tiny_model_dir, set(), {"0.mp4", "2.mp4"}).answered) == 4
+
+
+def test_without_a_readable_video_there_is_nothing_to_score(tiny_model_dir: Path) -> None:
+    with pytest.raises(VideoError, match="None of the 4 held-out videos can be read"):
+        ask(tiny_model_dir, {query.video for query in QUERIES}, set())
+
+
+def test_every_question_is_swapped_to_another_video() -> None:
+    swapped = swap_videos(QUERIES)
+    assert [query.query_id for query in swapped] == [query.query_id for query in QUERIES]
+    assert all(ours.video != theirs.video for ours, theirs in zip(QUERIES, swapped, strict=True))
