@@ -2,7 +2,7 @@
 # Trains on a Slurm allocation: starts a Ray head and workers on its nodes, submits the run as a Ray job, follows it,
 # and takes everything down again. See cluster/README.md.
 #
-#   sbatch cluster/slurm.sh configs/museg_7b.yaml data.train=/data/museg/train.jsonl run.dir=/data/runs
+#   sbatch cluster/slurm.sh configs/museg_7b.yaml video.store_dir=/local/frames run.dir=/data/runs
 #
 #SBATCH --job-name=museg
 #SBATCH --nodes=2

@@ -58,9 +58,12 @@ def limits(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def entrypoint_config(rayjob: dict[str, Any]) -> tuple[Path, list[str]]:
-    """Config file (in the clone) and overrides of `museg train -c CONFIG key=value ...`."""
-    program, command, flag, config, *overrides = shlex.split(rayjob["spec"]["entrypoint"])
-    assert (program, command, flag) == ("museg", "train", "-c")
+    """Config file (in the clone) and overrides of `cd VOLUME && museg train -c CONFIG key=value ...`."""
+    words = shlex.split(rayjob["spec"]["entrypoint"])
+    change, folder, _, program, command, flag, config, *overrides = words
+    assert (change, program, command, flag) == ("cd", "museg", "train", "-c")
+    groups = worker_groups(rayjob).values()
+    assert all(folder in {mount["mountPath"] for mount in container(group)["volumeMounts"]} for group in groups)
     assert config.startswith(IMAGE_ROOT)
     return ROOT / config.removeprefix(IMAGE_ROOT), overrides
 
