@@ -125,3 +125,15 @@ def test_unscored_responses_are_counted_where_there_are_some(make_run: Callable[
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 10, "phase": "free", "time_s": 1.0, "reward/quarantined": 3.0}) + "\n")
     assert "3 responses could not be scored" in write_report(run_dir).read_text()
+
+
+def test_queries_without_a_readable_video_are_counted_where_there_are_some(make_run: Callable[..., Path]):
+    run_dir = make_run()
+    assert "unreadable video" not in write_report(run_dir).read_text()
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 10, "phase": "free", "time_s": 1.0, "video/unreadable": 2.0}) + "\n")
+    summary = json.loads((run_dir / "summary.json").read_text())
+    (run_dir / "summary.json").write_text(json.dumps(summary | {"heldout": {"asked": 160, "scored": 157}}))
+    page = write_report(run_dir).read_text()
+    assert "2 queries have an unreadable video" in page
+    assert "Scored on 157 of 160 held-out questions" in page
