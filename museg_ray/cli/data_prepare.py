@@ -67,7 +67,8 @@ def prepare(
         write_text(json_file, json.dumps(rows, indent=2) + "\n")
     if videos and len(tally.unreadable) == len(videos):
         raise VideoError(
-            f"None of the {len(videos)} videos can be read; check data.video_root ({loaded.data.video_root!r})."
+            f"None of the {len(videos)} videos can be read. Where relative paths start from is data.video_root, or the "
+            "--video-root of the import."
         )
 
 

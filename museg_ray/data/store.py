@@ -82,6 +82,8 @@ def read_table(path: Path, columns: Sequence[str]) -> pa.Table:
         if missing:
             raise DataError(f"{path} has no column {missing[0]!r}; expected {', '.join(columns)}.")
         return pq.read_table(path, columns=list(columns), partitioning=None)
+    except FileNotFoundError as error:
+        raise DataError(f"There is no file {path}; `museg data import … --out {path.parent}` makes it.") from error
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"Cannot read {path} as Parquet: {error}") from error
 

