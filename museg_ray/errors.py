@@ -12,6 +12,7 @@ what, where (file, row, key), what was expected and what to do; the command line
   + LearnerError     (RuntimeError)  the learner could not make an update
   + WeightSyncError  (RuntimeError)  a weight push failed or left an actor at another version
   + ParityError      (RuntimeError)  rollout and learner disagree about the same tokens
+  + CheckpointError  (RuntimeError)  a checkpoint, or a run folder to go on with, is damaged or incomplete
 
 All take one message, so that they survive pickling between Ray processes; what else one holds is an attribute.
 """
@@ -94,3 +95,7 @@ class WeightSyncError(MusegError, RuntimeError):
 
 class ParityError(MusegError, RuntimeError):
     """Rollout and learner give different log-probs to the same tokens: training would be off-policy unseen."""
+
+
+class CheckpointError(MusegError, RuntimeError):
+    """A checkpoint, or the run folder that it belongs to, is damaged or incomplete: names file and fault."""

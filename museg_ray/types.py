@@ -47,7 +47,7 @@ class Clip:
     key: str
     """Names content, times and settings together; it is the engine's cache key, so it must be unique to all three."""
     video: str
-    frames: ByteArray  # [T, H, W, 3] uint8 RGB, T even, H and W multiples of 28
+    frames: ByteArray  # [T, H, W, 3] uint8 RGB, T even, H and W multiples of `video.size_multiple`
     times_s: FloatArray  # [T] presentation time of each frame
     duration_s: float
 

@@ -8,6 +8,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -17,6 +18,9 @@ from museg_ray.types import Clip
 from museg_ray.video.loader import ClipHandle
 from museg_ray.video.prepare import PreparedClip
 from museg_ray.video.store import FrameStore
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, Qwen3VLConfig
 
 # No wall-clock limits: the machine may be busy with the rest of the suite.
 settings.register_profile("museg", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -43,6 +47,73 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = build_tokenizer(tokenizer_texts())
     save_tiny_model(build_model(tokenizer, seed=0), tokenizer, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random-weight Qwen3-VL of 0.7 M parameters with museg-tiny's tokenizer: DeepStack from two of four layers, tied
+    embeddings, and the tokens `<think>` and `</think>` that the real one has."""
+    import torch
+    from transformers import (
+        AddedToken,
+        AutoTokenizer,
+        Qwen2VLImageProcessor,
+        Qwen3VLForConditionalGeneration,
+        Qwen3VLProcessor,
+        Qwen3VLVideoProcessor,
+    )
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    tokenizer.add_tokens([AddedToken(tag, normalized=False, special=False) for tag in ("<think>", "</think>")])
+    size = {"shortest_edge": 32 * 32, "longest_edge": 64 * 64 * 64}
+    processor = Qwen3VLProcessor(
+        Qwen2VLImageProcessor(patch_size=16, size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3),
+        tokenizer,
+        Qwen3VLVideoProcessor(size=size, cap_pixels_per_frame=False),
+        chat_template=tokenizer.chat_template,
+    )
+    folder = tmp_path_factory.mktemp("qwen3") / "qwen3-tiny-random"
+    torch.manual_seed(0)
+    Qwen3VLForConditionalGeneration(_qwen3_config(tokenizer)).float().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def _qwen3_config(tokenizer: "PreTrainedTokenizerBase") -> "Qwen3VLConfig":
+    from transformers import Qwen3VLConfig
+
+    from museg_ray.model.tiny import INITIALIZER_RANGE, SPECIAL_TOKENS
+
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+    rope = {"rope_type": "default", "mrope_section": [6, 5, 5], "mrope_interleaved": True, "rope_theta": 10000.0}
+    shared = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": INITIALIZER_RANGE}
+    text = {"num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+    vision = {"depth": 4, "num_heads": 2, "out_hidden_size": 64, "num_position_embeddings": 64}
+    return Qwen3VLConfig(
+        text_config={
+            **shared,
+            **text,
+            "vocab_size": (len(tokenizer) + 63) // 64 * 64,
+            "max_position_embeddings": 8192,
+            "rope_parameters": rope,
+            "tie_word_embeddings": True,
+            "bos_token_id": None,
+            "eos_token_id": ids["<|im_end|>"],
+            "pad_token_id": ids["<|endoftext|>"],
+        },
+        vision_config={**shared, **vision, "deepstack_visual_indexes": [1, 2]},
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        tie_word_embeddings=True,
+    )
+
+
+@pytest.fixture(scope="session", params=["qwen2_5_vl", "qwen3_vl"])
+def family_dir(request: pytest.FixtureRequest, tiny_model_dir: Path, tiny_qwen3_dir: Path) -> Path:
+    """The tiny model of each family in turn."""
+    return {"qwen2_5_vl": tiny_model_dir, "qwen3_vl": tiny_qwen3_dir}[request.param]
 
 
 @pytest.fixture(scope="session")

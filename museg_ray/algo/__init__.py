@@ -1,1 +1,1 @@
-"""The arithmetic of GRPO: advantages and loss, on plain arrays and tensors."""
+"""The arithmetic of GRPO: advantages, token weights and loss, on plain arrays and tensors."""

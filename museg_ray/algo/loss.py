@@ -1,63 +1,118 @@
-"""The GRPO loss on the flat completion tokens of one group.
+"""The GRPO loss: a weighted sum over flat completion tokens.
 
-Shapes: N completion tokens of the group, all responses one after another; G responses.
+The weights are those of the whole update (algo/aggregation.py), so the sums of a loss and of its statistics over any
+packs and ranks are those of the update. Shapes: K tokens, of any responses and groups.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from museg_ray.algo.correction import importance_weights
+from museg_ray.algo.kl import KL_ESTIMATORS, k3
+from museg_ray.algo.surrogate import clipped_surrogate
+from museg_ray.config.learning import AlgoConfig
 
-def _mean_per_response(values: Tensor, response_index: Tensor, num_responses: int) -> Tensor:
-    """Mean over each response's tokens, then over all responses; a response without tokens counts with 0.
+WEIGHT = "weight"
+"""Sum of the weights: the others divided by it are means over tokens, weighed as in the loss."""
+KL = "kl"
+"""k3 estimate of the KL to the reference in nats, whichever estimator the loss has; only with a reference."""
+CLIPPED = "clipped"
+"""Tokens whose policy gradient the clip cut."""
+ENTROPY = "entropy"
+"""Of the policy at the token, in nats; only where it is given."""
+CORRECTION = "correction"
+"""Importance weight after truncating or masking."""
+CORRECTED = "corrected"
+"""Tokens whose importance weight was truncated or masked."""
 
-    Every response weighs the same, however long it is (per-sequence mean, as in the paper).
-    """
-    sums = values.new_zeros(num_responses).index_add(0, response_index, values)  # [G]
-    counts = torch.bincount(response_index, minlength=num_responses)  # [G]
-    return (sums / counts.clamp(min=1)).mean()
+
+@dataclass(frozen=True, slots=True)
+class LossTokens:
+    """Tokens of the loss. Those that the policy may not emit are not among them: their log-probs mean nothing."""
+
+    logprobs: Tensor
+    """[K] under the policy, with gradient."""
+    old_logprobs: Tensor
+    """[K] under the policy that the rollout's first update starts from, detached: there they equal `logprobs`."""
+    rollout_logprobs: Tensor
+    """[K] as the rollout engine sampled them."""
+    reference_logprobs: Tensor | None
+    """[K] under the reference policy, detached; may be None when beta is 0."""
+    entropies: Tensor | None
+    """[K] nats, with gradient; may be None when the entropy bonus is 0."""
+    advantages: Tensor
+    """[K] each token's: that of its response."""
+    weights: Tensor
+    """[K] each token's share in the loss, see `token_weights`."""
+
+    def __post_init__(self) -> None:
+        others = (self.old_logprobs, self.rollout_logprobs, self.reference_logprobs, self.entropies)
+        for values in (*others, self.advantages, self.weights):
+            assert values is None or values.shape == self.logprobs.shape, f"{values.shape} is not one value a token"
+        assert not self.old_logprobs.requires_grad, "the ratio to log-probs that follow the policy has no gradient"
 
 
-def grpo_loss(
-    *,
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    reference_logprobs: Tensor | None,
-    advantages: Tensor,
-    response_index: Tensor,
-    loss_mask: Tensor,
-    num_responses: int,
-    beta: float,
-) -> tuple[Tensor, dict[str, float]]:
-    """GRPO loss of one group: -ratio * advantage + beta * KL, per-response token mean, mean over the responses.
+def grpo_loss(tokens: LossTokens, algo: AlgoConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """sum of weight * (correction * clipped surrogate + beta * KL - entropy_bonus * entropy) over the tokens.
 
-    ratio = exp(logprobs - old_logprobs) carries the policy gradient. Each rollout is used for one update, so
-    `old_logprobs` is `logprobs.detach()`, the ratio is 1 and there is nothing to clip. KL is the k3 estimate
-    exp(d) - d - 1 with d = reference - policy: never negative, and unbiased for samples of the policy.
+    The correction multiplies the policy gradient alone: an advantage was earned by what the rollout engine sampled.
+    KL and entropy hold the policy itself in place, also on tokens on which the engines disagree: these would drift
+    freely if a mask took them out of the KL too.
+
+    Without tokens (K = 0) the loss is 0 and still hangs on `logprobs`, so `backward` works.
 
     Args:
-        logprobs: [N] log-probs of the completion tokens under the policy, with gradient.
-        old_logprobs: [N] the same tokens under the policy that the update starts from, detached.
-        reference_logprobs: [N] under the frozen reference policy, or None when beta is 0.
-        advantages: [N] each token's advantage: that of its response.
-        response_index: [N] int64, the response that a token belongs to, 0 to G - 1.
-        loss_mask: [N] bool; False leaves a token out, as if it were not part of its response: a token that the
-            policy may not emit, whose log-prob (-inf, or next to it) means nothing.
-        num_responses: G, responses without any token included.
-        beta: weight of the KL term.
+        tokens: some or all of an update's tokens.
+        algo: the variants; `loss_mean` has gone into the weights, `scale_advantages` into the advantages.
 
     Returns:
-        The scalar loss, and {"kl": mean KL in nats} (empty without a reference).
+        The scalar loss, and the detached statistics by their keys above, each a sum over tokens times their weights.
 
-    Source: GRPO (arXiv 2402.03300, equations 3 and 4), in the on-policy form of MUSEG's published code.
+    Source: GRPO (arXiv 2402.03300, equations 3 and 4). With the defaults and one update a rollout it is the on-policy
+    form of MUSEG's published code.
     """
-    assert reference_logprobs is not None or beta == 0.0, f"beta {beta} needs the reference policy's log-probs"
-    kept = loss_mask.nonzero().squeeze(1)  # [K] indices: dropped tokens leave the graph; 0 * inf would be NaN
-    policy, index = logprobs[kept], response_index[kept]
-    ratio = torch.exp(policy - old_logprobs[kept])
-    per_token = -ratio * advantages[kept]  # [K]
-    if reference_logprobs is None:
-        return _mean_per_response(per_token, index, num_responses), {}
-    log_ratio = reference_logprobs[kept] - policy
-    kl = torch.exp(log_ratio) - log_ratio - 1.0  # [K]
-    loss = _mean_per_response(per_token + beta * kl, index, num_responses)
-    return loss, {"kl": _mean_per_response(kl.detach(), index, num_responses).item()}
+    correction, was_corrected = importance_weights(
+        algo.correction, tokens.old_logprobs, tokens.rollout_logprobs, algo.correction_limit
+    )
+    # A token that the correction drops is taken as on policy: an infinite loss times 0 would be NaN.
+    logprobs = torch.where(correction == 0, tokens.old_logprobs, tokens.logprobs)  # [K]
+    surrogate, was_clipped = clipped_surrogate(
+        logprobs,
+        tokens.old_logprobs,
+        tokens.advantages,
+        clip_low=algo.clip_low,
+        clip_high=algo.clip_high,
+        dual_clip=algo.dual_clip,
+    )
+    losses = correction * surrogate + _regulariser(tokens, algo)  # [K]
+    stats = {CORRECTION: correction, CORRECTED: was_corrected, CLIPPED: was_clipped} | _policy_stats(tokens)
+    weighted = {name: (tokens.weights * values).sum() for name, values in stats.items()}
+    return (tokens.weights * losses).sum(), {WEIGHT: tokens.weights.sum(), **weighted}
+
+
+def _regulariser(tokens: LossTokens, algo: AlgoConfig) -> Tensor:
+    """[K] beta * KL - entropy_bonus * entropy.
+
+    The entropy bonus is that of PPO (arXiv 1707.06347, equation 9), after A3C (arXiv 1602.01783). A term of weight 0 is
+    left out: 0 times an infinite KL would be NaN.
+    """
+    terms = torch.zeros_like(tokens.logprobs)
+    if algo.beta:
+        assert tokens.reference_logprobs is not None, f"beta {algo.beta} needs the reference policy's log-probs"
+        terms = terms + algo.beta * KL_ESTIMATORS[algo.kl_estimator](tokens.reference_logprobs - tokens.logprobs)
+    if algo.entropy_bonus:
+        assert tokens.entropies is not None, f"entropy bonus {algo.entropy_bonus} needs the entropies"
+        terms = terms - algo.entropy_bonus * tokens.entropies
+    return terms
+
+
+def _policy_stats(tokens: LossTokens) -> dict[str, Tensor]:
+    """[K] each: what can be told of the policy from what is given."""
+    stats = {}
+    if tokens.reference_logprobs is not None:
+        stats[KL] = k3(tokens.reference_logprobs - tokens.logprobs.detach())
+    if tokens.entropies is not None:
+        stats[ENTROPY] = tokens.entropies.detach()
+    return stats

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -48,6 +48,28 @@ def video(
 
     with silenced_libraries() as terminal, Console(file=terminal).status("measuring video …") as status:
         result = bench_video(rounds, status.update)
+    result.print(Console(highlight=False))
+    if json_file is not None:
+        write_text(json_file, result.as_json())
+
+
+@bench.command()
+def learner(
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements; the median counts.")] = 3,
+    model: Annotated[
+        Literal["tiny", "3b"],
+        typer.Option(help="museg-tiny in float32, or the sizes of Qwen2.5-VL-3B with random weights in bfloat16."),
+    ] = "tiny",
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="`auto`: the GPU where there is one.")
+    ] = "auto",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")] = None,
+) -> None:
+    """One update pass over a group, packed, against the published trainer's row by row: time, memory, equality."""
+    from museg_ray.bench.learner import bench_learner
+
+    with silenced_libraries() as terminal, Console(file=terminal).status("measuring the learner …") as status:
+        result = bench_learner(model, device, rounds, status.update)
     result.print(Console(highlight=False))
     if json_file is not None:
         write_text(json_file, result.as_json())

@@ -9,9 +9,12 @@ from museg_ray.config.load import load_config
 
 
 def demo(
-    run_dir: Annotated[Path | None, typer.Option(help="Folder of this run; must be new or empty.")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Folder of this run; new or empty, but for --resume.")] = None,
     seed: Annotated[int, typer.Option(help="Seeds query order and sampling.")] = 0,
     rebuild_model: Annotated[bool, typer.Option(help="First train the packaged museg-tiny anew (slow).")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --run-dir where it is there.")
+    ] = False,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value pairs that win over the demo's.")] = None,
 ) -> None:
     """Train museg-tiny on rendered videos through both reward phases and show what it learned."""
@@ -19,6 +22,8 @@ def demo(
     if run_dir is not None:
         place = run_dir.expanduser().resolve()
         settings += [f"run.dir={place.parent}", f"run.name={place.name}"]
+    if resume:
+        settings.append("run.resume=true")
     loaded = load_config(demo_config_path(), settings)
 
     from museg_ray.train.run import run

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from museg_ray.cli.silence import silenced_libraries
 from museg_ray.config.load import MODEL_CONFIG_FILE, load_config
-from museg_ray.config.schema import Config
+from museg_ray.config.schema import Config, VideoConfig
 from museg_ray.types import Clip, GroundingQuery
 
 if TYPE_CHECKING:
@@ -48,9 +48,15 @@ def ground(
 
 
 def _model_config(model_dir: Path) -> Config:
-    """The configuration beside the weights; the default one (Qwen2.5-VL at the paper's sizes) where there is none."""
+    """The configuration beside the weights; the default one (the paper's sizes) where there is none."""
+    from museg_ray.model.qwen_vl import check_size_multiple, load_vision_spec
+
     beside = model_dir / MODEL_CONFIG_FILE
-    return load_config(beside) if beside.is_file() else Config()
+    if not beside.is_file():
+        return Config(video=VideoConfig(size_multiple=load_vision_spec(model_dir).size_multiple))
+    config = load_config(beside)
+    check_size_multiple(config.video.size_multiple, model_dir)
+    return config
 
 
 async def _ask(model_dir: Path, config: Config, clip: Clip, question: str) -> str:

@@ -9,6 +9,7 @@ from museg_ray.cli.bench import bench
 from museg_ray.cli.data import data
 from museg_ray.cli.data_prepare import prepare
 from museg_ray.cli.demo import demo
+from museg_ray.cli.export import export
 from museg_ray.cli.ground import ground
 from museg_ray.cli.reward import reward
 from museg_ray.cli.train import train
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(train)
 app.command()(ground)
+app.command()(export)
 app.add_typer(reward, name="reward")
 app.add_typer(bench, name="bench")
 data.command()(prepare)

@@ -11,9 +11,12 @@ from museg_ray.config.load import load_config
 def train(
     config: Annotated[Path, typer.Option("--config", "-c", help="YAML file, e.g. configs/museg_7b.yaml.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value pairs that win over the file.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run run.name where it is there: run.resume=true.")
+    ] = False,
 ) -> None:
     """Train by GRPO: rollouts, rewards, updates, held-out evaluation before and after."""
-    loaded = load_config(config, overrides or ())
+    loaded = load_config(config, [*(overrides or ()), *(["run.resume=true"] if resume else [])])
 
     from museg_ray.train.run import run  # heavy imports (torch, ray): a wrong configuration is told at once
 

@@ -1,10 +1,14 @@
 """The configuration tree. Every field has its unit and meaning under it; YAML files live in `configs/`.
 
+`learning.py` holds the subtrees `algo`, `learner` and `checkpoint`.
+
 `load.py` reads YAML and `key=value` overrides into `Config`; `validate.py` holds the checks of values.
 """
 
 import os
 from dataclasses import dataclass, field
+
+from museg_ray.config.learning import AlgoConfig, CheckpointConfig, LearnerConfig
 
 
 @dataclass
@@ -15,12 +19,15 @@ class RunConfig:
     """Name of this run's folder; empty: the config's name and the time."""
     seed: int = 0
     """Seeds query order and sampling. The corpus has a seed of its own."""
+    resume: bool = False
+    """True: a run folder `name` that is there already is gone on with, from its last checkpoint; one that is not is
+    begun. So the same command starts a run and takes it up again."""
 
 
 @dataclass
 class ModelConfig:
     path: str = "museg-tiny"
-    """Hugging Face folder of a Qwen2.5-VL, or `museg-tiny` for the one in the package."""
+    """Hugging Face folder of a Qwen2.5-VL or Qwen3-VL, or `museg-tiny` for the one in the package."""
     dtype: str = "bfloat16"
     """`float32` or `bfloat16`: weights and arithmetic of rollout and learner."""
     max_tokens: int = 4096
@@ -70,6 +77,9 @@ class VideoConfig:
     """Most pixels a frame (768 * 28 * 28)."""
     total_pixels: int = 2809856
     """Pixel budget of a clip over its frame pairs (3584 * 28 * 28): bounds the video tokens."""
+    size_multiple: int = 28
+    """Height and width of frames are multiples of it, pixels: patch size x merge size of the model, 28 for Qwen2.5-VL
+    and 32 for Qwen3-VL."""
     sampling: str = "time"
     """Which frames: `time` (evenly spread in time) or `qwen_vl_utils` (the very frames of qwen-vl-utils 0.0.14, evenly
     spread by number, whose times are off by up to half a sampling period)."""
@@ -152,37 +162,6 @@ class RewardConfig:
     """Import path of a reward of your own, e.g. `my_package.my_reward`; see docs/rewards.md for its signature."""
     response_timeout_s: float = 10.0
     """A response that is not scored by then is retried once by itself, then quarantined."""
-
-
-@dataclass
-class AlgoConfig:
-    beta: float = 0.04
-    """Weight of the KL term against the reference policy; 0 drops the reference model."""
-    scale_advantages: bool = True
-    """Divide advantages by the group's standard deviation (GRPO); False keeps only the mean subtracted."""
-
-
-@dataclass
-class LearnerConfig:
-    num_cpus: float = 1.0
-    """CPUs the learner actor reserves in Ray."""
-    num_gpus: float = 0.0
-    num_threads: int = 0
-    """Torch threads on a CPU; 0: torch's own choice."""
-    zero_stage: int = 2
-    """DeepSpeed ZeRO stage, 0 to 3."""
-    learning_rate: float = 1.5e-6
-    schedule: str = "linear"
-    """`linear` (to 0 over all steps, or over those up to the next phase with `fresh_schedule`) or `constant`."""
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    adam_betas: tuple[float, float] = (0.9, 0.999)
-    max_grad_norm: float = 1.0
-    gradient_checkpointing: bool = False
-    train_vision: bool = True
-    """False freezes the vision tower (MUSEG trains it)."""
-    step_timeout_s: float = 3600.0
-    """An update that takes longer ends the run."""
 
 
 FURTHER_REWARDS = ("tiou", "recall", "wasserstein", "brevity", "custom")
@@ -269,6 +248,8 @@ class AlarmConfig:
     """Share of a step's valid answers that are one and the same, given for different videos."""
     max_full_length_share: float = 0.5
     """Share of valid answers that cover at least 90 % of a video whose truth does not."""
+    max_skipped_updates: float = 0.0
+    """Updates of a step that were skipped because loss or gradient was not finite. Looked at in every single step."""
 
 
 @dataclass
@@ -293,6 +274,7 @@ class Config:
     algo: AlgoConfig = field(default_factory=AlgoConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     alarms: AlarmConfig = field(default_factory=AlarmConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
@@ -324,10 +306,10 @@ class Config:
             video.num_actors * video.num_cpus
             + rollout.num_actors * rollout.num_cpus
             + rewards.num_actors * rewards.num_cpus
-            + self.learner.num_cpus
+            + self.learner.num_ranks * self.learner.num_cpus
         )
 
     @property
     def num_gpus_needed(self) -> float:
         """GPUs that all actors together reserve in Ray."""
-        return self.rollout.num_actors * self.rollout.num_gpus + self.learner.num_gpus
+        return self.rollout.num_actors * self.rollout.num_gpus + self.learner.num_ranks * self.learner.num_gpus

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import fields
 
+from museg_ray.config.learning import AlgoConfig, CheckpointConfig
 from museg_ray.config.schema import AlarmConfig, Config, DataConfig, PhaseConfig
 from museg_ray.errors import ConfigError
 
@@ -20,7 +21,12 @@ def _validate_choices(config: Config) -> None:
         ("rewards.global_matching", config.rewards.global_matching, ("iou", "f1")),
         ("rewards.local_matching", config.rewards.local_matching, ("sequential", "maximum", "none")),
         ("rewards.timestamp", config.rewards.timestamp, ("all", "fraction")),
+        ("algo.kl_estimator", config.algo.kl_estimator, ("k1", "k2", "k3")),
+        ("algo.loss_mean", config.algo.loss_mean, ("sequence", "token", "constant")),
+        ("algo.correction", config.algo.correction, ("none", "truncate", "mask")),
         ("learner.schedule", config.learner.schedule, ("linear", "constant")),
+        ("learner.reference", config.learner.reference, ("device", "sharded", "cpu", "lora_off")),
+        ("learner.attention", config.learner.attention, ("split", "flex", "dense")),
         ("learner.zero_stage", config.learner.zero_stage, (0, 1, 2, 3)),
     ]
     for key, value, allowed in choices:
@@ -42,6 +48,14 @@ def _validate_ranges(config: Config) -> None:
         ("rewards.num_cpus", config.rewards.num_cpus, 0),
         ("video.num_cpus", config.video.num_cpus, 0),
         ("learner.num_cpus", config.learner.num_cpus, 0),
+        ("learner.num_ranks", config.learner.num_ranks, 1),
+        ("learner.num_threads", config.learner.num_threads, 0),
+        ("learner.chunk_tokens", config.learner.chunk_tokens, 1),
+        ("learner.warmup_steps", config.learner.warmup_steps, 0),
+        ("learner.lora.rank", config.learner.lora.rank, 0),
+        ("video.size_multiple", config.video.size_multiple, 1),
+        ("algo.num_epochs", config.algo.num_epochs, 1),
+        ("algo.num_minibatches", config.algo.num_minibatches, 1),
     ]
     for key, value, least in at_least:
         _require(value >= least, f"{key} is {value}; it must be at least {least}.")
@@ -129,6 +143,98 @@ def _validate_rewards(config: Config) -> None:
     )
 
 
+def _validate_algo(algo: AlgoConfig, prompts_per_step: int) -> None:
+    for name, least in (("beta", 0.0), ("clip_high", 0.0), ("entropy_bonus", 0.0), ("correction_limit", 1.0)):
+        value = getattr(algo, name)
+        _require(least <= value < math.inf, f"algo.{name} is {value:g}; it must be a number of at least {least:g}.")
+    _require_share("algo.clip_low", algo.clip_low)
+    _require(
+        algo.dual_clip == 0.0 or 1.0 < algo.dual_clip < math.inf,
+        f"algo.dual_clip is {algo.dual_clip:g}; it must be above 1 (a bound on the ratio), or 0 for none.",
+    )
+    _require(
+        algo.num_minibatches <= prompts_per_step,
+        f"algo.num_minibatches is {algo.num_minibatches}, more than train.prompts_per_step ({prompts_per_step}): "
+        "each update needs a group.",
+    )
+
+
+def _validate_learner(config: Config) -> None:
+    learner = config.learner
+    _require(
+        learner.num_gpus in (0.0, 1.0),
+        f"learner.num_gpus is {learner.num_gpus:g}; a rank has one GPU, or 0: set learner.num_ranks instead.",
+    )
+    rates = ("learning_rate", "vision_learning_rate", "merger_learning_rate", "weight_decay", "max_grad_norm")
+    for name in rates:
+        value = getattr(learner, name)
+        _require(
+            value is None or 0.0 <= value < math.inf, f"learner.{name} is {value}; it must be a number of at least 0."
+        )
+    for name in ("start_timeout_s", "step_timeout_s"):
+        value = getattr(learner, name)
+        _require(0.0 < value < math.inf, f"learner.{name} is {value:g}; it must be above 0.")
+    _require(
+        all(0.0 <= beta < 1.0 for beta in learner.adam_betas),
+        f"learner.adam_betas is {list(learner.adam_betas)}; both must be at least 0 and below 1.",
+    )
+    _require(
+        learner.zero_stage > 0 or config.model.dtype == "float32",
+        "learner.zero_stage is 0 and model.dtype is bfloat16, where DeepSpeed keeps no float32 gradients; set "
+        "learner.zero_stage to 1 (the same arithmetic in float32) or model.dtype to float32.",
+    )
+    _require(
+        not learner.liger or learner.num_gpus > 0,
+        "learner.liger is true, but its kernels run on a GPU alone; set it to false, or learner.num_gpus to 1.",
+    )
+    _require(
+        learner.pack_tokens >= config.model.max_tokens,
+        f"learner.pack_tokens is {learner.pack_tokens}, less than model.max_tokens ({config.model.max_tokens}): a "
+        "prompt with one response may not fit into a packed sequence.",
+    )
+    _require(
+        learner.attention != "flex" or learner.num_gpus > 0,
+        "learner.attention is 'flex', which has no gradients on a CPU; set it to 'split', or learner.num_gpus to 1.",
+    )
+    _require(
+        not learner.offload_optimizer or learner.zero_stage >= 1,
+        "learner.offload_optimizer needs learner.zero_stage 1, 2 or 3; it is 0.",
+    )
+    _require(
+        not learner.offload_weights or learner.zero_stage == 3,
+        f"learner.offload_weights needs learner.zero_stage 3; it is {learner.zero_stage}.",
+    )
+    _validate_lora(config)
+
+
+def _validate_lora(config: Config) -> None:
+    learner = config.learner
+    _require(0.0 < learner.lora.alpha < math.inf, f"learner.lora.alpha is {learner.lora.alpha:g}; it must be above 0.")
+    if learner.reference != "lora_off":
+        return
+    _require(
+        learner.lora.rank > 0,
+        "learner.reference is 'lora_off', but there are no adapters to turn off; set learner.lora.rank, or "
+        "learner.reference to 'device'.",
+    )
+    _require(
+        not learner.train_vision and not learner.train_merger,
+        "learner.reference is 'lora_off', but vision tower or merger are trained too, and would move with the policy; "
+        "set learner.train_vision and learner.train_merger to false, or learner.reference to 'device'.",
+    )
+    _require(
+        not any(phase.fresh_reference for phase in config.train.phases),
+        "A phase has fresh_reference, but learner.reference is 'lora_off', which is always the model folder's policy; "
+        "set learner.reference to 'device'.",
+    )
+
+
+def _validate_checkpoint(checkpoint: CheckpointConfig) -> None:
+    for name, least in (("every_steps", 0), ("keep_last", 1), ("keep_best", 0)):
+        value = getattr(checkpoint, name)
+        _require(value >= least, f"checkpoint.{name} is {value}; it must be at least {least}.")
+
+
 def _validate_alarms(alarms: AlarmConfig) -> None:
     for limit in fields(alarms):
         key, value = f"alarms.{limit.name}", getattr(alarms, limit.name)
@@ -171,4 +277,7 @@ def validate(config: Config) -> None:
     _validate_data(config.data)
     _validate_video(config)
     _validate_rewards(config)
+    _validate_algo(config.algo, config.train.prompts_per_step)
+    _validate_learner(config)
     _validate_alarms(config.alarms)
+    _validate_checkpoint(config.checkpoint)

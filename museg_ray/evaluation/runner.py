@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from museg_ray.config.schema import RewardConfig, RewardWeights
 from museg_ray.data.prompts import render_prompt
-from museg_ray.errors import VideoError
+from museg_ray.errors import CheckpointError, VideoError
 from museg_ray.evaluation.metrics import GroundingAnswer, GroundingScores, grounding_scores
 from museg_ray.files import whole_file
 from museg_ray.model.prompt import chat_prompt_ids
@@ -120,7 +121,35 @@ def scores(answered: Iterable[Answered]) -> GroundingScores:
 
 
 def write_answers(answered: Iterable[Answered], path: Path) -> None:
-    """Write one JSON line an answer, whole or not at all."""
+    """Write one JSON line an answer, whole or not at all; it is on the disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as partial:
-        partial.write_text("".join(json.dumps(a.as_row()) + "\n" for a in answered), encoding="utf-8")
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(a.as_row()) + "\n" for a in answered)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_answers(queries: Sequence[GroundingQuery], path: Path) -> Evaluation:
+    """What `write_answers` wrote: the evaluation of these queries as it was made, without its unreadable videos.
+
+    Raises:
+        CheckpointError: the file is not there, is damaged, or answers other queries.
+    """
+    by_id = {query.query_id: query for query in queries}
+    recipe, weights = Recipe(RewardConfig()), RewardWeights()
+    answered = []
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            query, text = by_id[row["query_id"]], row["response"]
+            answer = Answered(query, text, recipe.score(text, query, weights))
+            if json.loads(json.dumps(answer.as_row())) != row:
+                raise ValueError(f"the answer to {query.query_id} is not about the same question, video and segments")
+            answered.append(answer)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"The answers in {path} cannot be taken over ({type(error).__name__}: {error}). The run to be resumed gave "
+            "them before it trained, and they cannot be given again: restore the file and data.heldout as they were, "
+            "or start a new run."
+        ) from None
+    return Evaluation(answered, unreadable=[])

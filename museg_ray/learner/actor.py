@@ -1,52 +1,84 @@
-"""The learner in a Ray actor of its own, and the driver's handle on it."""
+"""The learner's ranks in Ray actors of their own, and the driver's one handle on them."""
 
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from museg_ray.config.schema import Config, LearnerConfig, PhaseConfig
-from museg_ray.errors import LearnerError, MusegError
-from museg_ray.types import ScoredGroup
+from museg_ray.config.learning import LearnerConfig
+from museg_ray.config.schema import Config, PhaseConfig
+from museg_ray.errors import LearnerError, MusegError, ResourceError
+from museg_ray.learner.rank import Rank
+from museg_ray.types import Clip, ScoredGroup
 from museg_ray.video.loader import ClipHandle, ClipLoader
 
 if TYPE_CHECKING:
     from museg_ray.learner.learner import Learner
 
 Result = TypeVar("Result")
+REASON_WAIT_S = 5.0
+WRITING = "writing"
+"""The actor's thread for waiting; all else runs in its one other thread, in the order of the calls."""
 
 
 class LearnerActor:
-    """Fetches what an update needs and puts away what it gives; `Learner` does the work. One rank."""
+    """One rank. Fetches what an update needs and puts away what it gives; `Learner` does the work."""
 
     _learner: "Learner"
+    _writing: Future[None] | None = None
 
-    def start(self, config: Config, model_dir: Path) -> None:
-        """The first call. Not in `__init__`, whose errors Ray reports without their type."""
+    def open_store(self, num_ranks: int) -> tuple[str, int]:
+        """Rank 0: (host, port) where all ranks meet."""
+        from museg_ray.learner.process_group import open_store
+
+        host = ray.util.get_node_ip_address()
+        return host, open_store(host, num_ranks)
+
+    def start(self, config: Config, model_dir: Path, rank: Rank, checkpoint: Path | None) -> None:
+        """The first call of most. Not in `__init__`, whose errors Ray reports without their type."""
         # Here and not above: DeepSpeed chooses its accelerator when it is imported, from this process's environment.
         from museg_ray.learner.learner import Learner
 
-        self._learner = Learner(config, model_dir)
+        self._learner = Learner(config, model_dir, rank, checkpoint)
         self._clips = ClipLoader(config.video)
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
 
-    def update(self, groups: Sequence[ScoredGroup], clips: Mapping[str, ClipHandle]) -> dict[str, float]:
-        return self._learner.update(groups, {key: self._clips.load(handle) for key, handle in clips.items()})
+    def update(self, groups: Sequence[ScoredGroup], clips: Mapping[str, ClipHandle], step: int) -> dict[str, float]:
+        return self._learner.update(groups, self._load(groups, clips), step)
 
-    def export_weights(self) -> ray.ObjectRef:
-        return ray.put(self._learner.export_weights())
+    def score(self, groups: Sequence[ScoredGroup], clips: Mapping[str, ClipHandle]) -> dict[str, float]:
+        return self._learner.score(groups, self._load(groups, clips))
+
+    def export_weights(self) -> ray.ObjectRef | None:
+        blob = self._learner.export_weights()
+        return None if blob is None else ray.put(blob)
 
     def start_phase(self, phase: PhaseConfig) -> None:
         self._learner.start_phase(phase)
 
-    def save_checkpoint(self, out_dir: Path) -> None:
-        self._learner.save_checkpoint(out_dir)
+    def begin_checkpoint(self, folder: Path) -> None:
+        snapshot = self._learner.snapshot()
+        self._writing = self._writer.submit(snapshot.write, folder)
+
+    @ray.method(concurrency_group=WRITING)
+    def finish_checkpoint(self) -> None:
+        """Waits beside the updates: these go on while files are written."""
+        assert self._writing is not None, "no checkpoint has begun"
+        self._writing.result()
 
     def export_model(self, out_dir: Path) -> None:
         self._learner.export_model(out_dir)
+
+    def _load(self, groups: Sequence[ScoredGroup], clips: Mapping[str, ClipHandle]) -> dict[str, Clip]:
+        """The clips of this rank alone."""
+        return {key: self._clips.load(clips[key]) for key in self._learner.clip_keys(groups)}
 
 
 def _environment(config: LearnerConfig) -> dict[str, str]:
@@ -61,60 +93,147 @@ def _environment(config: LearnerConfig) -> dict[str, str]:
 
 
 class LearnerHandle:
-    """What the driver holds. Errors of ours come out as they were raised; used from one event loop."""
+    """What the driver holds of all ranks. Errors of ours come out as they were raised; used from one event loop.
 
-    def __init__(self, config: Config, model_dir: Path) -> None:
-        """Start the actor; `ready` tells when it holds the model."""
+    Every call goes to all ranks, since they work together; one that fails fails the call at once, without waiting for
+    the others, which may be waiting for it.
+    """
+
+    def __init__(self, config: Config, model_dir: Path, checkpoint: Path | None = None) -> None:
+        """Reserve a place for every rank, as near to one another as can be; `ready` starts them.
+
+        Args:
+            config: of the run.
+            model_dir: the model that the run started from.
+            checkpoint: the `learner` folder of a checkpoint to go on from.
+        """
+        self._config, self._model_dir, self._checkpoint = config, model_dir, checkpoint
         learner = config.learner
-        self._step_timeout_s = learner.step_timeout_s
-        environment = {"env_vars": _environment(learner)}
-        options = {"num_cpus": learner.num_cpus, "num_gpus": learner.num_gpus, "runtime_env": environment}
-        self._actor: ActorHandle = ray.remote(LearnerActor).options(**options).remote()
-        self._started: ray.ObjectRef = self._actor.start.remote(config, model_dir)
+        resources = {"CPU": learner.num_cpus, "GPU": learner.num_gpus}
+        bundle = {kind: amount for kind, amount in resources.items() if amount} or {"CPU": 0.001}
+        self._place: PlacementGroup = placement_group([bundle] * learner.num_ranks, strategy="PACK")
+        self._actors: list[ActorHandle] = [
+            ray.remote(concurrency_groups={WRITING: 1})(LearnerActor)
+            .options(
+                num_cpus=learner.num_cpus,
+                num_gpus=learner.num_gpus,
+                runtime_env={"env_vars": _environment(learner)},
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self._place, index),
+            )
+            .remote()
+            for index in range(learner.num_ranks)
+        ]
 
     async def ready(self) -> None:
-        """Wait until the learner holds the model.
+        """Start all ranks and wait until they hold the model.
 
         Raises:
             ModelError, ConfigError: the learner cannot start on this folder or these settings.
-            LearnerError: its process died.
+            LearnerError: a process died, or the checkpoint does not fit.
+            ResourceError: the cluster has no place for the ranks within `learner.start_timeout_s`.
         """
-        await _result(self._started)
+        await self._placed()
+        count = len(self._actors)
+        host, port = "", 0
+        if count > 1:
+            host, port = await _result(self._actors[0].open_store.remote(count))
+        starts = [
+            actor.start.remote(self._config, self._model_dir, Rank(index, count, host, port), self._checkpoint)
+            for index, actor in enumerate(self._actors)
+        ]
+        await _all_results(starts)
 
-    async def update(self, groups: Sequence[ScoredGroup], clips: Mapping[str, ClipHandle]) -> dict[str, float]:
-        """One optimiser step, see `Learner.update`. The learner opens the clips itself: no pixel passes here.
+    async def update(
+        self, groups: Sequence[ScoredGroup], clips: Mapping[str, ClipHandle], step: int
+    ) -> dict[str, float]:
+        """The updates of one step, see `Learner.update`. The ranks open their clips themselves: no pixel passes here.
 
         Raises:
-            LearnerError: not finite, not done within `learner.step_timeout_s`, or its process died.
+            LearnerError: not finite three times in a row, not done within `learner.step_timeout_s`, or a process died.
+            VideoError: a clip is no longer there.
         """
-        try:
-            async with asyncio.timeout(self._step_timeout_s):
-                return await _result(self._actor.update.remote(groups, clips))
-        except TimeoutError:
-            raise LearnerError(
-                f"The learner's update of {len(groups)} groups was not done after {self._step_timeout_s:g} s "
-                "(learner.step_timeout_s); raise it, or look into the learner's worker log."
-            ) from None
+        return await self._timed("update", groups, clips, step)
+
+    async def score(self, groups: Sequence[ScoredGroup], clips: Mapping[str, ClipHandle]) -> dict[str, float]:
+        """How far the groups' log-probs are from the learner's, see `Learner.score`."""
+        return await self._timed("score", groups, clips)
 
     async def export_weights(self) -> ray.ObjectRef:
         """Reference to the blob of the present weights, which lies in the object store."""
-        return await _result(self._actor.export_weights.remote())
+        return (await self._all("export_weights"))[0]
 
     async def start_phase(self, phase: PhaseConfig) -> None:
         """Start anew what the phase wants fresh: exactly at its first step, before any update of that phase."""
-        await _result(self._actor.start_phase.remote(phase))
+        await self._all("start_phase", phase)
 
-    async def save_checkpoint(self, out_dir: Path) -> None:
-        """Write DeepSpeed's checkpoint of weights, optimiser and schedule."""
-        await _result(self._actor.save_checkpoint.remote(out_dir))
+    async def begin_checkpoint(self, folder: Path) -> None:
+        """Copy the learner's state aside; training may go on while every rank writes its files into `folder`, which is
+        there and which all machines see."""
+        await self._all("begin_checkpoint", folder)
+
+    async def finish_checkpoint(self) -> None:
+        """Wait until the files of `begin_checkpoint` are whole.
+
+        Raises:
+            LearnerError: they could not be written.
+        """
+        await self._all("finish_checkpoint")
 
     async def export_model(self, out_dir: Path) -> None:
         """Write a Hugging Face folder of the policy."""
-        await _result(self._actor.export_model.remote(out_dir))
+        await self._all("export_model", out_dir)
 
     async def close(self) -> None:
-        """End the learner's process, also in the middle of an update."""
-        ray.kill(self._actor)
+        """End the learner's processes, also in the middle of an update."""
+        for actor in self._actors:
+            ray.kill(actor)
+        remove_placement_group(self._place)
+
+    async def _timed(self, method: str, groups: Sequence[ScoredGroup], *args: Any) -> dict[str, float]:
+        timeout_s = self._config.learner.step_timeout_s
+        shared = ray.put(groups)  # once, however many ranks read them
+        try:
+            async with asyncio.timeout(timeout_s):
+                results: list[dict[str, float]] = await self._all(method, shared, *args)
+        except TimeoutError:
+            raise LearnerError(
+                f"The learner's {method} of {len(groups)} groups was not done after {timeout_s:g} s "
+                "(learner.step_timeout_s); raise it, or look into the learner's worker log."
+            ) from None
+        return results[0]
+
+    async def _all(self, method: str, *args: Any) -> list[Any]:
+        """What each rank returns."""
+        return await _all_results([getattr(actor, method).remote(*args) for actor in self._actors])
+
+    async def _placed(self) -> None:
+        """Ray itself would wait for ever, without a word, for a place that no machine has."""
+        timeout_s = self._config.learner.start_timeout_s
+        if not await asyncio.to_thread(self._place.wait, timeout_s):
+            bundles = self._place.bundle_specs
+            raise ResourceError(
+                f"The Ray cluster has had no place for {len(bundles)} learner ranks with {bundles[0]} each for "
+                f"{timeout_s:g} s (learner.start_timeout_s). Each rank needs all of that on one machine: lower "
+                "learner.num_ranks, num_cpus or num_gpus, or free it."
+            )
+
+
+async def _all_results(calls: Sequence[Awaitable[Result]]) -> list[Result]:
+    """What each call returns. When one fails, the others are given a moment to say why: a rank that died may show first
+    on those that wait for it, as a connection that was closed."""
+    tasks = [asyncio.ensure_future(_result(call)) for call in calls]
+    try:
+        _, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        if pending:
+            await asyncio.wait(pending, timeout=REASON_WAIT_S)
+    finally:
+        for task in tasks:
+            task.cancel()
+    errors = [task.exception() for task in tasks if task.done() and not task.cancelled()]
+    raised = [error for error in errors if error is not None]
+    if raised:
+        raise min(raised, key=lambda error: not isinstance(error, MusegError))
+    return [task.result() for task in tasks]
 
 
 async def _result(reference: Awaitable[Result]) -> Result:

@@ -1,90 +1,124 @@
-"""The learner: one GRPO update of the policy from a step's scored groups."""
+"""The learner: GRPO updates of the policy from a step's scored groups.
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+groups ─▶ packed micro-batches of this rank ─▶ passes without gradient: frozen tower, reference, old policy
+       ─▶ per update: forward, loss, backward of each micro-batch ─▶ reduce, clip, step
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, pairwise
 from pathlib import Path
 
-import deepspeed
-import numpy as np
 import torch
 
-from museg_ray.algo.loss import grpo_loss
+from museg_ray.algo.loss import LossTokens, grpo_loss
+from museg_ray.config.learning import LearnerConfig
 from museg_ray.config.schema import Config, PhaseConfig
 from museg_ray.errors import LearnerError
-from museg_ray.learner.deepspeed_engine import learner_device, reset_optimizer, start_engine
+from museg_ray.learner.batch import Batcher, MicroBatch
+from museg_ray.learner.checkpoint import LearnerState, Snapshot
+from museg_ray.learner.deepspeed_engine import (
+    apply_gradients,
+    learner_device,
+    reset_optimizer,
+    set_learning_rate,
+    start_engine,
+    start_reference,
+)
+from museg_ray.learner.process_group import join_process_group
+from museg_ray.learner.rank import Rank
+from museg_ray.learner.schedule import run_learning_rate_factor, schedule_spans
+from museg_ray.learner.tally import Tally
+from museg_ray.learner.weights import copy_weights, policy_weights
 from museg_ray.metrics import names
-from museg_ray.model.packing import Pack, pack_group
-from museg_ray.model.patchify import patchify, video_grid
+from museg_ray.model.liger import use_liger
+from museg_ray.model.lora import adapters_off, add_adapters
 from museg_ray.model.policy import PolicyModel
-from museg_ray.model.positions import prompt_positions, seconds_per_grid
 from museg_ray.model.qwen_vl import forbidden_token_ids, load_policy, load_tokenizer, load_vision_spec, save_policy
-from museg_ray.types import ByteArray, Clip, ResponseGroup, ScoredGroup
-from museg_ray.weights.blob import weights_to_blob
+from museg_ray.types import ByteArray, Clip, ScoredGroup
+from museg_ray.weights.blob import Part, weights_to_blob
 
-
-@dataclass(frozen=True, slots=True)
-class _GroupResult:
-    loss: float
-    kl: float
-    gaps: torch.Tensor  # [K] |rollout - learner log-prob| of the tokens in the loss
+Logprobs = tuple[torch.Tensor, torch.Tensor]
+"""Log-probs and entropies, as `PolicyModel` gives them."""
+MAX_SKIPPED_UPDATES = 3
+"""So many updates in a row that are not finite stop the run."""
 
 
 class Learner:
-    """Holds the policy, its optimiser and the frozen KL reference. One rank; plain Python, no Ray.
+    """Holds the policy, its optimiser and the frozen KL reference. Plain Python, no Ray.
 
-    An error leaves the learner between two steps: it is then of no further use.
+    One of `rank.count` ranks that all call the same methods in the same order with the same arguments; each returns
+    the same numbers. An error leaves the learner between two updates: it is then of no further use.
     """
 
-    def __init__(self, config: Config, model_dir: Path) -> None:
-        """Load the policy of `model_dir` and start DeepSpeed.
+    def __init__(
+        self, config: Config, model_dir: Path, rank: Rank | None = None, checkpoint: Path | None = None
+    ) -> None:
+        """Load the policy of `model_dir`, or that of a checkpoint's `learner` folder, and start DeepSpeed.
 
         Raises:
             ModelError: the folder cannot be used.
             ConfigError: settings that DeepSpeed cannot do.
+            CheckpointError: the checkpoint cannot be read, or does not fit the model.
         """
         self._config = config
-        self._model_dir = model_dir
         self._dtype: torch.dtype = getattr(torch, config.model.dtype)
-        self._spec = load_vision_spec(model_dir)
-        self._device = learner_device()
-        policy = self._load(model_dir)
-        policy.model.model.visual.requires_grad_(config.learner.train_vision)
-        if config.learner.gradient_checkpointing:
-            policy.model.gradient_checkpointing_enable({"use_reentrant": False})
-        self._reference = self._load(model_dir) if config.algo.beta > 0 else None
-        if self._reference is not None:
-            self._reference.to(self._device).requires_grad_(False).eval()
+        self._model_dir = model_dir
+        self._rank = rank or Rank()
+        join_process_group(self._rank, config.learner.step_timeout_s)
+        torch.manual_seed(config.run.seed)
+        state = LearnerState(checkpoint) if checkpoint is not None else None
+        self._reference = self._start_reference(state)  # first: sharded, it leaves its memory to the policy
+        policy = self._start_policy(state)
         self._engine = start_engine(policy, config)
         self._engine.train()  # gradient checkpointing acts in training mode only; the model has no dropout
+        self._num_skipped = 0  # in a row
+        self._has_reference_of_its_own = state is not None and state.has_reference
+        if state is not None:
+            self._num_skipped = state.num_skipped
+            state.restore_optimizer(self._engine, self._rank)
+        self._batcher = Batcher(config, load_vision_spec(model_dir), self._rank, learner_device(), policy.is_allowed)
 
-    def update(self, groups: Sequence[ScoredGroup], clips: Mapping[str, Clip]) -> dict[str, float]:
-        """One optimiser step on the mean loss over `groups`.
+    def clip_keys(self, groups: Sequence[ScoredGroup]) -> set[str]:
+        """The clips that this rank needs for `update` or `score` of `groups`."""
+        return set().union(*(self._batcher.clip_keys(share) for share in self._shares(groups)))
+
+    def update(self, groups: Sequence[ScoredGroup], clips: Mapping[str, Clip], step: int) -> dict[str, float]:
+        """The optimiser updates of one step: one by default, else `algo.num_epochs` passes of `algo.num_minibatches`.
+
+        An update whose loss or gradient is not finite is left out on all ranks, and counted.
 
         Args:
-            groups: at least one; their rollouts came from the present weights.
-            clips: by `clip_key`, the clip of every group.
+            groups: at least one, of all ranks together.
+            clips: by `clip_key`, at least those of `clip_keys`.
+            step: global, from 1. The learning rate follows from it.
 
         Returns:
-            `learner/*` and `parity/*` metrics. The gaps compare log-probs before the update, over all tokens of the
-            step but those that may not be sampled.
+            `learner/*` and `parity/*` metrics, over all ranks. The gaps compare log-probs before the first update, over
+            all tokens of the step but those that may not be sampled. Loss and gradient norm are those of the updates
+            that were made, and absent when none was.
 
         Raises:
-            LearnerError: loss, log-prob gap or gradient is not finite.
+            LearnerError: the third update in a row that is not finite.
         """
         assert groups, "an update needs at least one group"
-        results = [self._accumulate(scored, clips[scored.group.clip_key], len(groups)) for scored in groups]
-        learning_rate = self._engine.get_lr()[0]
-        grad_norm = self._step()
-        gaps = torch.cat([result.gaps for result in results])
-        return {
-            names.LEARNER_LOSS: float(np.mean([result.loss for result in results])),
-            names.LEARNER_KL: float(np.mean([result.kl for result in results])),
-            names.LEARNER_GRAD_NORM: grad_norm,
-            names.LEARNER_LEARNING_RATE: learning_rate,
-            names.PARITY_GAP_MEAN: gaps.mean().item() if len(gaps) else 0.0,
-            names.PARITY_GAP_MAX: gaps.max().item() if len(gaps) else 0.0,
-        }
+        algo = self._config.algo
+        learning_rate = self._set_learning_rate(step)
+        updates = [self._batcher.micro_batches(share, clips) for share in self._shares(groups)]
+        for batch in chain(*updates):
+            self._prepare(batch, with_old=algo.num_epochs * len(updates) > 1)
+        tally = Tally(algo)
+        for epoch in range(algo.num_epochs):
+            for batches in updates:
+                losses = [self._accumulate(batch, tally, is_first=epoch == 0) for batch in batches]
+                self._end_update(step, torch.stack(losses).sum(), tally)
+        return tally.metrics() | {names.LEARNER_LEARNING_RATE: learning_rate}
+
+    def score(self, groups: Sequence[ScoredGroup], clips: Mapping[str, Clip]) -> dict[str, float]:
+        """The `parity/*` metrics of groups, without an update: infinite where a log-prob is not finite."""
+        tally = Tally(self._config.algo)
+        for batch in chain(*(self._batcher.micro_batches(share, clips) for share in self._shares(groups))):
+            tally.add_gaps(self._fixed_logprobs(self._engine, batch) - batch.rollout_logprobs)
+        return tally.parity()
 
     def start_phase(self, phase: PhaseConfig) -> None:
         """Start anew what the phase wants fresh: `fresh_optimizer` and `fresh_reference`.
@@ -95,107 +129,149 @@ class Learner:
         """
         if phase.fresh_optimizer:
             reset_optimizer(self._engine)
-        if phase.fresh_reference:
-            self._refresh_reference()
+        if phase.fresh_reference and self._reference is not None:
+            copy_weights(policy_weights(self._engine, self._config.learner), self._reference)
+            self._has_reference_of_its_own = True
 
-    def export_weights(self) -> ByteArray:
-        """All weights under their Hugging Face names, tied ones once."""
-        return weights_to_blob(self._weights())
+    def export_weights(self) -> ByteArray | None:
+        """The weights that training changes, under their Hugging Face names, tied ones once; None but on rank 0."""
+        learner = self._config.learner
+        frozen = _frozen_parts(learner)
+        weights = dict(policy_weights(self._engine, learner, self._rank.index == 0, frozen))
+        return weights_to_blob(weights.items(), frozen) if self._rank.index == 0 else None
 
     def export_model(self, out_dir: Path) -> None:
-        """Write a Hugging Face folder of the policy."""
-        save_policy(self._engine.module.model, self._model_dir, out_dir, dict(self._weights()))
+        """Rank 0 writes a Hugging Face folder of the policy."""
+        weights = dict(policy_weights(self._engine, self._config.learner, is_wanted=self._rank.index == 0))
+        if self._rank.index == 0:
+            save_policy(load_policy(self._model_dir, self._dtype), self._model_dir, out_dir, weights)
 
-    def save_checkpoint(self, out_dir: Path) -> None:
-        """Write DeepSpeed's own checkpoint: weights, optimiser and schedule."""
-        self._engine.save_checkpoint(str(out_dir))
+    def snapshot(self) -> Snapshot:
+        """A copy of this rank's share of all that training has changed, for a checkpoint."""
+        reference = self._reference if self._has_reference_of_its_own else None
+        return Snapshot.take(self._engine, reference, self._rank, self._num_skipped)
 
     def close(self) -> None:
         """Let go of DeepSpeed's hooks and buffers."""
         self._engine.destroy()
 
-    def _load(self, model_dir: Path) -> PolicyModel:
-        model = load_policy(model_dir, self._dtype)
-        forbidden = forbidden_token_ids(load_tokenizer(model_dir), model.config.text_config.vocab_size)
-        return PolicyModel(model, forbidden, self._config.rollout.temperature)
+    def _start_policy(self, state: LearnerState | None) -> PolicyModel:
+        learner = self._config.learner
+        policy = self._load()
+        if learner.liger:
+            use_liger(policy.model)
+        if learner.lora.rank:
+            add_adapters(policy.model, learner.lora)
+        policy.model.model.visual.requires_grad_(learner.train_vision)
+        for merger in policy.family.mergers(policy.model):
+            merger.requires_grad_(learner.train_merger)
+        if learner.gradient_checkpointing:
+            policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+        if state is not None:
+            state.load_weights(policy)
+        return policy
 
-    def _accumulate(self, scored: ScoredGroup, clip: Clip, num_groups: int) -> _GroupResult:
-        """Add one group's share of the gradient."""
-        group = scored.group
-        inputs = self._inputs(group, clip)
-        pack = inputs[0]
-        logprobs = self._engine(*inputs)  # [N]
-        reference_logprobs = None
+    def _start_reference(self, state: LearnerState | None) -> torch.nn.Module | None:
+        """None where no copy is needed: without a KL term, or where it is the policy without its adapters."""
+        if self._config.algo.beta == 0 or self._config.learner.reference == "lora_off":
+            return None
+        reference = self._load()
+        if state is not None and state.has_reference:
+            state.load_reference(reference)
+        return start_reference(reference, self._config)
+
+    def _load(self) -> PolicyModel:
+        learner = self._config.learner
+        model = load_policy(self._model_dir, self._dtype)
+        forbidden = forbidden_token_ids(load_tokenizer(self._model_dir), model.config.text_config.vocab_size)
+        temperature = self._config.rollout.temperature
+        return PolicyModel(model, forbidden, temperature, learner.attention, learner.chunk_tokens)
+
+    def _shares(self, groups: Sequence[ScoredGroup]) -> list[Sequence[ScoredGroup]]:
+        """The groups of each update of a pass: as even as can be, and none without a group."""
+        count = min(self._config.algo.num_minibatches, len(groups))
+        ends = [len(groups) * index // count for index in range(count + 1)]
+        return [groups[start:end] for start, end in pairwise(ends)]
+
+    def _set_learning_rate(self, step: int) -> float:
+        """Of the language model's weights; the other rates have the same factor."""
+        train, learner = self._config.train, self._config.learner
+        spans = schedule_spans(train.phases)
+        factor = run_learning_rate_factor(step - 1, spans, learner.warmup_steps, learner.schedule)
+        set_learning_rate(self._engine, factor)
+        return learner.learning_rate * factor
+
+    def _prepare(self, batch: MicroBatch, with_old: bool) -> None:
+        """What stays the same over all updates of the step."""
+        if not self._config.learner.train_vision:
+            batch.states = self._engine.module.tower(self._batcher.videos(batch))
         if self._reference is not None:
-            with torch.no_grad():
-                reference_logprobs = self._reference(*inputs)
-        allowed = self._engine.module.is_allowed(pack.targets)  # [N]
-        loss, stats = grpo_loss(
-            logprobs=logprobs,
-            old_logprobs=logprobs.detach(),
-            reference_logprobs=reference_logprobs,
-            advantages=torch.tensor(scored.advantages, device=self._device)[pack.response_index],
-            response_index=pack.response_index,
-            loss_mask=allowed,
-            num_responses=pack.num_responses,
-            beta=self._config.algo.beta,
-        )
-        rollout_logprobs = torch.from_numpy(np.concatenate([r.logprobs for r in group.responses]))  # [N]
-        gaps = (logprobs.detach() - rollout_logprobs.to(self._device)).abs()[allowed]
-        _check_finite(group, loss, gaps)
-        # The step's gradient is the mean over groups, however many there are.
-        self._engine.backward(loss / num_groups)
-        return _GroupResult(loss.item(), stats.get("kl", 0.0), gaps)
+            batch.reference_logprobs = self._fixed_logprobs(self._reference, batch)
+        elif self._config.algo.beta > 0:
+            with adapters_off(self._engine.module.model):
+                batch.reference_logprobs = self._fixed_logprobs(self._engine, batch)
+        if with_old:
+            batch.old_logprobs = self._fixed_logprobs(self._engine, batch)
 
-    def _inputs(self, group: ResponseGroup, clip: Clip) -> tuple[Pack, torch.Tensor, tuple[int, int, int]]:
-        """The arguments of `PolicyModel.forward`."""
-        grid = video_grid(clip.frames, self._spec)
-        interval_s = seconds_per_grid(clip.sample_fps, self._spec, self._dtype)
-        positions = prompt_positions(group.prompt_ids, grid, interval_s, self._spec)
-        pack = pack_group(group.prompt_ids, positions, [response.token_ids for response in group.responses])
-        return pack.to(self._device), patchify(clip.frames, self._spec, self._device), grid
+    def _fixed_logprobs(self, policy: Callable[..., Logprobs], batch: MicroBatch) -> torch.Tensor:
+        """[K] without gradient."""
+        with torch.no_grad():
+            logprobs, _ = policy(batch.pack, self._batcher.videos(batch), num_chunks=batch.num_chunks)
+        return logprobs[batch.kept]
 
-    def _step(self) -> float:
-        """Apply the accumulated gradient; returns its norm before clipping.
+    def _accumulate(self, batch: MicroBatch, tally: Tally, is_first: bool) -> torch.Tensor:
+        """Add the gradient of one micro-batch; its share of the loss.
 
-        Raises:
-            LearnerError: the gradient is not finite; most ZeRO stages would skip the update without a word.
+        Args:
+            is_first: of the step's passes over this micro-batch: the one that the rollout is compared with.
         """
-        # At stage 0 no optimiser of DeepSpeed's computes the norm; with one rank the local gradients are all there is.
-        norm = self._gradient_norm() if self._engine.zero_optimization_stage() == 0 else None
-        self._engine.step()
-        norm = float(self._engine.get_global_grad_norm()) if norm is None else norm
-        if not math.isfinite(norm) or norm < 0 or not self._engine.was_step_applied():
+        algo = self._config.algo
+        videos, with_entropy = self._batcher.videos(batch), algo.entropy_bonus > 0
+        logprobs, entropies = self._engine(batch.pack, videos, with_entropy, batch.num_chunks)
+        logprobs = logprobs[batch.kept]  # dropped tokens leave the graph; 0 * inf would be NaN
+        old_logprobs = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
+        tokens = LossTokens(
+            logprobs=logprobs,
+            old_logprobs=old_logprobs,
+            rollout_logprobs=batch.rollout_logprobs,
+            reference_logprobs=batch.reference_logprobs,
+            entropies=entropies[batch.kept] if with_entropy else None,
+            advantages=batch.advantages,
+            weights=batch.weights,
+        )
+        loss, stats = grpo_loss(tokens, algo)
+        if not loss.isfinite():
+            # So that its gradient is not finite either: that is what all ranks see, and leave the update out for.
+            loss = loss * torch.nan
+        self._engine.backward(loss * self._rank.count)  # the ranks' gradients are averaged
+        tally.add_loss(stats)
+        if not batch.is_filler:
+            tally.add_pass(len(batch.pack.input_ids))
+        if is_first:
+            tally.add_gaps(old_logprobs - batch.rollout_logprobs)
+        return loss.detach()
+
+    def _end_update(self, step: int, loss: torch.Tensor, tally: Tally) -> None:
+        """Apply the accumulated gradient, or leave it out.
+
+        Invariant: an update that is not finite changes neither weights nor moments, on any rank: a single NaN in them
+        would be in every later update.
+        """
+        norm = apply_gradients(self._engine, self._config.learner.max_grad_norm)
+        torch.distributed.all_reduce(loss)
+        if norm is not None:
+            self._num_skipped = 0
+            tally.add_update(loss.item(), norm)
+            return
+        self._num_skipped += 1
+        tally.add_skipped()
+        if self._num_skipped == MAX_SKIPPED_UPDATES:
             raise LearnerError(
-                f"The gradient of update {self._engine.global_steps} is not finite (norm {norm}). "
-                "Lower learner.learning_rate, or set model.dtype to float32."
+                f"Loss or gradient of the last {MAX_SKIPPED_UPDATES} updates, up to step {step}, was not finite: the "
+                "model diverged. Lower learner.learning_rate, or set model.dtype to float32."
             )
-        return norm
-
-    def _gradient_norm(self) -> float:
-        gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients).item()
-
-    def _refresh_reference(self) -> None:
-        """Take the present policy as the KL reference; does nothing without one."""
-        if self._reference is not None:
-            for name, tensor in self._weights():
-                self._reference.model.get_parameter(name).copy_(tensor)
-
-    def _weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Full weights by Hugging Face name, tied ones once, as copies on the CPU."""
-        is_partitioned = self._engine.zero_optimization_partition_weights()
-        for name, parameter in self._engine.module.model.named_parameters():
-            with deepspeed.zero.GatheredParameters([parameter], enabled=is_partitioned):
-                # A copy, since a gathered parameter is emptied when the block ends.
-                copy = parameter.detach().to("cpu", copy=True)
-            yield name, copy
 
 
-def _check_finite(group: ResponseGroup, loss: torch.Tensor, gaps: torch.Tensor) -> None:
-    for what, is_finite in (("loss", loss.isfinite().all()), ("log-prob gap", gaps.isfinite().all())):
-        if not is_finite:
-            raise LearnerError(
-                f"The {what} of query {group.query.query_id} (weights {group.weight_version}) is not finite: "
-                "the model diverged. Lower learner.learning_rate, or set model.dtype to float32."
-            )
+def _frozen_parts(learner: LearnerConfig) -> set[Part]:
+    frozen = {Part.TOWER: not learner.train_vision, Part.MERGER: not learner.train_merger}
+    return {part for part, is_frozen in frozen.items() if is_frozen}

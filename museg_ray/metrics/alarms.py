@@ -1,7 +1,7 @@
 """Alarms: the ways in which such a training is known to fail, looked for while it runs.
 
 An alarm compares means over the last `config.alarms.window_steps` steps of a phase that have the number with limits of
-`config.alarms`.
+`config.alarms`; `skipped_updates` looks at every single step.
 None of them proves anything; each says what it saw and what to look at first.
 """
 
@@ -110,6 +110,14 @@ def _video_blind(view: _View) -> Finding:
     )
 
 
+def _skipped_updates(view: _View) -> Finding:
+    skipped, most = view.means.get(names.LEARNER_SKIPPED), view.limits.max_skipped_updates
+    if skipped is None or skipped <= most:
+        return {}
+    why = "left out because loss or gradient was not finite"
+    return {names.LEARNER_SKIPPED: f"updates of the step {why}: {skipped:g}; the limit is {most:g}"}
+
+
 def _share_above(view: _View, metric: str, most: float, what: str) -> Finding:
     share = view.means.get(metric)
     if share is None or share <= most:
@@ -173,6 +181,12 @@ _RULES = (
         "does it look at the video? Compare its score with blind and swapped in the evaluation: near blind, or as "
         "good on swapped videos, means no. Train on more varied videos, lower learner.learning_rate, raise algo.beta.",
     ),
+    _Rule(
+        names.ALARM_SKIPPED_UPDATES,
+        _skipped_updates,
+        "did learner/kl or learner/grad_norm climb in the steps before? Lower learner.learning_rate. With several "
+        "updates a step (algo.num_epochs, algo.num_minibatches) also set algo.dual_clip, 3 say: it bounds the ratio.",
+    ),
 )
 _WATCHED = (
     names.ANSWER_SINGLE_SEGMENT_SHARE,
@@ -184,6 +198,8 @@ _WATCHED = (
     names.REWARD_STD,
     names.ROLLOUT_TRUNCATED_SHARE,
 )
+_WATCHED_STEPWISE = (names.LEARNER_SKIPPED,)
+"""Their window is the last step that has them."""
 
 
 class AlarmWatch:
@@ -197,7 +213,8 @@ class AlarmWatch:
         self._limits = config
         self._weights = {phase.name: phase.weights for phase in phases}
         self._phase_name: str | None = None  # before the first step
-        self._windows = {metric: deque[tuple[int, float]](maxlen=config.window_steps) for metric in _WATCHED}
+        lengths = dict.fromkeys(_WATCHED, config.window_steps) | dict.fromkeys(_WATCHED_STEPWISE, 1)
+        self._windows = {metric: deque[tuple[int, float]](maxlen=length) for metric, length in lengths.items()}
         self._matching_before: float | None = None
         self._best_format = 0.0
         self._raised: set[str] = set()  # metrics of the alarms that hold at present
@@ -235,6 +252,7 @@ class AlarmWatch:
         # A phase shorter than the window leaves what the one before it reached.
         self._matching_before = self._means().get(names.REWARD_MATCHING, self._matching_before)
         self._phase_name = phase_name
+        self._raised = set()
         for window in self._windows.values():
             window.clear()
 
@@ -243,7 +261,7 @@ class AlarmWatch:
         return {
             metric: fmean(value for _, value in window)
             for metric, window in self._windows.items()
-            if len(window) == self._limits.window_steps
+            if len(window) == window.maxlen
         }
 
     def _view(self) -> _View:

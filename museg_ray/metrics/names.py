@@ -37,6 +37,14 @@ LEARNER_LOSS = "learner/loss"
 LEARNER_KL = "learner/kl"
 LEARNER_GRAD_NORM = "learner/grad_norm"
 LEARNER_LEARNING_RATE = "learner/learning_rate"
+LEARNER_CLIPPED_SHARE = "learner/clipped_share"
+LEARNER_ENTROPY = "learner/entropy"
+LEARNER_CORRECTION = "learner/correction"
+LEARNER_CORRECTED_SHARE = "learner/corrected_share"
+LEARNER_UPDATES = "learner/updates"
+LEARNER_SKIPPED = "learner/skipped"
+LEARNER_SEQUENCES = "learner/sequences"
+LEARNER_TOKENS = "learner/tokens"
 TIME_CLIPS_S = "time/clips_s"
 TIME_ROLLOUT_S = "time/rollout_s"
 TIME_REWARD_S = "time/reward_s"
@@ -53,6 +61,7 @@ ALARM_VARIANCE_COLLAPSE = "alarm/variance_collapse"
 ALARM_TRUNCATED = "alarm/truncated"
 ALARM_FORMAT_FALLS = "alarm/format_falls"
 ALARM_VIDEO_BLIND = "alarm/video_blind"
+ALARM_SKIPPED_UPDATES = "alarm/skipped_updates"
 ALARMS = (
     ALARM_SINGLE_SEGMENT,
     ALARM_TIMESTAMP_STUCK,
@@ -61,6 +70,7 @@ ALARMS = (
     ALARM_TRUNCATED,
     ALARM_FORMAT_FALLS,
     ALARM_VIDEO_BLIND,
+    ALARM_SKIPPED_UPDATES,
 )
 """1 while raised, 0 otherwise; `config.alarms` has the limits."""
 
@@ -106,6 +116,14 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         LEARNER_KL: Metric("nats", "KL of the policy to the reference, k3 estimate"),
         LEARNER_GRAD_NORM: Metric("1", "gradient norm before clipping"),
         LEARNER_LEARNING_RATE: Metric("1", "learning rate of the update"),
+        LEARNER_CLIPPED_SHARE: Metric("share", "tokens whose policy gradient the clip cut, weighed as in the loss"),
+        LEARNER_ENTROPY: Metric("nats", "entropy of the policy at a token, weighed as in the loss"),
+        LEARNER_CORRECTION: Metric("1", "importance weight of a token after truncating or masking"),
+        LEARNER_CORRECTED_SHARE: Metric("share", "tokens whose importance weight was truncated or masked"),
+        LEARNER_UPDATES: Metric("updates", "optimiser updates of the step"),
+        LEARNER_SKIPPED: Metric("updates", "updates of the step left out because loss or gradient was not finite"),
+        LEARNER_SEQUENCES: Metric("sequences", "packed sequences of the step, all ranks"),
+        LEARNER_TOKENS: Metric("tokens", "tokens that went through the language model in an update pass, all ranks"),
         TIME_CLIPS_S: Metric("s", "waiting for prepared clips"),
         TIME_ROLLOUT_S: Metric("s", "generating responses"),
         TIME_REWARD_S: Metric("s", "scoring responses"),
@@ -122,5 +140,6 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         ALARM_TRUNCATED: Metric("0 or 1", "many responses are cut by the length limit"),
         ALARM_FORMAT_FALLS: Metric("0 or 1", "r_F is lower than it has been"),
         ALARM_VIDEO_BLIND: Metric("0 or 1", "answers do not depend on the video"),
+        ALARM_SKIPPED_UPDATES: Metric("0 or 1", "updates were left out: loss or gradient was not finite"),
     }
 )

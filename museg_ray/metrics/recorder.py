@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,19 +17,23 @@ from museg_ray.metrics.ray_sink import open_ray_sink
 class Recorder:
     """Writes each step's metrics to every sink; one JSON line a step, flushed, so that a crash loses none."""
 
-    def __init__(self, run_dir: Path, run_name: str) -> None:
-        """Open the sinks of a run folder.
+    def __init__(self, run_dir: Path, run_name: str, first_step: int = 1, earlier_s: float = 0.0) -> None:
+        """Open the sinks of a run folder, behind what is in them.
 
         Args:
             run_dir: gets `metrics.jsonl`, `tensorboard/` and, with the first alarm, `alarms.jsonl`.
             run_name: the `run` tag of the Ray gauges.
+            first_step: above 1 in a resumed run. TensorBoard cannot take back what it was given from this step on, but
+                it then hides it.
+            earlier_s: `time_s` of the last row that is there; the time goes on from it.
         """
         run_dir.mkdir(parents=True, exist_ok=True)
         self._alarms_path = run_dir / "alarms.jsonl"
         self._lines = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
-        self._tensorboard = SummaryWriter(str(run_dir / "tensorboard"), flush_secs=10)
+        purge_step = first_step if first_step > 1 else None
+        self._tensorboard = SummaryWriter(str(run_dir / "tensorboard"), flush_secs=10, purge_step=purge_step)
         self._ray_sink = open_ray_sink(run_name)
-        self._started_s = time.monotonic()
+        self._started_s = time.monotonic() - earlier_s
 
     def log(self, step: int, phase: str, values: Mapping[str, float]) -> None:
         """Record one step.
@@ -57,6 +62,11 @@ class Recorder:
         """Append an alarm to `alarms.jsonl`; whether it still holds is in the metrics `alarm/*` of each step."""
         with self._alarms_path.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(alarm.as_dict()) + "\n")
+
+    def flush(self) -> None:
+        """Wait until all that was recorded is on the disk."""
+        os.fsync(self._lines.fileno())
+        self._tensorboard.flush()
 
     def close(self) -> None:
         """Flush and close the files."""

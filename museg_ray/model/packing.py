@@ -1,11 +1,14 @@
-"""One group as one sequence: `[prompt | c_1 | ... | c_G]`, so that video and prompt are computed once a group.
+"""Groups as packed sequences: `[prompt | c_1 ... c_G]` for one group after another, so that video and prompt are
+computed once a group.
 
-Completion i sees the prompt and itself, and its positions start right after the prompt: log-probs and gradients are
-those of G separate rows (the idea, on text: Prefix Grouper, arXiv 2506.05433).
+A completion sees its own prompt and itself, and its positions start right after its prompt: log-probs and gradients
+are those of G separate rows (the idea, on text: Prefix Grouper, arXiv 2506.05433). Which tokens see which is in
+`Span`s; attention.py computes it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 
@@ -13,63 +16,88 @@ from museg_ray.model.positions import completion_positions
 
 
 @dataclass(frozen=True, slots=True)
-class Pack:
-    """P prompt tokens, N completion tokens of all G responses together, L = P + N."""
+class Span:
+    """One prompt with its completions inside a packed sequence."""
 
-    num_prompt_tokens: int
-    num_responses: int
+    start: int
+    """Row of the prompt's first token."""
+    num_prompt: int
+    lengths: tuple[int, ...]
+    """Tokens of each completion, in their order; they follow the prompt without a gap."""
+
+    @property
+    def first_completion(self) -> int:
+        """Row of the first completion token."""
+        return self.start + self.num_prompt
+
+    @property
+    def end(self) -> int:
+        """Row after the last token."""
+        return self.first_completion + sum(self.lengths)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one span is packed from."""
+
+    prompt_ids: Sequence[int]
+    """[P], video placeholders expanded."""
+    positions: torch.Tensor  # [3, P] from `prompt_positions`
+    completions: Sequence[Sequence[int]]
+    """Any of them may be empty, and may hold any id of the vocabulary."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """A packed sequence: L tokens in all, N of them completion tokens, V video tokens."""
+
+    spans: tuple[Span, ...]
     input_ids: torch.Tensor  # [L]
     position_ids: torch.Tensor  # [3, L]
-    attention_mask: torch.Tensor  # [L, L] bool, row attends to column
+    video_rows: torch.Tensor  # [V] rows of the prompts' video tokens, in order
     logit_rows: torch.Tensor  # [N] rows of the sequence whose logits predict each completion token
     targets: torch.Tensor  # [N] the completion tokens
-    response_index: torch.Tensor  # [N] the response each belongs to, 0 .. G - 1
 
     def to(self, device: torch.device) -> "Pack":
         """The same pack with its tensors on `device`."""
-        moved = {name: getattr(self, name).to(device) for name in _TENSOR_FIELDS}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {name: x.to(device) for name, x in values.items() if isinstance(x, torch.Tensor)}
         return replace(self, **moved)
 
 
-_TENSOR_FIELDS = ("input_ids", "position_ids", "attention_mask", "logit_rows", "targets", "response_index")
+def pack_rows(rows: Sequence[Row], video_token_id: int) -> Pack:
+    """Pack prompts with their completions into one sequence.
 
-
-def pack_group(prompt_ids: Sequence[int], positions: torch.Tensor, completions: Sequence[Sequence[int]]) -> Pack:
-    """Pack the completions of one prompt.
-
-    Args:
-        prompt_ids: [P], video placeholders expanded.
-        positions: [3, P] from `prompt_positions`.
-        completions: G sequences of token ids; any of them may be empty, and may hold any id of the vocabulary.
+    Invariant: only a prompt's placeholders are video rows. A sampled placeholder is a token like any other, as it was
+    for the engine that decoded it; taken for video it would shift the features of every later frame.
     """
-    num_prompt = len(prompt_ids)
-    assert positions.shape == (3, num_prompt), f"positions {tuple(positions.shape)} for {num_prompt} prompt tokens"
-    lengths = torch.tensor([len(completion) for completion in completions])  # [G]
-    targets = torch.tensor([token for completion in completions for token in completion], dtype=torch.long)
-    response_index = torch.repeat_interleave(torch.arange(len(completions)), lengths)
+    ids, positions, video, logit_rows, spans = [], [], [], [], []
+    start = 0
+    for row in rows:
+        num_prompt = len(row.prompt_ids)
+        assert row.positions.shape == (3, num_prompt), f"positions {tuple(row.positions.shape)} for {num_prompt} tokens"
+        prompt = torch.tensor(row.prompt_ids, dtype=torch.long)
+        span = Span(start, num_prompt, tuple(len(completion) for completion in row.completions))
+        ids += [prompt, torch.tensor([token for c in row.completions for token in c], dtype=torch.long)]
+        positions += [row.positions, *(completion_positions(row.positions, length) for length in span.lengths)]
+        video.append((prompt == video_token_id).nonzero()[:, 0] + start)
+        logit_rows.append(_logit_rows(span))
+        spans.append(span)
+        start = span.end
+    input_ids = torch.cat(ids)
     return Pack(
-        num_prompt_tokens=num_prompt,
-        num_responses=len(completions),
-        input_ids=torch.cat([torch.tensor(prompt_ids, dtype=torch.long), targets]),
-        position_ids=torch.cat([positions, *(completion_positions(positions, len(c)) for c in completions)], dim=1),
-        attention_mask=_attention_mask(num_prompt, response_index),
-        logit_rows=_logit_rows(num_prompt, response_index),
-        targets=targets,
-        response_index=response_index,
+        spans=tuple(spans),
+        input_ids=input_ids,
+        position_ids=torch.cat(positions, dim=1),
+        video_rows=torch.cat(video),
+        logit_rows=torch.cat(logit_rows),
+        targets=torch.cat([input_ids[span.first_completion : span.end] for span in spans]),
     )
 
 
-def _attention_mask(num_prompt: int, response_index: torch.Tensor) -> torch.Tensor:
-    """[L, L]: causal, and across completions blocked (else later responses would read earlier ones)."""
-    prompt = torch.full((num_prompt,), -1)
-    owner = torch.cat([prompt, response_index])  # [L], -1 for the prompt
-    visible = (owner[None] == -1) | (owner[None] == owner[:, None])
-    return visible & torch.ones(len(owner), len(owner), dtype=torch.bool).tril()
-
-
-def _logit_rows(num_prompt: int, response_index: torch.Tensor) -> torch.Tensor:
-    """[N]: the row before each token; for a completion's first token that is the prompt's last row."""
-    rows = torch.arange(len(response_index)) + num_prompt - 1
-    is_first = torch.ones(len(response_index), dtype=torch.bool)
-    is_first[1:] = response_index[1:] != response_index[:-1]
-    return torch.where(is_first, num_prompt - 1, rows)
+def _logit_rows(span: Span) -> torch.Tensor:
+    """[N of the span]: the row before each token; for a completion's first token that is the prompt's last row."""
+    rows = torch.arange(span.first_completion, span.end) - 1
+    firsts = torch.tensor(span.lengths).cumsum(0) - torch.tensor(span.lengths)  # [G]
+    rows[firsts[torch.tensor(span.lengths) > 0]] = span.first_completion - 1
+    return rows

@@ -9,15 +9,15 @@ from museg_ray.types import ByteArray
 def video_grid(frames: ByteArray, spec: VisionSpec) -> tuple[int, int, int]:
     """Patches (t, h, w) of frames [T, H, W, 3]."""
     num_frames, height, width, _ = frames.shape
-    side = spec.patch_size * spec.merge_size
+    side = spec.size_multiple
     assert num_frames % spec.temporal_patch_size == 0, f"{num_frames} frames do not fill whole temporal patches"
     assert height % side == 0 and width % side == 0, f"{height} x {width} pixels are not multiples of {side}"
     return num_frames // spec.temporal_patch_size, height // spec.patch_size, width // spec.patch_size
 
 
 def patchify(frames: ByteArray, spec: VisionSpec, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Normalised patches of a video, in the order of the stock `Qwen2VLVideoProcessor`: patches that merge into one
-    token are neighbours.
+    """Normalised patches of a video, in the order of the stock video processors: patches that merge into one token are
+    neighbours.
 
     Args:
         frames: [T, H, W, 3] uint8 RGB at their final size.

@@ -1,4 +1,4 @@
-"""Model folders: find, check, load and save a Qwen2.5-VL with its tokenizer and processor files."""
+"""Model folders: find, check, load and save a Qwen2.5-VL or Qwen3-VL with its tokenizer and processor files."""
 
 import json
 import shutil
@@ -9,25 +9,34 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoTokenizer,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
-    Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLVideoProcessor,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLVideoProcessor,
 )
 
 import museg_ray
-from museg_ray.errors import ModelError
+from museg_ray.errors import ConfigError, ModelError
 
 PACKAGED_MODEL = "museg-tiny"
 PACKAGED_MODEL_DIR = Path(museg_ray.__file__).parent / "assets" / PACKAGED_MODEL
 END_TOKEN = "<|im_end|>"
+THINK_TOKENS = ("<think>", "</think>")
+"""Tokens of their own in Qwen3-VL's vocabulary, plain text in Qwen2.5-VL's; every response holds them."""
 FORBIDDEN_LOGIT_BIAS = -100.0
 """Added to the logits of forbidden tokens, by the engine at sampling and by the learner. It is the lowest value that
 vLLM's `logit_bias` accepts; the learner adds the same and not minus infinity, so that both distributions are equal
 and the log-prob of a forbidden token stays finite."""
 
-_MODEL_TYPE = "qwen2_5_vl"
+_MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
+    "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
+    "qwen3_vl": Qwen3VLForConditionalGeneration,
+}
+_VIDEO_PROCESSORS = {"qwen2_5_vl": Qwen2VLVideoProcessor, "qwen3_vl": Qwen3VLVideoProcessor}
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 _PROCESSOR_FILES = (("processor_config.json",), ("preprocessor_config.json",))
 _COMPANION_FILES = (
@@ -56,12 +65,25 @@ class VisionSpec:
     """Patches a side that merge into one token."""
     temporal_patch_size: int
     """Frames in one patch."""
-    tokens_per_second: float
-    """Steps of the temporal position a second."""
+    tokens_per_second: float | None
+    """Steps of the temporal position a second; None where the prompt holds the times as text (Qwen3-VL)."""
     video_token_id: int
+    vision_start_id: int
+    vision_end_id: int
+    """Marks around the video, or around each of its temporal patches where the prompt holds times."""
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
     """Per RGB channel, for pixels scaled to 0 .. 1."""
+
+    @property
+    def writes_times(self) -> bool:
+        """True where the prompt holds the time of each temporal patch as text, and positions do not depend on it."""
+        return self.tokens_per_second is None
+
+    @property
+    def size_multiple(self) -> int:
+        """Pixels of one token's side: height and width of frames are multiples of it."""
+        return self.patch_size * self.merge_size
 
     def num_video_tokens(self, grid: tuple[int, int, int]) -> int:
         """Tokens of a video with `grid` = (t, h, w) patches."""
@@ -80,7 +102,7 @@ def resolve_model_path(path: str) -> Path:
         advice = (
             "build it with `museg demo --rebuild-model`"
             if path == PACKAGED_MODEL
-            else f"set model.path to the folder of a Qwen2.5-VL or to {PACKAGED_MODEL}"
+            else f"set model.path to the folder of a Qwen2.5-VL or Qwen3-VL, or to {PACKAGED_MODEL}"
         )
         raise ModelError(f"model folder {folder} does not exist; {advice}.")
     _check_config(folder)
@@ -98,8 +120,9 @@ def _check_config(folder: Path) -> None:
         model_type = json.loads(file.read_text()).get("model_type")
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise ModelError(f"{file} is not a JSON object ({error}); download the file again.") from error
-    if model_type != _MODEL_TYPE:
-        raise ModelError(f"{file} says model_type {model_type!r}; museg_ray trains {_MODEL_TYPE!r} (Qwen2.5-VL).")
+    if model_type not in _MODEL_CLASSES:
+        accepted = " or ".join(map(repr, _MODEL_CLASSES))
+        raise ModelError(f"{file} says model_type {model_type!r}; museg_ray trains {accepted} (Qwen2.5-VL, Qwen3-VL).")
 
 
 def _check_weights(folder: Path) -> None:
@@ -122,17 +145,19 @@ def _check_one_of(folder: Path, alternatives: tuple[tuple[str, ...], ...], what:
         raise ModelError(f"model folder {folder} has no {what} ({wanted}); copy the {what} files of the model there.")
 
 
-def load_policy(path: Path, dtype: torch.dtype) -> Qwen2_5_VLForConditionalGeneration:
+def load_policy(path: Path, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
     """The model with its weights in `dtype`, in evaluation mode.
 
-    SDPA is the attention that takes the packed group's own [L, L] mask.
+    Args:
+        attention: transformers' `attn_implementation`, by name, for tower and language model.
 
     Raises:
         ModelError: the weights cannot be read or are not all there (transformers only warns, and trains noise).
     """
+    model_class = _MODEL_CLASSES[AutoConfig.from_pretrained(path).model_type]
     try:
-        model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            path, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
+        model, report = model_class.from_pretrained(
+            path, dtype=dtype, attn_implementation=attention, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(
@@ -158,24 +183,44 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     if not tokenizer.chat_template:
         raise ModelError(f"the tokenizer in {path} has no chat template; copy chat_template.jinja of the model there.")
     if END_TOKEN not in tokenizer.get_vocab():
-        raise ModelError(f"the tokenizer in {path} does not know {END_TOKEN}; it is not the tokenizer of a Qwen2.5-VL.")
+        raise ModelError(f"the tokenizer in {path} does not know {END_TOKEN}; it is not the tokenizer of a Qwen-VL.")
     return tokenizer
 
 
 def load_vision_spec(path: Path) -> VisionSpec:
     """Read from the model's config and its video processor's config."""
-    config = Qwen2_5_VLConfig.from_pretrained(path)
-    processor = Qwen2VLVideoProcessor.from_pretrained(path)
+    config = AutoConfig.from_pretrained(path)
+    processor = _VIDEO_PROCESSORS[config.model_type].from_pretrained(path)
     vision = config.vision_config
     return VisionSpec(
         patch_size=vision.patch_size,
         merge_size=vision.spatial_merge_size,
         temporal_patch_size=vision.temporal_patch_size,
-        tokens_per_second=vision.tokens_per_second,
+        tokens_per_second=getattr(vision, "tokens_per_second", None),
         video_token_id=config.video_token_id,
+        vision_start_id=config.vision_start_token_id,
+        vision_end_id=config.vision_end_token_id,
         image_mean=tuple(processor.image_mean),
         image_std=tuple(processor.image_std),
     )
+
+
+def check_size_multiple(size_multiple: int, model_dir: Path) -> None:
+    """Check that prepared frames have sizes that the model can cut into tokens.
+
+    Args:
+        size_multiple: `video.size_multiple`.
+
+    Raises:
+        ConfigError: they have not.
+    """
+    spec = load_vision_spec(model_dir)
+    if size_multiple != spec.size_multiple:
+        raise ConfigError(
+            f"video.size_multiple is {size_multiple}, but the model in {model_dir} takes frames whose height and width "
+            f"are multiples of {spec.size_multiple} (patches of {spec.patch_size} pixels, {spec.merge_size} a side to "
+            f"a token); set video.size_multiple={spec.size_multiple}."
+        )
 
 
 def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -184,18 +229,19 @@ def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def forbidden_token_ids(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[int]:
-    """Ids that no response may contain, sorted: every special or added token but the end token, and the rows of the
-    output head that no token has (the vocabulary is padded to `vocab_size`).
+    """Ids that no response may contain, sorted: every special or added token but the end token and those of
+    `THINK_TOKENS`, and the rows of the output head that no token has (the vocabulary is padded to `vocab_size`).
 
     A sampled vision placeholder has no meaning and would be taken for a video by stock models.
     """
     special = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
     padding = range(len(tokenizer), vocab_size)
-    return sorted((special | set(padding)) - {end_token_id(tokenizer)})
+    allowed = {tokenizer.get_vocab().get(token) for token in (END_TOKEN, *THINK_TOKENS)}
+    return sorted((special | set(padding)) - allowed)
 
 
 def save_policy(
-    model: Qwen2_5_VLForConditionalGeneration,
+    model: PreTrainedModel,
     source_dir: Path,
     out_dir: Path,
     weights: Mapping[str, torch.Tensor] | None = None,

@@ -137,9 +137,10 @@ def _why_no_alarm(run: RunFolder) -> str:
     """What it means that no alarm was raised."""
     window = run.alarm_window_steps
     if max((phase.last_step - phase.first_step + 1 for phase in run.phases), default=0) < window:
-        return f"None could be raised: an alarm looks at {window} steps of a phase, and no phase has finished so many."
+        only = alarm_name(names.ALARM_SKIPPED_UPDATES)
+        return f"Only {only} could be raised: the others look at {window} steps of a phase, and no phase has so many."
     watched = ", ".join(alarm_name(metric) for metric in names.ALARMS)
-    return f"None was raised. Watched over the last {window} steps of a phase: {watched}."
+    return f"None was raised. Watched, most over the last {window} steps of a phase: {watched}."
 
 
 def _part_times(run: RunFolder) -> list[PartTime]:

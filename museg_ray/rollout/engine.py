@@ -10,11 +10,19 @@ from transformers import PreTrainedTokenizerBase
 
 from museg_ray.config.schema import ModelConfig, RolloutConfig
 from museg_ray.errors import RolloutError, WeightSyncError
-from museg_ray.model.qwen_vl import FORBIDDEN_LOGIT_BIAS, end_token_id, forbidden_token_ids, load_tokenizer
+from museg_ray.model.prompt import without_outer_marks
+from museg_ray.model.qwen_vl import (
+    FORBIDDEN_LOGIT_BIAS,
+    VisionSpec,
+    end_token_id,
+    forbidden_token_ids,
+    load_tokenizer,
+    load_vision_spec,
+)
 from museg_ray.rollout.group_client import GroupClient
 from museg_ray.rollout.vllm_setup import start_vllm
 from museg_ray.types import ByteArray, Clip, GroundingQuery, Response, ResponseGroup
-from museg_ray.weights.blob import blob_file
+from museg_ray.weights.blob import VISION, blob_file, frozen_parts
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -48,10 +56,10 @@ class RolloutEngine:
     _vllm_args: ClassVar[Mapping[str, Any]] = {}
     """Engine arguments that differ from those of `vllm_setup`."""
 
-    def __init__(self, llm: "AsyncLLM", tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, llm: "AsyncLLM", tokenizer: PreTrainedTokenizerBase, spec: VisionSpec) -> None:
         self._llm = llm
         self._client = self._client_class(llm)
-        self._tokenizer = tokenizer
+        self._tokenizer, self._spec = tokenizer, spec
         self._end_id = end_token_id(tokenizer)
         forbidden = forbidden_token_ids(tokenizer, llm.model_config.get_vocab_size())
         self._logit_bias = dict.fromkeys(forbidden, FORBIDDEN_LOGIT_BIAS)
@@ -70,10 +78,10 @@ class RolloutEngine:
             RolloutError: the engine did not start.
             ModelError: the folder has no usable tokenizer.
         """
-        tokenizer = load_tokenizer(model_dir)
+        tokenizer, spec = load_tokenizer(model_dir), load_vision_spec(model_dir)
         try:
             # vLLM in no variable: an import error that it keeps holds this frame, so that it would outlive `close`.
-            engine = cls(start_vllm(model_dir, model, rollout, **cls._vllm_args), tokenizer)
+            engine = cls(start_vllm(model_dir, model, rollout, **cls._vllm_args), tokenizer, spec)
             await engine._llm.update_weight_version("0")
         except Exception as error:  # vLLM's errors are many and cannot be pickled
             raise RolloutError(f"The rollout engine did not start on {model_dir}: {_reason(error)}.") from None
@@ -110,7 +118,7 @@ class RolloutEngine:
             )
         version = self._version
         params = [self._sampling_params(sampling, index) for index in range(sampling.group_size)]
-        prompt = _vllm_prompt(prompt_ids, clip, version)
+        prompt = _vllm_prompt(prompt_ids, clip, version, self._spec)
         self._num_running += 1
         try:
             outputs = await self._client.sample(prompt, params)
@@ -131,7 +139,7 @@ class RolloutEngine:
         )
 
     async def update_weights(self, version: int, blob: ByteArray) -> int:
-        """Replace all weights by those of a blob. Nothing may be generating.
+        """Replace the weights by those of a blob; frozen parts that it leaves out stay. Nothing may be generating.
 
         After a failed update the engine refuses to sample until another one succeeds.
 
@@ -168,11 +176,13 @@ class RolloutEngine:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         with blob_file(blob) as path:
+            frozen = frozen_parts(path)
             await self._llm.start_weight_update()
             await self._llm.update_weights(WeightTransferUpdateRequest({"path": str(path)}))
             await self._llm.finish_weight_update(str(version))
-        # vLLM keeps video features over an update; these come from the old vision tower.
-        await self._llm.reset_encoder_cache()
+        if not frozen >= VISION:
+            # vLLM keeps video features over an update; these come from the old weights of tower or merger.
+            await self._llm.reset_encoder_cache()
         return int(await self._llm.get_weight_version())
 
     def _sampling_params(self, sampling: Sampling, index: int) -> "SamplingParams":
@@ -206,20 +216,20 @@ class RolloutEngine:
         )
 
 
-def _vllm_prompt(prompt_ids: Sequence[int], clip: Clip, version: int) -> dict[str, Any]:
-    num_frames = len(clip.frames)
+def _vllm_prompt(prompt_ids: Sequence[int], clip: Clip, version: int, spec: VisionSpec) -> dict[str, Any]:
     metadata = {
-        # vLLM divides the temporal patch size by fps * len(frames_indices) / total_num_frames, so this is the rate of
-        # the chosen frames and not of the file.
-        "fps": clip.sample_fps,
-        "total_num_frames": num_frames,
-        "frames_indices": list(range(num_frames)),
+        # Qwen2.5-VL: vLLM divides the temporal patch size by fps * len(frames_indices) / total_num_frames, so this is
+        # the rate of the chosen frames and not of the file. Qwen3-VL: it writes frames_indices / fps as seconds, so
+        # that times at one frame a second are exact at any rate, also a variable one.
+        "fps": 1.0 if spec.writes_times else clip.sample_fps,
+        "total_num_frames": len(clip.frames),
+        "frames_indices": clip.times_s.tolist(),
         "duration": clip.duration_s,
         "video_backend": "museg_ray",
         "do_sample_frames": False,
     }
     return {
-        "prompt_token_ids": list(prompt_ids),
+        "prompt_token_ids": without_outer_marks(prompt_ids, spec) if spec.writes_times else list(prompt_ids),
         "multi_modal_data": {"video": [(clip.frames, metadata)]},
         "multi_modal_uuids": {"video": [clip.key]},  # vLLM then hashes the key and not the pixels
         # Without do_resize False small frames are blown up to the processor's least size.

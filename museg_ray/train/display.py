@@ -73,6 +73,7 @@ class Display:
         self._waiting = _first_step()
         self._training_start_s = self._last_step_s = 0.0  # on the monotonic clock
         self._panel_is_printed = False
+        self._headed_phase: str | None = None  # whose plain heading stands above the last line
         # Last, since Live calls _render at once.
         self._live = Live(console=self._console, get_renderable=self._render, refresh_per_second=4)
 
@@ -120,12 +121,17 @@ class Display:
         self._last_step_s = time.monotonic()
         if not self._progress.rows:
             self._training_start_s = self._last_step_s - metrics.get(names.TIME_STEP_S, 0.0)
-        is_new_phase = not self._progress.rows or self._progress.rows[-1].phase != phase
         self._progress.rows.append(StepRow(step, phase, metrics))
         if not self._is_live:
-            if is_new_phase:
+            if phase != self._headed_phase:
                 self._print_line(_plain_heading(phase))
+                self._headed_phase = phase
             self._print_line(_plain_row(self._progress))
+
+    def earlier_step(self, step: int, phase: str, metrics: Mapping[str, float]) -> None:
+        """Take in a step that was made before the run was resumed, without a line of its own."""
+        self._progress.rows.append(StepRow(step, phase, metrics))
+        self._last_step_s = self._training_start_s = time.monotonic()
 
     def alarm(self, alarm: Alarm) -> None:
         """Show an alarm that the last step raised: above the panel, which names it for as long as it holds."""
@@ -150,6 +156,10 @@ class Display:
         asked, scored = summary["heldout"]["asked"], summary["heldout"]["scored"]
         if scored < asked:
             self._console.print(f"Scored on {scored} of {asked} questions: the videos of the others cannot be read.")
+
+    def line(self, text: str) -> None:
+        """Print one line as it is."""
+        self._print_line(text)
 
     def _render(self) -> Group:
         """The live area: the panel from the first step to the last, and the stage under way with its seconds."""

@@ -68,6 +68,17 @@ class Ledger:
     def __init__(self) -> None:
         self._entries: list[_Entry] = []
 
+    @classmethod
+    def read(cls, path: Path) -> "Ledger":
+        """The ledger that was written there; issues go on after it."""
+        ledger = cls()
+        ledger._entries = [_Entry(**row) for row in pq.read_table(path, schema=LEDGER_SCHEMA).to_pylist()]
+        return ledger
+
+    @property
+    def num_issues(self) -> int:
+        return len(self._entries)
+
     def issue(self, query: GroundingQuery, step: int) -> int:
         """Open an issue of `query` for optimiser step `step` (from 1); returns its id, unique within the run."""
         issue_id = len(self._entries)
@@ -97,7 +108,7 @@ class Ledger:
     def write(self, path: Path) -> None:
         """Write all issues as Parquet; a reader sees the old file or the new one, never half of one."""
         rows = [asdict(entry) for entry in self._entries]
-        _write_atomically(pa.Table.from_pylist(rows, schema=LEDGER_SCHEMA), path)
+        write_table(pa.Table.from_pylist(rows, schema=LEDGER_SCHEMA), path)
 
 
 _SEGMENTS = pa.list_(pa.struct([("start_s", pa.float64()), ("end_s", pa.float64())]))
@@ -136,12 +147,13 @@ class RolloutLog:
 
     `rollouts.parquet` is a folder of part files, the usual layout of a data set that grows: `pyarrow` and `pandas`
     read it by its name. One file would be unreadable until its footer is written at the end of the run. A part is
-    written whole every `STEPS_PER_PART` steps, so a killed run loses at most the steps since.
+    written whole every `STEPS_PER_PART` steps, so a killed run loses at most the steps since, and at every checkpoint,
+    so that no part holds steps from before and after one.
     """
 
     def __init__(self, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
-        self._path = path
+        self.path = path
         self._rows: list[dict[str, Any]] = []
         self._steps: list[int] = []
 
@@ -150,17 +162,19 @@ class RolloutLog:
         self._rows += [row for sampled in groups for row in _response_rows(step, phase, sampled)]
         self._steps.append(step)
         if len(self._steps) == STEPS_PER_PART:
-            self._write_part()
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the steps that are in no part yet."""
+        if not self._steps:
+            return
+        part = self.path / f"steps-{self._steps[0]:06d}-{self._steps[-1]:06d}.parquet"
+        write_table(pa.Table.from_pylist(self._rows, schema=ROLLOUT_SCHEMA), part)
+        self._rows, self._steps = [], []
 
     def close(self) -> None:
         """Write what is left."""
-        if self._steps:
-            self._write_part()
-
-    def _write_part(self) -> None:
-        part = self._path / f"steps-{self._steps[0]:06d}-{self._steps[-1]:06d}.parquet"
-        _write_atomically(pa.Table.from_pylist(self._rows, schema=ROLLOUT_SCHEMA), part)
-        self._rows, self._steps = [], []
+        self.flush()
 
 
 def _response_rows(step: int, phase: str, sampled: SampledGroup) -> list[dict[str, Any]]:
@@ -205,6 +219,7 @@ def _segment_structs(segments: Sequence[Segment]) -> list[dict[str, float]]:
     return [{"start_s": start_s, "end_s": end_s} for start_s, end_s in segments]
 
 
-def _write_atomically(table: pa.Table, path: Path) -> None:
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write a Parquet file whole or not at all."""
     with whole_file(path) as partial:
         pq.write_table(table, partial)

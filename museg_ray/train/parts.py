@@ -25,8 +25,12 @@ class Parts:
     learner: LearnerHandle
 
     @classmethod
-    async def start(cls, config: Config, model_dir: Path) -> "Parts":
+    async def start(cls, config: Config, model_dir: Path, checkpoint: Path | None = None) -> "Parts":
         """Start all actors at once and wait until they are up and engines and learner hold the model.
+
+        Args:
+            checkpoint: `learner` folder of the checkpoint that the learner goes on from; the engines hold the weights
+                of the model folder also then.
 
         Raises:
             MusegError: a part did not start; those that did are closed.
@@ -39,7 +43,7 @@ class Parts:
             clips=ClipPool(config.video),
             rollouts=RolloutPool(config, model_dir),
             rewards=RewardPool(config.rewards),
-            learner=LearnerHandle(config, model_dir),
+            learner=LearnerHandle(config, model_dir, checkpoint),
         )
         try:
             await asyncio.gather(

@@ -1,12 +1,13 @@
-"""Responses that could not be scored and videos that could not be read: `quarantine.jsonl`, one line each, for whoever
-wants to know why."""
+"""What went wrong, for whoever wants to know why: responses that could not be scored and videos that could not be read
+in `quarantine.jsonl`, one line each; the groups of an update that failed in `failed_update.jsonl`."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from museg_ray.errors import VideoError
-from museg_ray.types import GroundingQuery, ResponseGroup, RewardParts, Unscored
+from museg_ray.files import whole_file
+from museg_ray.types import GroundingQuery, ResponseGroup, RewardParts, ScoredGroup, Unscored
 
 
 class Quarantine:
@@ -38,7 +39,42 @@ class Quarantine:
         row = {"step": step, "query_id": query.query_id, "video": query.video, "fault": error.fault.value}
         self._append([row | {"reasons": [str(error)]}])
 
+    def keep_update(self, step: int, groups: Sequence[ScoredGroup]) -> Path:
+        """Write what the learner could not make an update of, one line a group, to `failed_update.jsonl`.
+
+        Returns:
+            The file's path. Its numbers may be `NaN` or `Infinity`, which Python's `json` reads.
+        """
+        path = self.path.with_name("failed_update.jsonl")
+        with whole_file(path) as partial:
+            partial.write_text("".join(json.dumps(_group_row(step, scored)) + "\n" for scored in groups), "utf-8")
+        return path
+
     def _append(self, rows: Sequence[Mapping[str, object]]) -> None:
         if rows:
             with self.path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def _group_row(step: int, scored: ScoredGroup) -> dict[str, object]:
+    group = scored.group
+    responses = [
+        {
+            "text": response.text,
+            "finished": response.finished,
+            "reward": parts.total,
+            "advantage": float(advantage),
+            "token_ids": response.token_ids,
+            "logprobs": response.logprobs.tolist(),
+        }
+        for response, parts, advantage in zip(group.responses, scored.rewards, scored.advantages, strict=True)
+    ]
+    return {
+        "step": step,
+        "query_id": group.query.query_id,
+        "video": group.query.video,
+        "clip_key": group.clip_key,
+        "weight_version": group.weight_version,
+        "prompt_ids": group.prompt_ids,
+        "responses": responses,
+    }

@@ -1,15 +1,16 @@
 """One run from configuration to report: the only place that knows every part.
 
-corpus or annotations ─▶ start Ray, engines, learner ─▶ evaluate ─▶ train (trainer.py) ─▶ evaluate, also with the
-videos swapped ─▶ checkpoint, export ─▶ summary, pictures, report.html
+corpus or annotations ─▶ start Ray, engines, learner ─▶ evaluate ─▶ train (trainer.py), with checkpoints ─▶ export
+─▶ evaluate, also with the videos swapped ─▶ summary, pictures, report.html
+
+A resumed run (resume.py) takes the same way: its learner starts from the checkpoint, the evaluation before training is
+read back, and its folder is taken back to the checkpoint's step before the next one (books.py, rewind.py).
 """
 
 import asyncio
 import signal
-import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,44 +21,24 @@ from museg_ray.data.curriculum import load_curriculum
 from museg_ray.data.sampler import QuerySampler, build_samplers
 from museg_ray.errors import VideoError
 from museg_ray.evaluation.blind import blind_baseline
-from museg_ray.evaluation.runner import Evaluation, evaluate, swap_videos, write_answers
-from museg_ray.metrics import names
-from museg_ray.metrics.alarms import AlarmWatch
-from museg_ray.metrics.recorder import Recorder
-from museg_ray.model.qwen_vl import resolve_model_path
+from museg_ray.evaluation.runner import Evaluation, evaluate, read_answers, swap_videos, write_answers
+from museg_ray.model.qwen_vl import check_size_multiple, resolve_model_path
 from museg_ray.report.page import write_report
 from museg_ray.rewards.recipe import Recipe
+from museg_ray.train.books import Books
+from museg_ray.train.checkpoint import CHECKPOINTS_DIR, remove_leftovers
+from museg_ray.train.checkpointer import Checkpointer, check_best_metric, to_the_end
 from museg_ray.train.display import Display
-from museg_ray.train.ledger import Ledger, RolloutLog
 from museg_ray.train.parts import Parts
-from museg_ray.train.quarantine import Quarantine
 from museg_ray.train.queries import RunQueries, check_heldout, read_run_queries
-from museg_ray.train.run_folder import create_run_folder, write_json
+from museg_ray.train.resume import OpenRun, open_run, save_run_config
+from museg_ray.train.run_folder import write_json
 from museg_ray.train.runtime import ray_session
-from museg_ray.train.trainer import StepResult, Trainer
+from museg_ray.train.state import Notes, TrainerState
+from museg_ray.train.trainer import Trainer
 from museg_ray.types import GroundingQuery
 
-STEPS_PER_LEDGER = 10
-"""A run that is killed leaves books that are at most this many steps old."""
 STACK = ("museg_ray", "ray", "torch", "transformers", "deepspeed", "av")
-
-
-@dataclass(slots=True)
-class _Notes:
-    """What the summary needs and only the run sees."""
-
-    wall_s: dict[str, float] = field(default_factory=dict)
-    gap_means: list[float] = field(default_factory=list)
-    gap_max: float = 0.0
-    num_responses: int = 0
-    rollout_s: float = 0.0
-
-    def add(self, result: StepResult) -> None:
-        self.gap_means.append(result.metrics[names.PARITY_GAP_MEAN])
-        self.gap_max = max(self.gap_max, result.metrics[names.PARITY_GAP_MAX])
-        num_responses = sum(len(sampled.group.responses) for sampled in result.groups)
-        self.num_responses += num_responses
-        self.rollout_s += num_responses / result.metrics[names.ROLLOUT_RESPONSES_PER_S]
 
 
 def run(config: Config) -> Path:
@@ -68,43 +49,60 @@ def run(config: Config) -> Path:
         KeyboardInterrupt: Ctrl-C or SIGTERM; all processes of the run have ended.
     """
     model_dir = resolve_model_path(config.model.path)  # first: a wrong path leaves no empty run folder behind
+    check_size_multiple(config.video.size_multiple, model_dir)
     Recipe(config.rewards)  # likewise: a reward of the user's that cannot be imported
     load_curriculum(config.data.curriculum)
-    run_dir = create_run_folder(Path(config.run.dir), config.run.name)
-    with Display(run_dir.name, config.train.phases, config.total_steps) as display:
-        session = _Session(config, model_dir, run_dir, display)
-        queries = session.read_queries()
-        try:
-            with ray_session(config):
-                summary = asyncio.run(session.train_and_evaluate(queries))
-        except asyncio.CancelledError:  # SIGTERM
-            raise KeyboardInterrupt from None
-        session.write_pages()
-    display.closing(summary)
-    return run_dir
+    check_best_metric(config)
+    with open_run(config) as opened:
+        if opened.has_ended:
+            print(f"The run in {opened.folder} has ended already (its summary.json is there): nothing to resume.")
+            if not (opened.folder / "report.html").is_file():  # it was killed while it drew
+                write_report(opened.folder)
+            return opened.folder
+        with Display(opened.folder.name, config.train.phases, config.total_steps) as display:
+            session = _Session(config, model_dir, opened, display)
+            try:
+                summary = session.run()
+            except asyncio.CancelledError:  # SIGTERM
+                raise KeyboardInterrupt from None
+            session.write_pages()
+        display.closing(summary)
+        display.line(f"Checkpoints, to resume from or for `museg export`: {opened.folder / CHECKPOINTS_DIR}")
+        return opened.folder
 
 
 class _Session:
     """The stages of one run, each announced on the display and timed for the summary."""
 
-    def __init__(self, config: Config, model_dir: Path, run_dir: Path, display: Display) -> None:
+    def __init__(self, config: Config, model_dir: Path, opened: OpenRun, display: Display) -> None:
         self._config = config
-        self._run_dir = run_dir
+        self._opened = opened
+        self._resumed = opened.resumed
+        self._run_dir = opened.folder
         self._display = display
-        self._notes = _Notes()
-        self._start_s = time.monotonic()
         self._model_dir = model_dir
-        save_config(config, run_dir / "config.yaml")
+        self._notes = Notes(**self._resumed.state.notes) if self._resumed else Notes()
+        for notice in opened.notices:
+            display.warn(notice)
+        if self._resumed:
+            self._notes.resumed_at_steps.append(self._resumed.state.step)
+        else:
+            save_run_config(config, opened)
 
     @contextmanager
     def _stage(self, name: str, text: str) -> Iterator[Callable[[int, int], None]]:
         """Announce a stage and time it; yields what shows its progress (done, total)."""
-        start_s = time.monotonic()
-        with self._display.stage(text) as progress:
+        with self._notes.timing(name), self._display.stage(text) as progress:
             yield progress
-        self._notes.wall_s[name] = round(time.monotonic() - start_s, 2)
 
-    def read_queries(self) -> RunQueries:
+    def run(self) -> dict[str, object]:
+        """Everything up to the summary, which it returns."""
+        with self._notes.timing("total"):
+            queries = self._read_queries()
+            with ray_session(self._config):
+                return asyncio.run(self._train_and_evaluate(queries))
+
+    def _read_queries(self) -> RunQueries:
         """Train and held-out queries, checked; the synthetic corpus is rendered where it is asked for."""
         with self._stage("corpus", "videos and questions") as progress:
             queries = read_run_queries(self._config, progress)
@@ -114,24 +112,42 @@ class _Session:
             self._display.warn(f"held-out videos that are trained on: {len(shared)}, e.g. {min(shared)}")
         return queries
 
-    async def train_and_evaluate(self, queries: RunQueries) -> dict[str, object]:
+    async def _train_and_evaluate(self, queries: RunQueries) -> dict[str, object]:
         """Everything that needs the actors; returns the summary."""
         _cancel_on_sigterm()
-        samplers = build_samplers(self._config, queries.train)
+        samplers, before = self._samplers(queries), self._before(queries)
+        checkpoint = self._resumed.checkpoint.learner_dir if self._resumed else None
         with self._stage("start", "rollout engines and learner"):
-            parts = await Parts.start(self._config, self._model_dir)
+            parts = await Parts.start(self._config, self._model_dir, checkpoint)
         try:
-            found = {"before": await self._evaluate("before", "held-out videos, before", queries.heldout, parts)}
+            if before is None:
+                before = await self._evaluate("before", "held-out videos, before", queries.heldout, parts)
             await self._train(parts, samplers)
-            with self._stage("export", "checkpoint and model"):  # before anything else can fail
-                await parts.learner.save_checkpoint(self._run_dir / "checkpoint")
+            with self._stage("export", "model"):  # before anything else can fail
                 await parts.learner.export_model(self._run_dir / "model")
                 save_config(self._config, self._run_dir / "model" / MODEL_CONFIG_FILE)
-            found["after"] = await self._evaluate("after", "held-out videos, after", queries.heldout, parts)
-            found["swapped"] = await self._evaluate("swapped", "swapped videos", swap_videos(queries.heldout), parts)
+            after = await self._evaluate("after", "held-out videos, after", queries.heldout, parts)
+            swapped = await self._evaluate("swapped", "swapped videos", swap_videos(queries.heldout), parts)
         finally:
-            await _to_the_end(parts.close())
-        return self._write_summary(queries, found)
+            await to_the_end(parts.close())
+            remove_leftovers(self._run_dir / CHECKPOINTS_DIR)  # of a checkpoint that was given up
+        return self._write_summary(queries, {"before": before, "after": after, "swapped": swapped})
+
+    def _samplers(self, queries: RunQueries) -> dict[str, QuerySampler]:
+        """In a resumed run they stand where they stood; those of files that only later phases name are new."""
+        samplers = build_samplers(self._config, queries.train)
+        if self._resumed:
+            states = self._resumed.state.trainer.sampler_states
+            for path in samplers.keys() & states.keys():
+                samplers[path].restore(states[path])
+        return samplers
+
+    def _before(self, queries: RunQueries) -> Evaluation | None:
+        """The evaluation before training, where the run is resumed. It cannot be made again: the model has trained."""
+        return read_answers(queries.heldout, self._answers_path("before")) if self._resumed else None
+
+    def _answers_path(self, name: str) -> Path:
+        return self._run_dir / "evaluation" / f"{name}.jsonl"
 
     async def _evaluate(self, name: str, text: str, queries: Sequence[GroundingQuery], parts: Parts) -> Evaluation:
         evaluation = self._config.evaluation
@@ -142,43 +158,34 @@ class _Session:
             )
         for error in found.unreadable:
             self._display.warn(f"{text}: {error}")
-        write_answers(found.answered, self._run_dir / "evaluation" / f"{name}.jsonl")
+        write_answers(found.answered, self._answers_path(name))
         return found
 
     async def _train(self, parts: Parts, samplers: Mapping[str, QuerySampler]) -> None:
-        recorder = Recorder(self._run_dir, self._run_dir.name)
-        rollout_log = RolloutLog(self._run_dir / "rollouts.parquet")
-        ledger = Ledger()
-        quarantine = Quarantine(self._run_dir / "quarantine.jsonl")
-        watch = AlarmWatch(self._config.alarms, self._config.train.phases)
+        """All steps that are left, and the checkpoint of the last one, whole."""
+        state = self._resumed.state if self._resumed else None
+        books = Books(self._config, self._run_dir, self._display, self._notes, state)
+        if self._resumed:
+            save_run_config(self._config, self._opened)  # now that nothing speaks against it any more
+        checkpointer = Checkpointer(self._config, self._run_dir, parts.learner)
 
-        def on_step(result: StepResult) -> None:
-            self._notes.add(result)
-            alarms = watch.observe(result.step, result.phase, result.metrics)
-            metrics = result.metrics | watch.states()
-            self._display.step(result.step, result.phase, metrics)
-            recorder.log(result.step, result.phase, metrics)
-            for alarm in alarms:
-                self._display.alarm(alarm)
-                recorder.alarm(alarm)
-            for error in result.unreadable:
-                self._display.warn(f"step {result.step}: {error}")
-            if num_unscored := round(result.metrics[names.REWARD_QUARANTINED]):
-                self._display.warn(
-                    f"step {result.step}: responses without a score: {num_unscored}; see {quarantine.path}"
-                )
-            rollout_log.append(result.step, result.phase, result.groups)
-            if result.step % STEPS_PER_LEDGER == 0:
-                ledger.write(self._run_dir / "ledger.parquet")
+        async def after_step(reached: TrainerState) -> None:
+            checkpointer.raise_if_failed()
+            if checkpointer.is_due(reached.step):
+                await checkpointer.begin(books.at_checkpoint(reached))
 
-        start_s = time.monotonic()
+        reached = state.trainer if state else None
+        trainer = Trainer(self._config, parts, samplers, books.ledger, books.quarantine, reached)
         try:
-            await Trainer(self._config, parts, samplers, ledger, quarantine).run(on_step)
+            with self._notes.timing("train"):
+                await trainer.run(books.on_step, after_step)
+                await checkpointer.finish()
         finally:
-            self._notes.wall_s["train"] = round(time.monotonic() - start_s, 2)
-            ledger.write(self._run_dir / "ledger.parquet")
-            rollout_log.close()
-            recorder.close()
+            try:
+                if error := await to_the_end(checkpointer.close()):
+                    self._display.warn(str(error))
+            finally:
+                books.close()
 
     def _write_summary(self, queries: RunQueries, found: Mapping[str, Evaluation]) -> dict[str, object]:
         notes = self._notes
@@ -193,14 +200,15 @@ class _Session:
         summary: dict[str, object] = {
             "seed": self._config.run.seed,
             "steps": self._config.total_steps,
-            "wall_s": notes.wall_s | {"total": round(time.monotonic() - self._start_s, 2)},
+            "resumed_at_steps": notes.resumed_at_steps,
+            "wall_s": {stage: round(seconds, 2) for stage, seconds in notes.seconds().items()},
             "before": before.as_dict(),
             "after": after.as_dict(),
             "blind": blind.as_dict(),
             "swapped": swapped.as_dict(),
             "heldout": {"asked": len(queries.heldout), "scored": len(heldout)},
             "logprob_gap": {
-                "mean": sum(notes.gap_means) / len(notes.gap_means) if notes.gap_means else 0.0,
+                "mean": notes.gap_sum / notes.num_updates if notes.num_updates else 0.0,
                 "max": notes.gap_max,
             },
             "rollouts_per_s": notes.num_responses / notes.rollout_s if notes.rollout_s else 0.0,
@@ -213,16 +221,6 @@ class _Session:
         """Pictures and report.html, from the run folder alone."""
         with self._stage("report", "pictures and report"):
             write_report(self._run_dir)
-
-
-async def _to_the_end(closing: Coroutine[None, None, None]) -> None:
-    """Await something that a Ctrl-C meanwhile must not break off; the Ctrl-C takes effect after it."""
-    task = asyncio.ensure_future(closing)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await task
-        raise
 
 
 def _cancel_on_sigterm() -> None:

@@ -50,7 +50,7 @@ def check_capacity(config: Config, cluster: dict[str, float]) -> None:
         if wanted > there + 1e-9:
             parts = (
                 f"{config.rollout.num_actors} rollout actors x {getattr(config.rollout, f'num_{kind.lower()}s'):g} "
-                f"+ learner {getattr(config.learner, f'num_{kind.lower()}s'):g}"
+                f"+ {config.learner.num_ranks} learner ranks x {getattr(config.learner, f'num_{kind.lower()}s'):g}"
             )
             if kind == "CPU":
                 parts += (

@@ -16,26 +16,22 @@ learner's log-probs before its update must equal the rollout's; their gap is che
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
-from museg_ray.algo.advantages import group_advantages
-from museg_ray.config.schema import Config, PhaseConfig
-from museg_ray.data.prompts import render_prompt
+from museg_ray.config.schema import Config
 from museg_ray.data.sampler import QuerySampler
-from museg_ray.errors import ParityError, RewardError, VideoError
+from museg_ray.errors import LearnerError, ParityError, RewardError, VideoError, VideoFault
 from museg_ray.metrics import names
 from museg_ray.metrics.groups import group_metrics
-from museg_ray.model.prompt import chat_prompt_ids
-from museg_ray.rollout.engine import Sampling
+from museg_ray.train.groups import GroupMaker, TimedGroup
 from museg_ray.train.ledger import Ledger, Outcome
 from museg_ray.train.parts import Parts
 from museg_ray.train.plan import StepPlan, lookahead, plan_steps
+from museg_ray.train.probe import probe_parity
 from museg_ray.train.quarantine import Quarantine
-from museg_ray.types import GroundingQuery, ResponseGroup, RewardParts, SampledGroup, ScoredGroup, Unscored
-from museg_ray.video.loader import ClipHandle
+from museg_ray.train.state import TrainerState
+from museg_ray.types import SampledGroup
 
 MAX_EMPTY_STEPS = 3
 QUEUE_WATCH_S = 0.05
@@ -67,15 +63,11 @@ class StepListener(Protocol):
     def __call__(self, result: StepResult) -> None: ...
 
 
-@dataclass(slots=True)
-class _Timed:
-    """A group with what each of its stages took."""
+class AfterStep(Protocol):
+    """Is told where the run stands after each step, also after one without an update: checkpoints. Training waits for
+    it."""
 
-    sampled: SampledGroup
-    clip: ClipHandle
-    clip_s: float
-    rollout_s: float
-    reward_s: float
+    async def __call__(self, reached: TrainerState) -> None: ...
 
 
 class Trainer:
@@ -88,40 +80,66 @@ class Trainer:
         samplers: Mapping[str, QuerySampler],
         ledger: Ledger,
         quarantine: Quarantine,
+        reached: TrainerState | None = None,
     ) -> None:
         """
         Args:
             config: of the run.
             parts: started.
-            samplers: by annotation file, as the phases name it: `Config.train_file`.
+            samplers: by annotation file, as the phases name it: `Config.train_file`; in a resumed run restored to the
+                states in `reached`.
             ledger: gets every query.
             quarantine: gets every response that could not be scored, every query whose video could not be read.
+            reached: where a resumed run goes on; its learner holds the weights of then, its engines still those of the
+                model folder.
         """
         self._config = config
         self._parts = parts
         self._samplers = samplers
         self._ledger = ledger
         self._quarantine = quarantine
+        self._maker = GroupMaker(config, parts, quarantine)
         self._queues = _QueuePeaks()
-        self._unreadable: list[VideoError] = []  # not yet told
-        self._num_empty = 0  # steps in a row without a readable video
         self._num_decoded = parts.clips.num_decoded
-        self.weight_version = 0
+        self._steps_made = reached.step if reached else 0
+        self._num_empty = reached.num_empty if reached else 0  # steps in a row without a readable video
+        told_later = reached.unreadable if reached else []
+        self._unreadable = [VideoError(message, VideoFault(fault)) for fault, message in told_later]  # not yet told
+        self.weight_version = reached.weight_version if reached else 0
 
-    async def run(self, listener: StepListener) -> None:
-        """All steps.
+    async def run(self, listener: StepListener, after_step: AfterStep) -> None:
+        """All steps that are left.
+
+        Invariant: a run that is killed at any moment and resumed from a checkpoint gives the numbers of one that was
+        never interrupted, but for times, rates, queue peaks and counts of cached clips. So all that a step depends on
+        is a function of its number, or in the `TrainerState`, or in the learner's part of the checkpoint.
 
         Raises:
             MusegError: a part failed, or rollout and learner disagree; the run cannot go on.
         """
-        plans = plan_steps(self._config, self._samplers)
+        if self.weight_version > 0:
+            await self._push_weights(self.weight_version)
+        is_probed = False
+        plans = plan_steps(self._config, self._samplers, self._steps_made + 1)
         for plan, ahead in lookahead(plans, self._config.video.steps_ahead):
+            is_probed = is_probed or await probe_parity(self._config, self._parts, self._maker, plan)
             if plan.is_first and (plan.phase.fresh_optimizer or plan.phase.fresh_reference):
                 await self._parts.learner.start_phase(plan.phase)
             self._parts.clips.prefetch(query.video for step in (plan, *ahead) for query in step.queries)
             result = await self._step(plan)
             if result is not None:
                 listener(result)
+            await after_step(self._state_after(plan))
+
+    def _state_after(self, plan: StepPlan) -> TrainerState:
+        return TrainerState(
+            step=plan.step,
+            phase=plan.phase.name,
+            weight_version=self.weight_version,
+            sampler_states=plan.sampler_states,
+            num_empty=self._num_empty,
+            unreadable=[(error.fault.value, str(error)) for error in self._unreadable],
+        )
 
     async def _step(self, plan: StepPlan) -> StepResult | None:
         """None when no video of the step can be read: it makes no update, and the next result tells of it."""
@@ -130,10 +148,10 @@ class Trainer:
         try:
             results = await self._roll_out(plan)
             rolled_out_s = time.monotonic()
-            timed = [result for result in results if isinstance(result, _Timed)]
+            timed = [result for result in results if isinstance(result, TimedGroup)]
             self._unreadable += [result for result in results if isinstance(result, VideoError)]
             self._count_empty(plan.step, is_empty=not timed)
-            learned = await self._learn(timed) if timed else {}
+            learned = await self._learn(plan.step, timed) if timed else {}
         except Exception as error:
             for issue in issues:
                 self._ledger.finish(issue, Outcome.FAILED, reason=f"{type(error).__name__}: {error}")
@@ -143,7 +161,7 @@ class Trainer:
         if not timed:
             return None
         learned_s = time.monotonic()
-        await self._push_weights()
+        await self._push_weights(self.weight_version + 1)
         end_s = time.monotonic()
         groups = [t.sampled for t in timed]
         metrics = group_metrics(groups, rolled_out_s - start_s) | learned | self._stage_metrics(timed)
@@ -167,7 +185,7 @@ class Trainer:
                 f"No video of the last {MAX_EMPTY_STEPS} steps up to step {step} can be read. {self._unreadable[-1]}"
             )
 
-    def _finish(self, issue: int, result: "_Timed | VideoError") -> None:
+    def _finish(self, issue: int, result: TimedGroup | VideoError) -> None:
         if isinstance(result, VideoError):
             self._ledger.finish(issue, Outcome.FAILED, reason=str(result))
             return
@@ -175,7 +193,7 @@ class Trainer:
         outcome = Outcome.FILTERED if reason else Outcome.TRAINED
         self._ledger.finish(issue, outcome, reason=reason, weight_version=self.weight_version)
 
-    def _stage_metrics(self, timed: list[_Timed]) -> dict[str, float]:
+    def _stage_metrics(self, timed: list[TimedGroup]) -> dict[str, float]:
         return {
             names.REWARD_QUARANTINED: float(sum(len(t.sampled.unscored) for t in timed)),
             names.TIME_CLIPS_S: max(t.clip_s for t in timed),
@@ -186,12 +204,12 @@ class Trainer:
             names.QUEUE_REWARD: float(self._queues.reward),
         }
 
-    async def _roll_out(self, plan: StepPlan) -> list[_Timed | VideoError]:
+    async def _roll_out(self, plan: StepPlan) -> list[TimedGroup | VideoError]:
         """The step's scored groups, in the order of its queries; each is scored as soon as it is generated. A query
         whose video cannot be read has the reason in its place, and no other video."""
         self._queues = _QueuePeaks()
         tasks = [
-            asyncio.create_task(self._score_query(query, plan.step, index, plan.phase))
+            asyncio.create_task(self._maker.make(query, plan.step, index, plan.phase))
             for index, query in enumerate(plan.queries)
         ]
         watch = asyncio.create_task(self._watch_queues())
@@ -209,46 +227,12 @@ class Trainer:
             self._queues.reward = max(self._queues.reward, self._parts.rewards.num_waiting)
             await asyncio.sleep(QUEUE_WATCH_S)
 
-    async def _score_query(
-        self, query: GroundingQuery, step: int, index: int, phase: PhaseConfig
-    ) -> _Timed | VideoError:
-        try:
-            return await self._scored(query, step, index, phase)
-        except VideoError as error:
-            self._quarantine.add_video(step, query, error)
-            return error
-
-    async def _scored(self, query: GroundingQuery, step: int, index: int, phase: PhaseConfig) -> _Timed:
-        rollout = self._config.rollout
-        seed = np.random.SeedSequence((self._config.run.seed, step, index)).generate_state(1)[0]
-        sampling = Sampling(
-            group_size=rollout.group_size,
-            temperature=rollout.temperature,
-            max_completion_tokens=rollout.max_completion_tokens,
-            seed=int(seed),
-        )
-        start_s = time.monotonic()
-        clip = await self._parts.clips.get(query.video)
-        clip_s = time.monotonic()
-        prompt_ids = chat_prompt_ids(self._parts.tokenizer, render_prompt(phase.prompt, query.question))
-        try:
-            group = await self._parts.rollouts.generate(query, prompt_ids, clip, sampling)
-        except VideoError:  # it left the store meanwhile, or the machine that has it: prepared once more
-            clip = await self._parts.clips.get(query.video)
-            group = await self._parts.rollouts.generate(query, prompt_ids, clip, sampling)
-        rollout_s = time.monotonic()
-        outcomes = await self._parts.rewards.score(group, phase.weights)
-        end_s = time.monotonic()
-        self._quarantine.add(step, group, outcomes)
-        scored = _scored_group(group, outcomes, self._config.algo.scale_advantages)
-        sampled = SampledGroup(group, outcomes, scored)
-        return _Timed(sampled, clip, clip_s - start_s, rollout_s - clip_s, end_s - rollout_s)
-
-    async def _learn(self, timed: list[_Timed]) -> dict[str, float]:
+    async def _learn(self, step: int, timed: list[TimedGroup]) -> dict[str, float]:
         """One optimiser step.
 
         Raises:
             RewardError: no group of the step is left to learn from.
+            LearnerError: see `LearnerHandle.update`; its groups are kept for inspection.
             ParityError: the mean log-prob gap exceeds `train.max_logprob_gap`. At staleness 0 both sides hold the same
                 weights, so a gap means stale weights or positions, and training would be off-policy without a sign.
         """
@@ -259,7 +243,11 @@ class Trainer:
                 f"Their texts and all reasons are in {self._quarantine.path}."
             )
         clips = {t.sampled.group.clip_key: t.clip for t in timed if t.sampled.scored is not None}
-        learned = await self._parts.learner.update(groups, clips)
+        try:
+            learned = await self._parts.learner.update(groups, clips, step)
+        except LearnerError as error:
+            path = self._quarantine.keep_update(step, groups)
+            raise LearnerError(f"{error} The groups of step {step} are in {path}.") from error
         gap, limit = learned[names.PARITY_GAP_MEAN], self._config.train.max_logprob_gap
         if not gap <= limit:  # also for a gap that is no number
             raise ParityError(
@@ -270,19 +258,7 @@ class Trainer:
             )
         return learned
 
-    async def _push_weights(self) -> None:
+    async def _push_weights(self, version: int) -> None:
         blob = await self._parts.learner.export_weights()
-        self.weight_version += 1
-        await self._parts.rollouts.push_weights(self.weight_version, blob)
-
-
-def _scored_group(
-    group: ResponseGroup, outcomes: tuple[RewardParts | Unscored, ...], scale_advantages: bool
-) -> ScoredGroup | None:
-    """The group without its unscored responses; None when fewer than two are left, which cannot be compared."""
-    scored = [(r, o) for r, o in zip(group.responses, outcomes, strict=True) if isinstance(o, RewardParts)]
-    if len(scored) < 2:
-        return None
-    responses, rewards = zip(*scored, strict=True)
-    totals = np.array([parts.total for parts in rewards], dtype=np.float32)  # [G]
-    return ScoredGroup(replace(group, responses=responses), rewards, group_advantages(totals, scale_advantages))
+        await self._parts.rollouts.push_weights(version, blob)
+        self.weight_version = version

@@ -32,9 +32,9 @@ from museg_ray.data.synthetic.language import (
     write_response,
     write_scan,
 )
-from museg_ray.model.packing import Pack, pack_group
+from museg_ray.model.packing import Pack, Row, pack_rows
 from museg_ray.model.patchify import patchify, video_grid
-from museg_ray.model.policy import PolicyModel
+from museg_ray.model.policy import PolicyModel, Videos
 from museg_ray.model.positions import prompt_positions, seconds_per_grid
 from museg_ray.model.prompt import chat_prompt_ids, expand_video
 from museg_ray.model.qwen_vl import (
@@ -108,7 +108,7 @@ class WarmStart:
         save_tiny_model(model, self.tokenizer, scratch_dir)
         self._spec: VisionSpec = load_vision_spec(scratch_dir)
         forbidden = forbidden_token_ids(self.tokenizer, model.config.text_config.vocab_size)
-        self.policy = PolicyModel(model, forbidden, temperature=1.0)
+        self.policy = PolicyModel(model, forbidden, temperature=1.0, attention="split", chunk_tokens=1024)
         self._end_id = end_token_id(self.tokenizer)
 
     def loss(self, clip: Clip, lessons: Sequence[Lesson]) -> tuple[torch.Tensor, int]:
@@ -117,7 +117,8 @@ class WarmStart:
         The lessons share the video: the pack is `[start of the prompt and video | lesson 1 | … | lesson n]`.
         """
         pack, is_response = self._pack(clip, lessons)
-        logprobs = self.policy(pack, patchify(clip.frames, self._spec), video_grid(clip.frames, self._spec))
+        grids = torch.tensor([video_grid(clip.frames, self._spec)])
+        logprobs, _ = self.policy(pack, Videos(grids, patchify(clip.frames, self._spec)))
         return -logprobs[is_response].sum(), int(is_response.sum())
 
     def _pack(self, clip: Clip, lessons: Sequence[Lesson]) -> tuple[Pack, torch.Tensor]:
@@ -135,7 +136,8 @@ class WarmStart:
             is_response += [False] * len(rest) + [True] * len(response)
         interval_s = seconds_per_grid(clip.sample_fps, self._spec, torch.float32)
         positions = prompt_positions(shared, grid, interval_s, self._spec)
-        return pack_group(shared, positions, branches), torch.tensor(is_response)
+        pack = pack_rows([Row(shared, positions, branches)], self._spec.video_token_id)
+        return pack, torch.tensor(is_response)
 
 
 def _learning_rate_factor(num_steps: int, step: int) -> float:

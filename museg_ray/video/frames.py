@@ -17,8 +17,6 @@ from museg_ray.errors import VideoError, VideoFault
 
 FRAME_FACTOR = 2
 """Frames that become one temporal patch: the count is a multiple of it."""
-SIZE_FACTOR = 28
-"""Pixels of one visual token's side (patch 14, merged 2 x 2): height and width are multiples of it."""
 MIN_FRAMES = 4
 MAX_ASPECT_RATIO = 200
 TIE_S = 1e-4
@@ -51,7 +49,7 @@ def largest_clip_bytes(config: VideoConfig) -> int:
     max_frames = _floor(config.max_frames, FRAME_FACTOR)
     by_budget = config.total_pixels * FRAME_FACTOR
     by_floor = max_frames * int(config.min_pixels * 1.05)
-    return 3 * int(max(by_budget, by_floor, MIN_FRAMES * SIZE_FACTOR**2))
+    return 3 * int(max(by_budget, by_floor, MIN_FRAMES * config.size_multiple**2))
 
 
 def choose_num_frames(duration_s: float, num_video_frames: int, config: VideoConfig) -> int:
@@ -84,7 +82,7 @@ def choose_frames(starts_s: npt.NDArray[np.float64], duration_s: float, num_fram
 
 
 def clip_size(height: int, width: int, num_frames: int, config: VideoConfig) -> tuple[int, int]:
-    """Final (height, width) of a clip's frames: multiples of 28 within the pixel budget, aspect ratio kept.
+    """Final (height, width) of a clip's frames, multiples of `size_multiple` in the pixel budget, aspect ratio kept.
 
     Each frame gets an even share of `total_pixels` per frame pair, at most `max_pixels`; `min_pixels` wins over both.
 
@@ -93,7 +91,7 @@ def clip_size(height: int, width: int, num_frames: int, config: VideoConfig) -> 
     """
     share = config.total_pixels / num_frames * FRAME_FACTOR
     max_pixels = max(min(config.max_pixels, share), int(config.min_pixels * 1.05))
-    size = _smart_resize(height, width, config.min_pixels, max_pixels)
+    size = _smart_resize(height, width, config.size_multiple, config.min_pixels, max_pixels)
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width) or min(size) == 0:
         raise VideoError(
             f"its frames of {width}x{height} are too elongated for a budget of {max_pixels:.0f} pixels",
@@ -102,14 +100,14 @@ def clip_size(height: int, width: int, num_frames: int, config: VideoConfig) -> 
     return size
 
 
-def _smart_resize(height: int, width: int, min_pixels: float, max_pixels: float) -> tuple[int, int]:
-    sides = [max(SIZE_FACTOR, round(side / SIZE_FACTOR) * SIZE_FACTOR) for side in (height, width)]
+def _smart_resize(height: int, width: int, factor: int, min_pixels: float, max_pixels: float) -> tuple[int, int]:
+    sides = [max(factor, round(side / factor) * factor) for side in (height, width)]
     if sides[0] * sides[1] > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
-        sides = [_floor(side / shrink, SIZE_FACTOR) for side in (height, width)]
+        sides = [_floor(side / shrink, factor) for side in (height, width)]
     elif sides[0] * sides[1] < min_pixels:
         grow = math.sqrt(min_pixels / (height * width))
-        sides = [math.ceil(side * grow / SIZE_FACTOR) * SIZE_FACTOR for side in (height, width)]
+        sides = [math.ceil(side * grow / factor) * factor for side in (height, width)]
     return sides[0], sides[1]
 
 

@@ -169,6 +169,7 @@ def clip_key(content: str, config: VideoConfig) -> str:
         config.min_pixels,
         config.max_pixels,
         config.total_pixels,
+        config.size_multiple,
     )
     return blake3(repr((PREPARATION, content, settings)).encode()).hexdigest(length=16)
 

@@ -1,132 +1,313 @@
 import math
+from dataclasses import fields, replace
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from museg_ray.algo.loss import grpo_loss
+from museg_ray.algo.aggregation import LOSS_MEANS, token_weights
+from museg_ray.algo.kl import KL_ESTIMATORS
+from museg_ray.algo.loss import CLIPPED, CORRECTED, CORRECTION, ENTROPY, KL, WEIGHT, LossTokens, grpo_loss
+from museg_ray.config.learning import AlgoConfig
+
+NO_KL = AlgoConfig(beta=0.0)
+LOGPROBS = [-0.5, -1.0, -2.0, -3.0]
 
 
-def loss_of(logprobs: Tensor, **changes: Any) -> tuple[Tensor, dict[str, float]]:
-    """The loss of two responses, of 1 and 3 tokens, with advantages 1 and -2."""
-    arguments: dict[str, Any] = {
-        "logprobs": logprobs,
-        "old_logprobs": logprobs.detach(),
-        "reference_logprobs": None,
-        "advantages": torch.tensor([1.0, -2.0, -2.0, -2.0]),
-        "response_index": torch.tensor([0, 1, 1, 1]),
-        "loss_mask": torch.ones(4, dtype=torch.bool),
-        "num_responses": 2,
-        "beta": 0.0,
-    }
-    return grpo_loss(**(arguments | changes))
-
-
-def gradient(logprobs: Tensor, **changes: Any) -> list[float]:
-    loss, _ = loss_of(logprobs, **changes)
-    (result,) = torch.autograd.grad(loss, logprobs)
-    return result.tolist()
+def tokens_of(logprobs: Tensor, **changes: Any) -> LossTokens:
+    """Two responses, of 1 and 3 tokens, with advantages 1 and -2, at the first update, weighed by sequence."""
+    old = logprobs.detach().clone()
+    advantages, weights = (
+        logprobs.new_tensor([1.0, -2.0, -2.0, -2.0]),
+        logprobs.new_tensor([1 / 2, 1 / 6, 1 / 6, 1 / 6]),
+    )
+    return replace(LossTokens(logprobs, old, old, None, None, advantages, weights), **changes)
 
 
 def some_logprobs() -> Tensor:
-    return torch.tensor([-0.5, -1.0, -2.0, -3.0], requires_grad=True)
+    return torch.tensor(LOGPROBS, dtype=torch.float64, requires_grad=True)
 
 
-def test_loss_by_hand() -> None:
+def off_policy_tokens(seed: int = 0, num_tokens: int = 40) -> LossTokens:
+    """Everything differs from everything, enough for each clip, truncation and mask to act on some tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    old = -1.0 - 2.0 * torch.rand(num_tokens, generator=generator, dtype=torch.float64)
+    near, far, other, noise = torch.randn(4, num_tokens, generator=generator, dtype=torch.float64)
+    entropies, weights = torch.rand(2, num_tokens, generator=generator, dtype=torch.float64)
+    return LossTokens(
+        logprobs=(old + near).requires_grad_(),
+        old_logprobs=old,
+        rollout_logprobs=old + 0.7 * far,
+        reference_logprobs=old + other,
+        entropies=entropies.requires_grad_(),
+        advantages=noise,
+        weights=weights / num_tokens,
+    )
+
+
+def part_of(tokens: LossTokens, index: slice | Tensor) -> LossTokens:
+    values = {field.name: getattr(tokens, field.name) for field in fields(LossTokens)}
+    parts: dict[str, Any] = {name: None if value is None else value[index] for name, value in values.items()}
+    return LossTokens(**parts)
+
+
+def gradient(tokens: LossTokens, algo: AlgoConfig) -> Tensor:
+    return torch.autograd.grad(grpo_loss(tokens, algo)[0], tokens.logprobs)[0]
+
+
+def test_loss_and_gradient_by_hand() -> None:
     # On policy the ratio is 1: the mean over responses of minus their advantage, (-1 + 2) / 2.
-    loss, stats = loss_of(some_logprobs())
+    tokens = tokens_of(some_logprobs())
+    loss, stats = grpo_loss(tokens, NO_KL)
     assert loss.item() == pytest.approx(0.5)
-    assert stats == {}
+    assert gradient(tokens, NO_KL).tolist() == pytest.approx([-1 / 2, 2 / 6, 2 / 6, 2 / 6])
+    assert {name: value.item() for name, value in stats.items()} == pytest.approx(
+        {WEIGHT: 1.0, CORRECTION: 1.0, CORRECTED: 0.0, CLIPPED: 0.0}
+    )
 
 
-def test_every_response_weighs_the_same_whatever_its_length() -> None:
-    assert gradient(some_logprobs()) == pytest.approx([-1 / 2, 2 / 6, 2 / 6, 2 / 6])
-
-
-def test_kl_by_hand() -> None:
-    # k3 of d = ln 2: 2 - ln 2 - 1. Only the first response's one token differs from the reference.
+def test_every_term_by_hand() -> None:
+    # Ratios 1.5, 0.5, 1, 4; w = 0.5, 4 (truncated to 2), 1, 1; d = ln 2, 0, 0, -1.
+    ln = math.log
     logprobs = some_logprobs()
-    reference = logprobs.detach() + torch.tensor([math.log(2.0), 0.0, 0.0, 0.0])
-    loss, stats = loss_of(logprobs, reference_logprobs=reference, beta=0.1)
-    k3 = 1.0 - math.log(2.0)
-    assert stats["kl"] == pytest.approx(k3 / 2)
-    assert loss.item() == pytest.approx(0.5 + 0.1 * k3 / 2)
+    old = logprobs.detach() - torch.tensor([ln(1.5), ln(0.5), 0.0, ln(4.0)])
+    tokens = tokens_of(
+        logprobs,
+        old_logprobs=old,
+        rollout_logprobs=old - torch.tensor([ln(0.5), ln(4.0), 0.0, 0.0]),
+        reference_logprobs=logprobs.detach() + torch.tensor([ln(2.0), 0.0, 0.0, -1.0]),
+        entropies=torch.tensor([1.0, 2.0, 0.5, 0.0], dtype=torch.float64),
+    )
+    algo = AlgoConfig(beta=0.1, clip_high=0.28, dual_clip=3.0, entropy_bonus=0.01, correction="truncate")
+    loss, stats = grpo_loss(tokens, algo)
+    k3 = [2 - ln(2.0) - 1, 0.0, 0.0, math.exp(-1.0) + 1 - 1]
+    per_token = [
+        0.5 * -1.28 * 1 + 0.1 * k3[0] - 0.01 * 1.0,
+        2.0 * 0.8 * 2 - 0.01 * 2.0,
+        1.0 * 2 - 0.01 * 0.5,
+        3.0 * 2 + 0.1 * k3[3],
+    ]
+    assert loss.item() == pytest.approx(per_token[0] / 2 + sum(per_token[1:]) / 6)
+    assert {name: value.item() for name, value in stats.items()} == pytest.approx(
+        {
+            WEIGHT: 1.0,
+            KL: k3[0] / 2 + k3[3] / 6,
+            CLIPPED: 1 / 2 + 1 / 6 + 1 / 6,
+            ENTROPY: 1.0 / 2 + (2.0 + 0.5) / 6,
+            CORRECTION: 0.5 / 2 + (2.0 + 1.0 + 1.0) / 6,
+            CORRECTED: 1 / 6,
+        }
+    )
+
+
+def earlier_loss(
+    logprobs: Tensor, reference: Tensor, advantages: Tensor, lengths: list[int], kept: Tensor, beta: float
+) -> tuple[Tensor, float]:
+    """One group's loss and KL in a loop over its responses: the paper's, with one update a rollout and without clip."""
+    losses, kls, first = [], [], 0
+    for length in lengths:
+        mine = [token for token in range(first, first + length) if kept[token]]
+        first += length
+        d = [reference[token] - logprobs[token] for token in mine]
+        kl = [torch.exp(x) - x - 1 for x in d]
+        ratio = [torch.exp(logprobs[token] - logprobs[token].detach()) for token in mine]
+        terms = [-r * advantages[token] + beta * x for r, token, x in zip(ratio, mine, kl, strict=True)]
+        losses.append(torch.stack(terms).mean() if mine else torch.zeros((), dtype=logprobs.dtype))
+        kls.append(sum(x.item() for x in kl) / len(mine) if mine else 0.0)
+    return torch.stack(losses).mean(), sum(kls) / len(kls)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_defaults_are_the_loss_of_one_update_a_rollout_as_it_has_always_been(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    algo, groups = AlgoConfig(), [[3, 0, 7, 1], [2, 5]]
+    parts, losses, kls = [], [], []
+    for lengths in groups:
+        num_tokens = sum(lengths)
+        logprobs, reference = -3.0 * torch.rand(2, num_tokens, generator=generator, dtype=torch.float64)
+        logprobs.requires_grad_()
+        advantages = torch.randn(len(lengths), generator=generator, dtype=torch.float64)
+        advantages = advantages.repeat_interleave(torch.tensor(lengths))
+        kept = torch.rand(num_tokens, generator=generator) < 0.8
+        loss, kl = earlier_loss(logprobs, reference, advantages, lengths, kept, algo.beta)
+        losses.append(loss)
+        kls.append(kl)
+        parts.append((logprobs, reference, advantages, lengths, kept))
+    expected = torch.stack(losses).mean()
+
+    leaves = [part[0] for part in parts]
+    counts = [[int(piece.sum()) for piece in kept.split(lengths)] for *_, lengths, kept in parts]
+    weights = token_weights(algo.loss_mean, counts, max_completion_tokens=99)
+    total, kl, weight = torch.zeros((), dtype=torch.float64), 0.0, 0.0
+    for (logprobs, reference, advantages, lengths, kept), weigh in zip(parts, weights, strict=True):
+        policy, spread = logprobs[kept], torch.tensor(weigh).double().repeat_interleave(torch.tensor(lengths))
+        old = policy.detach()
+        loss, stats = grpo_loss(
+            LossTokens(policy, old, old, reference[kept], None, advantages[kept], spread[kept]), algo
+        )
+        total, kl, weight = total + loss, kl + stats[KL].item(), weight + stats[WEIGHT].item()
+    assert total.item() == pytest.approx(expected.item(), abs=1e-6)
+    assert kl == pytest.approx(sum(kls) / len(kls), abs=1e-6)
+    for ours, theirs in zip(torch.autograd.grad(total, leaves), torch.autograd.grad(expected, leaves), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+
+
+VARIANTS = [
+    AlgoConfig(beta=beta, kl_estimator=kl, correction=correction, dual_clip=dual, clip_high=high, entropy_bonus=bonus)
+    for (beta, kl), correction, (dual, high), bonus in product(
+        [(0.0, "k3"), (0.3, "k1"), (0.3, "k2"), (0.3, "k3")],
+        ["none", "truncate", "mask"],
+        [(0.0, 0.2), (1.5, 0.28)],
+        [0.0, 0.05],
+    )
+]
+
+
+def label(algo: AlgoConfig) -> str:
+    return f"{algo.beta}-{algo.kl_estimator}-{algo.correction}-{algo.dual_clip}-{algo.entropy_bonus}"
+
+
+@pytest.mark.parametrize("algo", VARIANTS, ids=label)
+def test_gradients_agree_with_finite_differences(algo: AlgoConfig) -> None:
+    tokens = off_policy_tokens()
+
+    def loss(logprobs: Tensor, entropies: Tensor) -> Tensor:
+        return grpo_loss(replace(tokens, logprobs=logprobs, entropies=entropies), algo)[0]
+
+    assert tokens.entropies is not None
+    inputs = (tokens.logprobs, tokens.entropies)
+    assert torch.autograd.gradcheck(loss, inputs, eps=1e-6, atol=1e-7, rtol=1e-5)
+    stats = grpo_loss(tokens, algo)[1]
+    assert stats[CLIPPED] > 0 and (stats[CORRECTED] > 0) == (algo.correction != "none")
+
+
+@pytest.mark.parametrize("algo", VARIANTS[-4:] + VARIANTS[:2], ids=label)
+def test_the_sums_over_any_split_of_the_tokens_are_those_of_the_whole(algo: AlgoConfig) -> None:
+    tokens = off_policy_tokens(seed=1)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(2))
+    loss, stats = grpo_loss(tokens, algo)
+    parts = [grpo_loss(part_of(tokens, index), algo) for index in order.split([7, 0, 1, 25, 7])]
+    total = torch.stack([part for part, _ in parts]).sum()
+    torch.testing.assert_close(total, loss)
+    for name, value in stats.items():
+        torch.testing.assert_close(sum(part[name] for _, part in parts), value)
+    (whole,) = torch.autograd.grad(loss, tokens.logprobs)
+    (summed,) = torch.autograd.grad(total, tokens.logprobs)
+    torch.testing.assert_close(summed, whole)
+
+
+@pytest.mark.parametrize("algo", VARIANTS[-2:], ids=label)
+def test_statistics_are_scalars_without_gradient(algo: AlgoConfig) -> None:
+    _, stats = grpo_loss(off_policy_tokens(), algo)
+    assert set(stats) == {WEIGHT, KL, CLIPPED, ENTROPY, CORRECTION, CORRECTED}
+    assert all(value.shape == () and not value.requires_grad for value in stats.values())
+
+
+def test_the_kl_statistic_is_k3_whatever_is_in_the_loss() -> None:
+    tokens = off_policy_tokens()
+    values = {
+        grpo_loss(tokens, AlgoConfig(beta=beta, kl_estimator=name))[1][KL].item()
+        for name, beta in product(KL_ESTIMATORS, [0.0, 0.5])
+    }
+    assert len(values) == 1
+    assert tokens.reference_logprobs is not None
+    d = [r - p for r, p in zip(tokens.reference_logprobs.tolist(), tokens.logprobs.tolist(), strict=True)]
+    expected = sum(w * (math.exp(x) - x - 1) for w, x in zip(tokens.weights.tolist(), d, strict=True))
+    assert values.pop() == pytest.approx(expected)
 
 
 def test_kl_pulls_towards_the_reference() -> None:
     logprobs = some_logprobs()
     reference = logprobs.detach() + torch.tensor([1.0, 0.0, -1.0, 0.0])
-    first, same, third, _ = gradient(
-        logprobs, reference_logprobs=reference, beta=1.0, advantages=torch.zeros(4), response_index=torch.arange(4) // 2
-    )
+    tokens = tokens_of(logprobs, reference_logprobs=reference, advantages=torch.zeros(4, dtype=torch.float64))
+    first, same, third, _ = gradient(tokens, AlgoConfig(beta=1.0)).tolist()
     assert first < 0.0 and same == 0.0 and third > 0.0  # a step against the gradient raises the first log-prob
 
 
-def test_a_response_without_tokens_counts_with_zero() -> None:
-    loss, _ = loss_of(some_logprobs(), num_responses=4)
-    assert loss.item() == pytest.approx(0.25)
+def test_an_entropy_bonus_rewards_entropy() -> None:
+    entropies = torch.ones(4, dtype=torch.float64, requires_grad=True)
+    tokens = tokens_of(some_logprobs(), entropies=entropies)
+    loss, _ = grpo_loss(tokens, AlgoConfig(beta=0.0, entropy_bonus=0.5))
+    assert torch.autograd.grad(loss, entropies)[0].tolist() == pytest.approx([-0.25, -0.5 / 6, -0.5 / 6, -0.5 / 6])
 
 
-def test_a_masked_token_is_as_if_it_were_not_there() -> None:
-    loss_mask = torch.tensor([True, True, False, True])
-    logprobs = torch.tensor([-0.5, -1.0, -torch.inf, -3.0], requires_grad=True)
-    reference = torch.tensor([-0.6, -1.5, -torch.inf, -2.0])
-    changes = {"loss_mask": loss_mask, "reference_logprobs": reference, "beta": 0.5}
-    loss, stats = loss_of(logprobs, **changes)
-    kept = {"advantages": torch.tensor([1.0, -2.0, -2.0]), "response_index": torch.tensor([0, 1, 1])}
-    expected_loss, expected_stats = loss_of(
-        logprobs.detach()[loss_mask],
-        **changes | kept | {"reference_logprobs": reference[loss_mask], "loss_mask": torch.ones(3, dtype=torch.bool)},
-    )
-    assert loss.item() == pytest.approx(expected_loss.item())
-    assert stats == expected_stats
-    assert gradient(logprobs, **changes)[2] == 0.0
-    assert all(math.isfinite(part) for part in gradient(logprobs, **changes))
+def test_a_masked_token_keeps_its_kl_and_entropy_and_loses_its_policy_gradient() -> None:
+    logprobs, entropies = some_logprobs(), torch.ones(4, dtype=torch.float64, requires_grad=True)
+    rollout = logprobs.detach() - torch.tensor([0.0, 3.0, 0.0, 0.0])
+    reference = logprobs.detach() + 1.0
+    tokens = tokens_of(logprobs, rollout_logprobs=rollout, reference_logprobs=reference, entropies=entropies)
+    algo = AlgoConfig(beta=0.1, correction="mask", entropy_bonus=0.5)
+    loss, stats = grpo_loss(tokens, algo)
+    by_logprob, by_entropy = torch.autograd.grad(loss, (logprobs, entropies))
+    pull = 0.1 * (1 - math.e)
+    assert by_logprob.tolist() == pytest.approx([(pull - 1) / 2, pull / 6, (pull + 2) / 6, (pull + 2) / 6])
+    assert by_entropy.tolist() == pytest.approx([-0.25, -0.5 / 6, -0.5 / 6, -0.5 / 6])
+    assert stats[CORRECTED].item() == pytest.approx(1 / 6)
 
 
-def test_a_group_with_every_token_masked_has_no_loss_and_no_gradient() -> None:
-    logprobs = some_logprobs()
-    nothing = torch.zeros(4, dtype=torch.bool)
-    assert loss_of(logprobs, loss_mask=nothing)[0].item() == 0.0
-    assert gradient(logprobs, loss_mask=nothing) == [0.0] * 4
+def test_a_masked_token_whose_ratio_overflows_is_nan_nowhere() -> None:
+    # float32: exp(499) is inf. Without the mask the loss of the second token is.
+    logprobs = torch.tensor([-0.5, -1.0, -2.0, -3.0], requires_grad=True)
+    old = torch.tensor([-0.5, -500.0, -2.0, -3.0])
+    tokens = tokens_of(logprobs, old_logprobs=old, rollout_logprobs=torch.tensor([-0.5, -1.0, -2.0, -3.0]))
+    loss, stats = grpo_loss(tokens, AlgoConfig(beta=0.0, correction="mask"))
+    assert loss.item() == pytest.approx(-1 / 2 + 2 / 6 + 2 / 6)
+    assert gradient(tokens, AlgoConfig(beta=0.0, correction="mask")).tolist() == pytest.approx([-0.5, 0, 1 / 3, 1 / 3])
+    assert stats[CLIPPED] == 0.0  # what the mask took is not the clip's
+    assert grpo_loss(tokens, NO_KL)[0].item() == math.inf
 
 
-def test_a_kl_weight_without_a_reference_is_refused() -> None:
+def test_an_infinite_kl_is_seen_in_the_loss_only_where_the_loss_has_it() -> None:
+    logprobs = torch.tensor([-200.0, -1.0, -2.0, -3.0], requires_grad=True)
+    tokens = tokens_of(logprobs, reference_logprobs=torch.tensor([-1.0, -1.0, -2.0, -3.0]))
+    loss, stats = grpo_loss(tokens, NO_KL)
+    assert loss.item() == pytest.approx(0.5) and stats[KL].item() == math.inf
+    assert grpo_loss(tokens, AlgoConfig(beta=0.1))[0].item() == math.inf
+    assert gradient(tokens, NO_KL).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["logprobs", "old_logprobs", "rollout_logprobs", "reference_logprobs", "advantages"])
+def test_nan_is_not_hidden(name: str) -> None:
+    tokens = off_policy_tokens()
+    broken = getattr(tokens, name).detach().clone()
+    broken[5] = math.nan
+    for correction in ("truncate", "mask"):
+        loss, _ = grpo_loss(replace(tokens, **{name: broken}), AlgoConfig(correction=correction))
+        assert loss.isnan()
+
+
+@pytest.mark.parametrize("algo", VARIANTS, ids=label)
+def test_without_tokens_the_loss_is_zero_and_backward_works(algo: AlgoConfig) -> None:
+    everything = off_policy_tokens()
+    tokens = part_of(everything, slice(0, 0))
+    loss, stats = grpo_loss(tokens, algo)
+    assert loss.item() == 0.0 and all(value.item() == 0.0 for value in stats.values())
+    (whole,) = torch.autograd.grad(loss, everything.logprobs)
+    assert whole.tolist() == [0.0] * 40
+
+
+@pytest.mark.parametrize("loss_mean", sorted(LOSS_MEANS))
+def test_a_loss_mean_by_hand(loss_mean: str) -> None:
+    # One group of two responses, of 1 and 3 tokens, with losses -1 and 2 for each token.
+    (response_weights,) = token_weights(loss_mean, [[1, 3]], max_completion_tokens=10)
+    weights = torch.tensor(response_weights).double().repeat_interleave(torch.tensor([1, 3]))
+    loss, _ = grpo_loss(tokens_of(some_logprobs(), weights=weights), NO_KL)
+    expected = {"sequence": (-1 + 2) / 2, "token": (-1 + 3 * 2) / 4, "constant": (-1 + 3 * 2) / 2 / 10}
+    assert loss.item() == pytest.approx(expected[loss_mean])
+
+
+def test_a_term_that_lacks_its_input_is_refused() -> None:
     with pytest.raises(AssertionError, match="reference"):
-        loss_of(some_logprobs(), beta=0.1)
+        grpo_loss(tokens_of(some_logprobs()), AlgoConfig(beta=0.1))
+    with pytest.raises(AssertionError, match="entropies"):
+        grpo_loss(tokens_of(some_logprobs()), AlgoConfig(beta=0.0, entropy_bonus=0.1))
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_loss_and_gradient_agree_with_a_loop_over_responses(seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    lengths, beta = [3, 0, 7, 1], 0.04
-    num_tokens, index = sum(lengths), torch.repeat_interleave(torch.arange(4), torch.tensor(lengths))
-    logprobs, old, reference = -torch.rand(3, num_tokens, generator=generator, dtype=torch.float64)
-    logprobs.requires_grad_()
-    advantages = torch.randn(4, generator=generator, dtype=torch.float64)
-    mask = torch.rand(num_tokens, generator=generator) < 0.8
-
-    expected = torch.zeros((), dtype=torch.float64)
-    for response in range(4):
-        losses = []
-        for token in range(num_tokens):
-            if index[token] == response and mask[token]:
-                d = reference[token] - logprobs[token]
-                ratio = torch.exp(logprobs[token] - old[token])
-                losses.append(-ratio * advantages[response] + beta * (torch.exp(d) - d - 1))
-        if losses:
-            expected = expected + sum(losses) / len(losses) / 4
-
-    loss, _ = grpo_loss(
-        logprobs=logprobs,
-        old_logprobs=old,
-        reference_logprobs=reference,
-        advantages=advantages[index],
-        response_index=index,
-        loss_mask=mask,
-        num_responses=4,
-        beta=beta,
-    )
-    torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(torch.autograd.grad(loss, logprobs), torch.autograd.grad(expected, logprobs))
+def test_tokens_that_make_no_sense_are_refused() -> None:
+    logprobs = some_logprobs()
+    with pytest.raises(AssertionError, match="no gradient"):
+        tokens_of(logprobs, old_logprobs=logprobs)
+    with pytest.raises(AssertionError, match="one value a token"):
+        tokens_of(logprobs, advantages=torch.ones(1))

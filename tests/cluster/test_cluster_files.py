@@ -58,10 +58,11 @@ def limits(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def entrypoint_config(rayjob: dict[str, Any]) -> tuple[Path, list[str]]:
-    """Config file (in the clone) and overrides of `cd VOLUME && museg train -c CONFIG key=value ...`."""
+    """Config file (in the clone) and overrides of `cd VOLUME && museg train --resume -c CONFIG key=value ...`."""
     words = shlex.split(rayjob["spec"]["entrypoint"])
-    change, folder, _, program, command, flag, config, *overrides = words
-    assert (change, program, command, flag) == ("cd", "museg", "train", "-c")
+    change, folder, _, program, command, resume, flag, config, *overrides = words
+    assert (change, program, command, resume, flag) == ("cd", "museg", "train", "--resume", "-c")
+    assert any(override.startswith("run.name=") for override in overrides), "a run without a name cannot be resumed"
     groups = worker_groups(rayjob).values()
     assert all(folder in {mount["mountPath"] for mount in container(group)["volumeMounts"]} for group in groups)
     assert config.startswith(IMAGE_ROOT)
@@ -84,8 +85,9 @@ def test_rayjob_offers_what_its_config_reserves(rayjob: dict[str, Any]) -> None:
     assert groups["rollout"]["replicas"] == config.rollout.num_actors
     assert int(limits(groups["rollout"])["nvidia.com/gpu"]) == math.ceil(config.rollout.num_gpus)
     assert int(limits(groups["rollout"])["cpu"]) >= config.rollout.num_cpus
-    assert int(limits(groups["learner"])["nvidia.com/gpu"]) == math.ceil(config.learner.num_gpus)
-    assert int(limits(groups["learner"])["cpu"]) >= config.learner.num_cpus
+    learner = config.learner
+    assert int(limits(groups["learner"])["nvidia.com/gpu"]) == learner.num_ranks * math.ceil(learner.num_gpus)
+    assert int(limits(groups["learner"])["cpu"]) >= learner.num_ranks * learner.num_cpus
     pooled = config.rewards.num_actors * config.rewards.num_cpus + config.video.num_actors * config.video.num_cpus
     assert int(limits(groups["reward"])["cpu"]) >= pooled
 

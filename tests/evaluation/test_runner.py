@@ -1,14 +1,15 @@
 """Held-out questions over parts that only answer."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from museg_ray.errors import VideoError, VideoFault
-from museg_ray.evaluation.runner import Evaluation, evaluate, swap_videos
+from museg_ray.errors import CheckpointError, VideoError, VideoFault
+from museg_ray.evaluation.runner import Evaluation, evaluate, read_answers, swap_videos, write_answers
 from museg_ray.model.qwen_vl import load_tokenizer
 from museg_ray.types import GroundingQuery, Response, ResponseGroup
 
@@ -65,3 +66,32 @@ def test_every_question_is_swapped_to_another_video() -> None:
     swapped = swap_videos(QUERIES)
     assert [query.query_id for query in swapped] == [query.query_id for query in QUERIES]
     assert all(ours.video != theirs.video for ours, theirs in zip(QUERIES, swapped, strict=True))
+
+
+def test_answers_that_were_written_are_read_back_as_they_were(tiny_model_dir: Path, tmp_path: Path) -> None:
+    found = ask(tiny_model_dir, {"3.mp4"}, set())
+    write_answers(found.answered, tmp_path / "before.jsonl")
+    assert read_answers(QUERIES, tmp_path / "before.jsonl").answered == found.answered
+
+
+@pytest.mark.parametrize("change", ["lost", "torn", "other question", "other truth", "other response", "other query"])
+def test_answers_that_are_not_those_of_the_queries_are_refused(
+    change: str, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "before.jsonl"
+    write_answers(ask(tiny_model_dir, set(), set()).answered, path)
+    text, queries = path.read_text(), list(QUERIES)
+    if change == "lost":
+        path.unlink()
+    elif change == "torn":
+        path.write_text(text[:-9])
+    elif change == "other question":
+        queries[0] = replace(queries[0], question="it ends")
+    elif change == "other truth":
+        queries[0] = replace(queries[0], segments=((1.0, 3.0),))
+    elif change == "other response":
+        path.write_text(text.replace("<answer>5-6", "<answer>4-6"))
+    else:
+        del queries[0]
+    with pytest.raises(CheckpointError, match=r"before\.jsonl cannot be taken over"):
+        read_answers(queries, path)

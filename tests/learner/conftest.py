@@ -9,9 +9,9 @@ import torch
 
 from museg_ray.config.schema import Config, PhaseConfig
 from museg_ray.learner.learner import Learner
-from museg_ray.model.packing import Pack, pack_group
+from museg_ray.model.packing import Pack, Row, pack_rows
 from museg_ray.model.patchify import patchify, video_grid
-from museg_ray.model.policy import PolicyModel
+from museg_ray.model.policy import PolicyModel, Videos
 from museg_ray.model.positions import prompt_positions, seconds_per_grid
 from museg_ray.model.prompt import chat_prompt_ids, expand_video
 from museg_ray.model.qwen_vl import forbidden_token_ids, load_policy, load_tokenizer, load_vision_spec
@@ -22,7 +22,7 @@ QUERY = GroundingQuery(
 )
 
 Completions = Sequence[Sequence[int]]
-PolicyInputs = Callable[..., tuple[Pack, torch.Tensor, tuple[int, int, int]]]
+PolicyInputs = Callable[..., tuple[Pack, Videos]]
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ def start_learner(tiny_model_dir: Path) -> Iterator[Callable[..., Learner]]:
     """Starts learners on the tiny model, or on that of another folder, and closes them after the test."""
     started = []
 
-    def start(config: Config, model_dir: Path = tiny_model_dir) -> Learner:
-        started.append(Learner(config, model_dir))
+    def start(config: Config, model_dir: Path = tiny_model_dir, checkpoint: Path | None = None) -> Learner:
+        started.append(Learner(config, model_dir, checkpoint=checkpoint))
         return started[-1]
 
     yield start
@@ -59,7 +59,7 @@ def fresh_policy(tiny_model_dir: Path, config: Config) -> Callable[[torch.dtype]
     def load(dtype: torch.dtype) -> PolicyModel:
         model = load_policy(tiny_model_dir, dtype)
         forbidden = forbidden_token_ids(load_tokenizer(tiny_model_dir), model.config.text_config.vocab_size)
-        return PolicyModel(model, forbidden, config.rollout.temperature)
+        return PolicyModel(model, forbidden, config.rollout.temperature, "dense", 1024)
 
     return load
 
@@ -71,9 +71,10 @@ def policy_inputs(tiny_model_dir: Path, clip: Clip) -> PolicyInputs:
     grid = video_grid(clip.frames, spec)
     prompt_ids = expand_video(chat_prompt_ids(tokenizer, QUERY.question), spec.num_video_tokens(grid), spec)
 
-    def make(completions: Completions, dtype: torch.dtype = torch.float32) -> tuple[Pack, torch.Tensor, tuple]:
+    def make(completions: Completions, dtype: torch.dtype = torch.float32) -> tuple[Pack, Videos]:
         positions = prompt_positions(prompt_ids, grid, seconds_per_grid(clip.sample_fps, spec, dtype), spec)
-        return pack_group(prompt_ids, positions, completions), patchify(clip.frames, spec), grid
+        pack = pack_rows([Row(prompt_ids, positions, completions)], spec.video_token_id)
+        return pack, Videos(torch.tensor([grid]), patchify(clip.frames, spec))
 
     return make
 
@@ -85,15 +86,15 @@ def make_group(
     """A scored group about `clip`, with log-probs under the tiny model's own weights in `dtype`."""
 
     def make(completions: Completions, advantages: Sequence[float], dtype: torch.dtype = torch.float32) -> ScoredGroup:
-        pack, *video = policy_inputs(completions, dtype)
+        pack, videos = policy_inputs(completions, dtype)
         with torch.no_grad():
-            logprobs = fresh_policy(dtype)(pack, *video).numpy()
+            logprobs = fresh_policy(dtype)(pack, videos)[0].numpy()
         ends = np.cumsum([len(completion) for completion in completions])[:-1]
         responses = tuple(
             Response(token_ids=tuple(completion), logprobs=part, text="", finished=True)
             for completion, part in zip(completions, np.split(logprobs, ends), strict=True)
         )
-        prompt_ids = tuple(pack.input_ids[: pack.num_prompt_tokens].tolist())
+        prompt_ids = tuple(pack.input_ids[: pack.spans[0].num_prompt].tolist())
         group = ResponseGroup(QUERY, clip.key, clip.duration_s, prompt_ids, responses, weight_version=0)
         rewards = tuple(RewardParts(0.0, 0.0, 0.0, 0.0, 0.0, 0.0) for _ in completions)
         return ScoredGroup(group, rewards, np.array(advantages, dtype=np.float32))

@@ -17,16 +17,20 @@ from museg_ray.types import ScoredGroup
 from museg_ray.video.loader import ClipHandle
 
 
-def test_an_update_through_the_actor_moves_the_exported_weights(
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_updates_weights_and_checkpoints_through_the_actors(
     ray_local: None,
     config: Config,
     tiny_model_dir: Path,
     make_group: Callable[..., ScoredGroup],
     stored_clip: tuple[ClipHandle, str],
     tmp_path: Path,
+    num_ranks: int,
 ) -> None:
-    config.learner.num_threads = 1
+    config.learner.num_threads, config.learner.num_ranks = 1, num_ranks
+    config.learner.num_cpus = 0.5
     handle, config.video.store_dir = stored_clip
+    clips = {handle.prepared.key: handle}
 
     async def run() -> None:
         learner = LearnerHandle(config, tiny_model_dir)
@@ -34,19 +38,35 @@ def test_an_update_through_the_actor_moves_the_exported_weights(
             await learner.ready()
             before = ray.get(await learner.export_weights())
             group = make_group([[40, 41], [50]], [1.0, -1.0])
-            metrics = await learner.update([group], {handle.prepared.key: handle})
+            assert (await learner.score([group], clips))[names.PARITY_GAP_MAX] < 1e-5
+            assert (await learner.update([group], clips, 1))[names.PARITY_GAP_MAX] < 1e-5
             after = ray.get(await learner.export_weights())
-            assert metrics[names.PARITY_GAP_MAX] < 1e-5
             assert load(before.tobytes()).keys() == load(after.tobytes()).keys()
             assert not np.array_equal(before, after)
             await learner.start_phase(PhaseConfig(name="next", fresh_optimizer=True, fresh_reference=True))
             await learner.export_model(tmp_path / "model")
             assert (tmp_path / "model" / "model.safetensors").is_file()
+            (tmp_path / "learner").mkdir()
+            await learner.begin_checkpoint(tmp_path / "learner")
+            await learner.update([group], clips, 2)  # while the ranks write
+            await learner.finish_checkpoint()
+            assert len(list((tmp_path / "learner").glob("shard-*.safetensors"))) == num_ranks
+            await learner.begin_checkpoint(tmp_path / "absent")
+            with pytest.raises(LearnerError, match=r"rank \d could not write into .*absent"):
+                await learner.finish_checkpoint()
             group.advantages[0] = np.nan
-            with pytest.raises(LearnerError, match=r"^The loss of query test/0"):
-                await learner.update([group], {handle.prepared.key: handle})
+            for step in (3, 4):
+                assert (await learner.update([group], clips, step))[names.LEARNER_SKIPPED] == 1
+            with pytest.raises(LearnerError, match=r"last 3 updates, up to step 5"):
+                await learner.update([group], clips, 5)
         finally:
             await learner.close()
+        resumed = LearnerHandle(config, tiny_model_dir, tmp_path / "learner")
+        try:
+            await resumed.ready()
+            assert np.array_equal(ray.get(await resumed.export_weights()), after)
+        finally:
+            await resumed.close()
 
     asyncio.run(run())
 

@@ -6,16 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load
+from safetensors.torch import load, load_file
 
-from museg_ray.algo.loss import grpo_loss
 from museg_ray.config.schema import Config, PhaseConfig
-from museg_ray.errors import ConfigError, LearnerError
+from museg_ray.errors import LearnerError
+from museg_ray.learner.batch import MicroBatch
 from museg_ray.learner.learner import Learner
 from museg_ray.metrics import names
 from museg_ray.model.policy import PolicyModel
 from museg_ray.model.qwen_vl import load_policy, load_vision_spec, resolve_model_path
 from museg_ray.types import Clip, ScoredGroup
+from museg_ray.weights.blob import Part, part_of
 
 RISING, FALLING = [40, 41, 42, 43], [50, 51, 52]
 EMPTY: list[int] = []
@@ -31,20 +32,15 @@ def weights_of(learner: Learner) -> dict[str, torch.Tensor]:
 
 
 def plain_loss(policy: PolicyModel, inputs: tuple, scored: ScoredGroup) -> torch.Tensor:
-    """The loss of one group without a reference, by the policy itself."""
-    pack, *video = inputs
-    logprobs = policy(pack, *video)
-    loss, _ = grpo_loss(
-        logprobs=logprobs,
-        old_logprobs=logprobs.detach(),
-        reference_logprobs=None,
-        advantages=torch.from_numpy(scored.advantages)[pack.response_index],
-        response_index=pack.response_index,
-        loss_mask=torch.ones_like(pack.targets, dtype=torch.bool),
-        num_responses=pack.num_responses,
-        beta=0.0,
-    )
-    return loss
+    """The loss of one group without a reference, in the on-policy form: written out from the formula."""
+    logprobs, _ = policy(*inputs)  # [N]
+    total, start = torch.zeros(()), 0
+    for response, advantage in zip(scored.group.responses, scored.advantages, strict=True):
+        mine = logprobs[start : start + len(response.token_ids)]
+        start += len(mine)
+        if len(mine):
+            total = total - (torch.exp(mine - mine.detach()) * float(advantage)).mean()
+    return total / len(scored.advantages)
 
 
 def test_an_update_raises_good_responses_and_lowers_bad_ones(
@@ -57,11 +53,11 @@ def test_an_update_raises_good_responses_and_lowers_bad_ones(
 ) -> None:
     learner = start_learner(config)
     scored = make_group([RISING, FALLING], [1.0, -1.0])
-    metrics = learner.update([scored], {clip.key: clip})
+    metrics = learner.update([scored], {clip.key: clip}, 1)
     policy = fresh_policy(torch.float32)
     policy.model.load_state_dict(weights_of(learner), strict=False)  # tied weights come once
     with torch.no_grad():
-        after = policy(*policy_inputs([RISING, FALLING])).numpy()
+        after = policy(*policy_inputs([RISING, FALLING]))[0].numpy()
     rising, falling = scored.group.responses
     assert after[: len(RISING)].sum() > rising.logprobs.sum()
     assert after[len(RISING) :].sum() < falling.logprobs.sum()
@@ -90,7 +86,7 @@ def test_a_step_equals_a_plain_torch_step_on_the_mean_loss_of_the_groups(
     policy = fresh_policy(torch.float32)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learner.learning_rate, weight_decay=0.0)
     for groups in batches:
-        metrics = learner.update(groups, {clip.key: clip})
+        metrics = learner.update(groups, {clip.key: clip}, 1)
         inputs = [policy_inputs([response.token_ids for response in scored.group.responses]) for scored in groups]
         losses = [plain_loss(policy, *pair) for pair in zip(inputs, groups, strict=True)]
         loss = torch.stack(losses).mean()
@@ -110,9 +106,9 @@ def test_the_gap_is_zero_for_the_same_weights_and_seen_for_others(
 ) -> None:
     learner = start_learner(config)
     scored = make_group([RISING, FALLING], [1.0, -1.0])
-    first = learner.update([scored], {clip.key: clip})
+    first = learner.update([scored], {clip.key: clip}, 1)
     assert first[names.PARITY_GAP_MAX] < 1e-5
-    second = learner.update([scored], {clip.key: clip})  # its log-probs are those of the weights before
+    second = learner.update([scored], {clip.key: clip}, 1)  # its log-probs are those of the weights before
     assert second[names.PARITY_GAP_MAX] > 1e-3
     assert 0 < second[names.PARITY_GAP_MEAN] <= second[names.PARITY_GAP_MAX]
 
@@ -123,7 +119,7 @@ def test_special_tokens_in_responses_do_not_crash_and_are_left_out_of_loss_and_g
     video = load_vision_spec(tiny_model_dir).video_token_id
     scored = make_group([[video, 40, video, 41, video], [video] * 3], [1.0, -1.0])
     scored.group.responses[1].logprobs[:] = 0.0  # whatever is claimed of a forbidden token is no gap
-    metrics = start_learner(config).update([scored], {clip.key: clip})
+    metrics = start_learner(config).update([scored], {clip.key: clip}, 1)
     assert all(np.isfinite(list(metrics.values())))
     assert metrics[names.PARITY_GAP_MAX] < 1e-5
     # Only the two plain tokens carry loss: -1 on average over the first response, nothing in the second.
@@ -135,7 +131,7 @@ def test_a_group_of_empty_responses_changes_nothing(
 ) -> None:
     learner = start_learner(config)
     before = weights_of(learner)
-    metrics = learner.update([make_group([EMPTY, EMPTY], [0.0, 0.0])], {clip.key: clip})
+    metrics = learner.update([make_group([EMPTY, EMPTY], [0.0, 0.0])], {clip.key: clip}, 1)
     assert metrics[names.LEARNER_GRAD_NORM] == metrics[names.PARITY_GAP_MEAN] == 0.0
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(learner).items())
 
@@ -146,12 +142,12 @@ def test_the_kl_term_measures_the_distance_to_the_reference_of_the_last_phase_th
     config.algo.beta = 0.04
     learner = start_learner(config)
     scored = make_group([RISING, FALLING], [1.0, -1.0])
-    assert learner.update([scored], {clip.key: clip})[names.LEARNER_KL] == pytest.approx(0.0, abs=1e-6)
-    assert learner.update([scored], {clip.key: clip})[names.LEARNER_KL] > 1e-5
+    assert learner.update([scored], {clip.key: clip}, 1)[names.LEARNER_KL] == pytest.approx(0.0, abs=1e-6)
+    assert learner.update([scored], {clip.key: clip}, 1)[names.LEARNER_KL] > 1e-5
     learner.start_phase(PhaseConfig(fresh_optimizer=True, fresh_schedule=True))
-    assert learner.update([scored], {clip.key: clip})[names.LEARNER_KL] > 1e-5
+    assert learner.update([scored], {clip.key: clip}, 1)[names.LEARNER_KL] > 1e-5
     learner.start_phase(PhaseConfig(fresh_reference=True))
-    assert learner.update([scored], {clip.key: clip})[names.LEARNER_KL] == pytest.approx(0.0, abs=1e-6)
+    assert learner.update([scored], {clip.key: clip}, 1)[names.LEARNER_KL] == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
@@ -163,13 +159,13 @@ def test_after_a_fresh_optimizer_an_update_equals_that_of_a_learner_newly_starte
     learner = start_learner(config)
     learner.start_phase(PhaseConfig(fresh_optimizer=True))  # before the first update there is nothing to forget
     for _ in range(2):
-        learner.update([scored], {clip.key: clip})
+        learner.update([scored], {clip.key: clip}, 1)
     learner.export_model(tmp_path)
     learner.start_phase(PhaseConfig(fresh_optimizer=True))
     newly_started = start_learner(config, tmp_path)
     for _ in range(2):  # the second one sees whether the moments gathered since are those of a new learner, too
         for each in (learner, newly_started):
-            each.update([scored], {clip.key: clip})
+            each.update([scored], {clip.key: clip}, 1)
         expected = weights_of(newly_started)
         for name, tensor in weights_of(learner).items():
             torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-6, msg=name)
@@ -183,11 +179,11 @@ def test_a_phase_that_wants_nothing_fresh_keeps_the_moments(
     scored = make_group([RISING, FALLING], [1.0, -1.0])
     undisturbed, next_phase, fresh = (start_learner(config) for _ in range(3))
     for learner in (undisturbed, next_phase, fresh):
-        learner.update([scored], {clip.key: clip})
+        learner.update([scored], {clip.key: clip}, 1)
     next_phase.start_phase(PhaseConfig(fresh_schedule=True))
     fresh.start_phase(PhaseConfig(fresh_optimizer=True))
     for learner in (undisturbed, next_phase, fresh):
-        learner.update([scored], {clip.key: clip})
+        learner.update([scored], {clip.key: clip}, 1)
     expected, kept, forgot = (weights_of(learner) for learner in (undisturbed, next_phase, fresh))
     assert all(torch.equal(tensor, expected[name]) for name, tensor in kept.items())
     assert max((tensor - expected[name]).abs().max() for name, tensor in forgot.items()) > 1e-4
@@ -199,12 +195,12 @@ def test_a_bfloat16_learner_forgets_its_moments_too(
 ) -> None:
     config.model.dtype, config.learner.zero_stage = "bfloat16", zero_stage  # stage 1 has a class of its own for it
     learner = start_learner(config)
-    learner.update([make_group([RISING, FALLING], [1.0, -1.0], torch.bfloat16)], {clip.key: clip})
+    learner.update([make_group([RISING, FALLING], [1.0, -1.0], torch.bfloat16)], {clip.key: clip}, 1)
     no_gradient = make_group([RISING, FALLING], [0.0, 0.0], torch.bfloat16)  # the moments alone move the weights
 
     def moves() -> bool:
         before = weights_of(learner)
-        learner.update([no_gradient], {clip.key: clip})
+        learner.update([no_gradient], {clip.key: clip}, 1)
         return any(not torch.equal(tensor, before[name]) for name, tensor in weights_of(learner).items())
 
     assert moves()
@@ -219,19 +215,64 @@ def test_the_learning_rate_starts_anew_with_a_phase_that_wants_a_fresh_schedule(
     config.train.phases = [PhaseConfig(name="first", steps=2), PhaseConfig(name="next", steps=1, fresh_schedule=True)]
     learner = start_learner(config)
     scored = make_group([[40], [50]], [1.0, -1.0])
-    rates = [learner.update([scored], {clip.key: clip})[names.LEARNER_LEARNING_RATE] for _ in range(3)]
+    rates = [learner.update([scored], {clip.key: clip}, step)[names.LEARNER_LEARNING_RATE] for step in (1, 2, 3)]
     assert rates == pytest.approx([1e-3, 0.5e-3, 1e-3])
 
 
-def test_a_frozen_vision_tower_keeps_its_weights(
-    config: Config, start_learner: StartLearner, make_group: MakeGroup, clip: Clip
+@pytest.mark.parametrize("train_merger", [True, False])
+def test_a_frozen_vision_tower_is_not_trained_and_not_sent(
+    config: Config,
+    start_learner: StartLearner,
+    make_group: MakeGroup,
+    tiny_model_dir: Path,
+    clip: Clip,
+    tmp_path: Path,
+    train_merger: bool,
 ) -> None:
-    config.learner.train_vision = False
+    config.learner.train_vision, config.learner.train_merger = False, train_merger
     learner = start_learner(config)
     before = weights_of(learner)
-    learner.update([make_group([RISING, FALLING], [1.0, -1.0])], {clip.key: clip})
-    changed = {name for name, tensor in weights_of(learner).items() if not torch.equal(tensor, before[name])}
-    assert changed and not any(".visual." in name for name in changed)
+    parts = {part_of(name) for name in before}
+    assert parts == {Part.LANGUAGE, Part.MERGER} if train_merger else {Part.LANGUAGE}
+    learner.update([make_group([RISING, FALLING], [1.0, -1.0])], {clip.key: clip}, 1)
+    changed = {part_of(name) for name, tensor in weights_of(learner).items() if not torch.equal(tensor, before[name])}
+    assert changed == parts
+    learner.export_model(tmp_path / "model")
+    exported = load_file(tmp_path / "model" / "model.safetensors")
+    frozen = load_file(tiny_model_dir / "model.safetensors")
+    names_of_frozen = [name for name in frozen if part_of(name) not in parts]
+    assert names_of_frozen and all(torch.equal(exported[name], frozen[name]) for name in names_of_frozen)
+
+
+@pytest.mark.parametrize("train_merger", [True, False])
+def test_a_frozen_tower_that_runs_once_gives_the_update_of_one_that_runs_in_every_pass(
+    config: Config, start_learner: StartLearner, make_group: MakeGroup, clip: Clip, train_merger: bool
+) -> None:
+    config.learner.train_vision, config.learner.train_merger = False, train_merger
+    config.algo.beta, config.algo.num_epochs = 0.04, 2
+    scored = make_group([RISING, FALLING], [1.0, -1.0])
+    learners = [start_learner(config), start_learner(config)]
+    towers = [0, 0]
+
+    def count_tower(index: int) -> None:
+        towers[index] += 1
+
+    for index, learner in enumerate(learners):
+        visual = learner._engine.module.model.model.visual
+        visual.register_forward_hook(lambda *_, index=index: count_tower(index))
+    prepare = learners[1]._prepare
+
+    def forget_states(batch: MicroBatch, with_old: bool) -> None:
+        prepare(batch, with_old)
+        batch.states = None
+
+    learners[1]._prepare = forget_states  # type: ignore[method-assign]
+    for learner in learners:
+        learner.update([scored], {clip.key: clip}, 1)
+    assert towers == [1, 3]  # once for all passes; once too and in each of the two epochs
+    weights = [weights_of(learner) for learner in learners]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("train_vision", [True, False])
@@ -244,7 +285,7 @@ def test_gradient_checkpointing_gives_the_same_update(
     for checkpointing in (False, True):
         config.learner.gradient_checkpointing = checkpointing
         learner = start_learner(config)
-        learner.update([scored], {clip.key: clip})
+        learner.update([scored], {clip.key: clip}, 1)
         updated.append(weights_of(learner))
     for name, tensor in updated[0].items():
         torch.testing.assert_close(updated[1][name], tensor, rtol=0, atol=1e-5, msg=name)
@@ -257,7 +298,7 @@ def test_a_bfloat16_learner_adds_up_small_updates_in_float32(
     learner = start_learner(config)
     scored = make_group([RISING, FALLING], [1.0, -1.0], torch.bfloat16)
     before = weights_of(learner)
-    gaps = [learner.update([scored], {clip.key: clip})[names.PARITY_GAP_MEAN] for _ in range(3)]
+    gaps = [learner.update([scored], {clip.key: clip}, 1)[names.PARITY_GAP_MEAN] for _ in range(3)]
     assert gaps[0] < 0.05
     name = "model.language_model.layers.0.mlp.up_proj.weight"
     weights = weights_of(learner)
@@ -267,31 +308,82 @@ def test_a_bfloat16_learner_adds_up_small_updates_in_float32(
     assert (weights[name] != before[name])[is_large].float().mean() > 0.1
 
 
-@pytest.mark.parametrize("zero_stage", [0, 2, 3])
-def test_a_gradient_that_is_not_finite_is_an_error(
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "advantages", [[3e38, -3e38], [np.nan, 1.0], [np.inf, 0.0]], ids=["gradient", "not a number", "infinite"]
+)
+def test_an_update_that_is_not_finite_is_left_out_and_counted(
+    config: Config,
+    start_learner: StartLearner,
+    make_group: MakeGroup,
+    clip: Clip,
+    zero_stage: int,
+    advantages: list[float],
+) -> None:
+    """With finite losses of 3e38 the gradient overflows. The learner goes on as if the step had not been."""
+    config.learner.zero_stage, config.learner.max_grad_norm = zero_stage, 1.0
+    good, bad = make_group([RISING, FALLING], [1.0, -1.0]), make_group([[40], [50]], advantages)
+    learner, untouched = start_learner(config), start_learner(config)
+    for each in (learner, untouched):
+        each.update([good], {clip.key: clip}, 1)
+    before = weights_of(learner)
+    metrics = learner.update([good, bad], {clip.key: clip}, 2)
+    assert metrics[names.LEARNER_SKIPPED] == 1 and metrics[names.LEARNER_UPDATES] == 0
+    assert names.LEARNER_LOSS not in metrics and names.LEARNER_GRAD_NORM not in metrics
+    assert all(np.isfinite(list(metrics.values())))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(learner).items())
+    for each in (learner, untouched):
+        assert each.update([good], {clip.key: clip}, 3)[names.LEARNER_SKIPPED] == 0
+    expected = weights_of(untouched)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights_of(learner).items())
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_a_bfloat16_learner_with_an_offloaded_optimizer_goes_on_after_an_update_that_was_left_out(
     config: Config, start_learner: StartLearner, make_group: MakeGroup, clip: Clip, zero_stage: int
 ) -> None:
-    config.learner.zero_stage = zero_stage
-    scored = make_group([[40], [50]], [3e38, -3e38])  # a finite loss whose gradient overflows
-    with pytest.raises(LearnerError, match=r"gradient of update .* is not finite"):
-        start_learner(config).update([scored], {clip.key: clip})
+    config.model.dtype, config.learner.zero_stage, config.learner.offload_optimizer = "bfloat16", zero_stage, True
+    good = make_group([RISING, FALLING], [1.0, -1.0], torch.bfloat16)
+    bad = make_group([[40], [50]], [np.nan, 1.0], torch.bfloat16)
+    learner, untouched = start_learner(config), start_learner(config)
+    for step, scored in enumerate([good, bad, good], start=1):
+        skipped = learner.update([scored], {clip.key: clip}, step)[names.LEARNER_SKIPPED]
+        assert skipped == (1 if scored is bad else 0)
+    for step in (1, 3):
+        untouched.update([good], {clip.key: clip}, step)
+    expected = weights_of(untouched)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights_of(learner).items())
 
 
-@pytest.mark.parametrize("damaged", ["advantages", "logprobs"])
-def test_a_loss_or_gap_that_is_not_finite_is_an_error_that_names_the_query(
-    config: Config, start_learner: StartLearner, make_group: MakeGroup, clip: Clip, damaged: str
+def test_a_score_with_a_log_prob_that_is_not_finite_is_infinite(
+    config: Config, start_learner: StartLearner, make_group: MakeGroup, clip: Clip
+) -> None:
+    learner = start_learner(config)
+    scored = make_group([RISING, FALLING], [1.0, -1.0])
+    assert learner.score([scored], {clip.key: clip})[names.PARITY_GAP_MAX] < 1e-5
+    with torch.no_grad():
+        learner._engine.module.model.model.language_model.norm.weight[0] = torch.nan
+    assert set(learner.score([scored], {clip.key: clip}).values()) == {np.inf}
+
+
+def test_three_updates_in_a_row_that_are_not_finite_are_an_error_and_two_are_not(
+    config: Config, start_learner: StartLearner, make_group: MakeGroup, clip: Clip
+) -> None:
+    good, bad = make_group([RISING, FALLING], [1.0, -1.0]), make_group([[40], [50]], [np.nan, 1.0])
+    learner = start_learner(config)
+    for step, scored in enumerate([bad, bad, good, bad, bad], start=1):
+        learner.update([scored], {clip.key: clip}, step)
+    with pytest.raises(LearnerError, match=r"last 3 updates, up to step 6, was not finite"):
+        learner.update([bad], {clip.key: clip}, 6)
+
+
+def test_a_rollout_log_prob_that_is_not_finite_is_an_error_that_names_the_query(
+    config: Config, start_learner: StartLearner, make_group: MakeGroup, clip: Clip
 ) -> None:
     scored = make_group([RISING, FALLING], [1.0, -1.0])
-    array = scored.advantages if damaged == "advantages" else scored.group.responses[0].logprobs
-    array[0] = np.nan
-    with pytest.raises(LearnerError, match=r"query test/0 .* is not finite"):
-        start_learner(config).update([scored], {clip.key: clip})
-
-
-def test_zero_stage_0_with_bfloat16_is_a_config_error(config: Config, start_learner: StartLearner) -> None:
-    config.model.dtype, config.learner.zero_stage = "bfloat16", 0
-    with pytest.raises(ConfigError, match=r"learner\.zero_stage"):
-        start_learner(config)
+    scored.group.responses[0].logprobs[0] = np.nan
+    with pytest.raises(LearnerError, match=r"query test/0 .*not finite"):
+        start_learner(config).update([scored], {clip.key: clip}, 1)
 
 
 @pytest.mark.parametrize("zero_stage", [2, 3])
@@ -300,12 +392,10 @@ def test_an_exported_model_loads_with_the_weights_of_the_learner(
 ) -> None:
     config.learner.zero_stage = zero_stage
     learner = start_learner(config)
-    learner.update([make_group([RISING, FALLING], [1.0, -1.0])], {clip.key: clip})
+    learner.update([make_group([RISING, FALLING], [1.0, -1.0])], {clip.key: clip}, 1)
     learner.export_model(tmp_path / "model")
-    learner.save_checkpoint(tmp_path / "checkpoint")
     weights = weights_of(learner)
     model = load_policy(resolve_model_path(str(tmp_path / "model")), torch.float32)
     assert weights.keys() == dict(model.named_parameters()).keys()
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, weights[name]), name
-    assert (tmp_path / "checkpoint" / "latest").is_file()

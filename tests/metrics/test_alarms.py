@@ -20,6 +20,7 @@ HEALTHY = {
     names.ANSWER_SINGLE_SEGMENT_SHARE: 0.3,
     names.ANSWER_SAME_SHARE: 0.05,
     names.ANSWER_FULL_LENGTH_SHARE: 0.0,
+    names.LEARNER_SKIPPED: 0.0,
 }
 Row = tuple[int, str, Mapping[str, float]]
 
@@ -102,6 +103,36 @@ def test_a_fall_of_format_below_its_best_window_raises_an_alarm_also_in_a_later_
     assert alarm.saw == "r_F is 0.700 on average, 0.200 below its best window (0.900); the limit is 0.15"
 
 
+def test_a_single_step_with_a_skipped_update_raises_an_alarm_until_a_step_has_none():
+    alarms, new, states = watch(), [], []
+    for row in rows(names.LEARNER_SKIPPED, [0.0, 2.0, 1.0, 0.0, 1.0]):
+        new += alarms.observe(*row)
+        states.append(alarms.states()[names.ALARM_SKIPPED_UPDATES])
+    assert spans(new) == [("skipped_updates", 2, 2), ("skipped_updates", 5, 5)]
+    assert states == [0.0, 1.0, 1.0, 0.0, 1.0]
+    assert new[0].saw == ("updates of the step left out because loss or gradient was not finite: 2; the limit is 0")
+    assert new[0].steps == "step 2"
+
+
+def test_skipped_updates_up_to_the_limit_are_borne():
+    assert raised(watch(max_skipped_updates=2), rows(names.LEARNER_SKIPPED, [2.0] * 5)) == []
+    assert spans(raised(watch(max_skipped_updates=2), rows(names.LEARNER_SKIPPED, [2.0, 3.0]))) == [
+        ("skipped_updates", 2, 2)
+    ]
+
+
+def test_a_new_phase_raises_an_alarm_about_its_own_skipped_updates():
+    run = rows(names.LEARNER_SKIPPED, [0.0, 1.0]) + rows(names.LEARNER_SKIPPED, [1.0, 1.0], "free", first_step=3)
+    assert spans(raised(watch(), run)) == [("skipped_updates", 2, 2), ("skipped_updates", 3, 3)]
+
+
+def test_a_run_that_does_not_count_skipped_updates_has_no_alarm_about_them():
+    without = {name: value for name, value in HEALTHY.items() if name != names.LEARNER_SKIPPED}
+    alarms = watch()
+    assert raised(alarms, [(step, "free", without) for step in range(1, 9)]) == []
+    assert alarms.states()[names.ALARM_SKIPPED_UPDATES] == 0.0
+
+
 def test_a_healthy_run_raises_nothing():
     improving = [
         (step, "timestamps" if step <= 10 else "free", HEALTHY | {names.REWARD_MATCHING: 0.5 + 0.01 * step})
@@ -121,6 +152,7 @@ def test_a_healthy_run_raises_nothing():
         (names.ROLLOUT_TRUNCATED_SHARE, 0.2),
         (names.ANSWER_SAME_SHARE, 0.5),
         (names.ANSWER_FULL_LENGTH_SHARE, 0.5),
+        (names.LEARNER_SKIPPED, 0.0),
     ],
 )
 def test_a_metric_at_its_limit_is_not_past_it(metric: str, limit: float):
@@ -219,6 +251,7 @@ def test_both_signs_of_blindness_are_one_alarm():
 def test_a_window_of_no_steps_turns_all_alarms_off():
     alarms = watch(window_steps=0)
     assert raised(alarms, rows(names.REWARD_STD, [0.0] * 50)) == []
+    assert raised(alarms, rows(names.LEARNER_SKIPPED, [1.0] * 3, first_step=51)) == []
     assert alarms.states() == {}
 
 
@@ -242,6 +275,15 @@ def test_replaying_the_rows_of_a_run_gives_the_watch_of_a_resumed_one():
     assert spans(raised(resumed, run[15:])) == spans(raised(live, run[15:])) == [("matching_falls", 13, 16)]
 
 
+def test_replaying_the_rows_tells_whether_skipped_updates_are_news():
+    run = rows(names.LEARNER_SKIPPED, [0.0, 1.0, 1.0, 0.0, 1.0])
+    for last in range(1, 5):
+        resumed = watch()
+        raised(resumed, run[:last])
+        expected = {1: [2, 5], 2: [5], 3: [5], 4: [5]}[last]
+        assert [alarm.last_step for alarm in raised(resumed, run[last:])] == expected
+
+
 def test_an_alarm_survives_json_and_pickling():
     alarm = Alarm("truncated", 3, 3, "saw", "check")
     assert Alarm(**json.loads(json.dumps(alarm.as_dict()))) == alarm
@@ -260,6 +302,7 @@ def test_every_alarm_has_a_state_and_every_text_is_one_ascii_line():
         names.ROLLOUT_TRUNCATED_SHARE: 1.0,
         names.ANSWER_SINGLE_SEGMENT_SHARE: 1.0,
         names.ANSWER_SAME_SHARE: 1.0,
+        names.LEARNER_SKIPPED: 1.0,
     }
     steps = [(step, "free" if step <= 4 else "timestamps", HEALTHY if step <= 4 else bad) for step in range(1, 9)]
     alarms = raised(watch(), steps)

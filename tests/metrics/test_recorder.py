@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator, ScalarEvent
 
 from museg_ray.metrics import names
 from museg_ray.metrics.alarms import Alarm
@@ -58,3 +58,25 @@ def test_each_alarm_is_one_json_line_that_is_readable_at_once(tmp_path: Path):
     rows = [json.loads(line) for line in (tmp_path / "alarms.jsonl").read_text().splitlines()]
     recorder.close()
     assert [Alarm(**row) for row in rows] == alarms
+
+
+def test_a_run_that_goes_on_appends_its_rows_goes_on_in_time_and_hides_what_tensorboard_had_beyond(tmp_path: Path):
+    recorder = Recorder(tmp_path, "test")
+    for step in (1, 2, 3):
+        recorder.log(step, "free", {names.REWARD_TOTAL: float(step)})
+    recorder.flush()
+    first = [event.value for event in _totals(tmp_path)]
+    assert first == [1.0, 2.0, 3.0], "flushed before it is closed"
+    again = Recorder(tmp_path, "test", first_step=3, earlier_s=100.0)
+    again.log(3, "free", {names.REWARD_TOTAL: 30.0})
+    again.close()
+    assert [event.value for event in _totals(tmp_path)] == [1.0, 2.0, 30.0]
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 3]
+    assert 100.0 <= rows[-1]["time_s"] < 200.0
+
+
+def _totals(folder: Path) -> list[ScalarEvent]:
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return events.Scalars(names.REWARD_TOTAL)

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from museg_ray.model.prompt import chat_prompt_ids, expand_video
+from museg_ray.model.prompt import chat_prompt_ids, expand_timed_video, expand_video, without_outer_marks
 from museg_ray.model.qwen_vl import load_tokenizer, load_vision_spec
 
 QWEN_SYSTEM_TEMPLATE = (
@@ -50,3 +51,24 @@ def test_the_placeholder_is_repeated_once_for_each_video_token(tiny_model_dir: P
     expanded = expand_video(ids, 48, spec)
     assert expanded.count(spec.video_token_id) == 48 and len(expanded) == len(ids) + 47
     assert [i for i in expanded if i != spec.video_token_id] == [i for i in ids if i != spec.video_token_id]
+
+
+def test_a_timed_prompt_is_in_the_format_that_the_model_was_trained_on(tiny_qwen3_dir: Path) -> None:
+    tokenizer, spec = load_tokenizer(tiny_qwen3_dir), load_vision_spec(tiny_qwen3_dir)
+    times_s = np.array([0.0, 0.5, 1.3, 2.0, 9.9, 10.3], dtype=np.float32)  # of a variable frame rate
+    ids = expand_timed_video(tokenizer, chat_prompt_ids(tokenizer, "When?"), (3, 2, 4), times_s, spec)
+    patch = "<|vision_start|><|video_pad|><|video_pad|><|vision_end|>"
+    video = f"<0.2 seconds>{patch}<1.6 seconds>{patch}<10.1 seconds>{patch}"
+    assert tokenizer.decode(ids) == f"<|im_start|>user\n{video}When?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_think_tags_of_a_question_are_the_tokens_that_the_model_thinks_in(tiny_qwen3_dir: Path) -> None:
+    tokenizer = load_tokenizer(tiny_qwen3_dir)
+    ids = chat_prompt_ids(tokenizer, "Answer in <think></think> tags.")
+    assert set(tokenizer.convert_tokens_to_ids(["<think>", "</think>"])) <= set(ids)
+
+
+def test_a_placeholder_without_marks_is_our_bug(tiny_qwen3_dir: Path) -> None:
+    spec = load_vision_spec(tiny_qwen3_dir)
+    with pytest.raises(AssertionError, match="no marks"):
+        without_outer_marks([5, spec.video_token_id, 6], spec)

@@ -26,8 +26,8 @@ def model_copy(tiny_model_dir: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_model_dir, tmp_path / "copy"))
 
 
-def test_a_complete_folder_is_accepted(tiny_model_dir: Path) -> None:
-    assert resolve_model_path(str(tiny_model_dir)) == tiny_model_dir.resolve()
+def test_a_complete_folder_is_accepted(family_dir: Path) -> None:
+    assert resolve_model_path(str(family_dir)) == family_dir.resolve()
 
 
 def test_a_missing_folder_is_named_in_the_error() -> None:
@@ -54,7 +54,7 @@ def test_a_missing_shard_is_named_in_the_error(model_copy: Path) -> None:
 
 def test_another_architecture_is_refused(model_copy: Path) -> None:
     (model_copy / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(ModelError, match="'llama'"):
+    with pytest.raises(ModelError, match="'llama'; museg_ray trains 'qwen2_5_vl' or 'qwen3_vl'"):
         resolve_model_path(str(model_copy))
 
 
@@ -84,26 +84,60 @@ def test_every_special_token_and_padding_row_but_the_end_token_is_forbidden(tiny
     assert not plain & set(forbidden)
 
 
+def test_think_tags_that_are_tokens_of_their_own_may_be_sampled(tiny_qwen3_dir: Path) -> None:
+    tokenizer = load_tokenizer(tiny_qwen3_dir)
+    tokenizer.add_tokens(["<tool_call>"])
+    tags = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
+    assert set(tags) <= set(tokenizer.added_tokens_decoder)
+    forbidden = forbidden_token_ids(tokenizer, len(tokenizer))
+    assert not set(tags) & set(forbidden)
+    assert tokenizer.convert_tokens_to_ids("<tool_call>") in forbidden
+
+
 def test_the_vision_spec_is_that_of_the_model(tiny_model_dir: Path) -> None:
     spec = load_vision_spec(tiny_model_dir)
     assert (spec.patch_size, spec.merge_size, spec.temporal_patch_size) == (14, 2, 2)
     assert spec.num_video_tokens((12, 4, 4)) == 48
+    assert not spec.writes_times and spec.size_multiple == 28
 
 
-def test_a_saved_policy_loads_with_equal_weights_and_the_same_tokenizer(tiny_model_dir: Path, tmp_path: Path) -> None:
-    policy = load_policy(tiny_model_dir, torch.float32)
+def test_the_vision_spec_of_qwen3_vl_has_its_own_sizes_and_no_positions_a_second(tiny_qwen3_dir: Path) -> None:
+    spec, tokenizer = load_vision_spec(tiny_qwen3_dir), load_tokenizer(tiny_qwen3_dir)
+    assert (spec.patch_size, spec.merge_size, spec.temporal_patch_size, spec.size_multiple) == (16, 2, 2, 32)
+    assert spec.writes_times and spec.tokens_per_second is None
+    assert spec.image_mean == spec.image_std == (0.5, 0.5, 0.5)
+    ids = tokenizer.convert_tokens_to_ids(["<|vision_start|>", "<|vision_end|>", "<|video_pad|>"])
+    assert [spec.vision_start_id, spec.vision_end_id, spec.video_token_id] == ids
+
+
+def test_a_saved_policy_loads_with_equal_weights_and_the_same_tokenizer(family_dir: Path, tmp_path: Path) -> None:
+    policy = load_policy(family_dir, torch.float32)
     with torch.no_grad():
         policy.model.language_model.embed_tokens.weight.add_(1.0)
     out_dir = tmp_path / "model"
     for _ in range(2):  # the second write replaces the first
-        save_policy(policy, tiny_model_dir, out_dir)
+        save_policy(policy, family_dir, out_dir)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     reloaded = load_policy(resolve_model_path(str(out_dir)), torch.float32).state_dict()
     for name, tensor in policy.state_dict().items():
         assert torch.equal(tensor, reloaded[name]), name
     text = "from 12.30 to 15.00<|im_end|>"
-    assert load_tokenizer(out_dir).encode(text) == load_tokenizer(tiny_model_dir).encode(text)
-    assert load_vision_spec(out_dir) == load_vision_spec(tiny_model_dir)
+    assert load_tokenizer(out_dir).encode(text) == load_tokenizer(family_dir).encode(text)
+    assert load_vision_spec(out_dir) == load_vision_spec(family_dir)
+
+
+def test_processor_files_as_qwen3_vl_is_published_are_read_and_go_along(tiny_qwen3_dir: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_qwen3_dir, tmp_path / "published"))
+    processor = json.loads((folder / "processor_config.json").read_text())
+    (folder / "processor_config.json").unlink()
+    names = {"image_processor": "preprocessor_config.json", "video_processor": "video_preprocessor_config.json"}
+    for part, name in names.items():
+        (folder / name).write_text(json.dumps({**processor[part], "processor_class": "Qwen3VLProcessor"}))
+    save_policy(load_policy(resolve_model_path(str(folder)), torch.float32), folder, tmp_path / "saved")
+    for name in names.values():
+        assert (tmp_path / "saved" / name).read_text() == (folder / name).read_text()
+    expected = load_vision_spec(tiny_qwen3_dir)
+    assert load_vision_spec(folder) == load_vision_spec(resolve_model_path(str(tmp_path / "saved"))) == expected
 
 
 def test_an_interrupted_save_leaves_the_old_folder_and_nothing_half_written(

@@ -59,6 +59,15 @@ def test_a_pipe_gets_one_ascii_line_a_step_within_120_characters():
     assert max(map(len, lines)) <= 120
 
 
+def test_a_run_that_goes_on_prints_no_line_for_earlier_steps_but_its_phases_heading():
+    console = plain_console()
+    with Display("run-1", PHASES, 4, console) as display:
+        for step in (1, 2):
+            display.earlier_step(step, "timestamps", METRICS)
+        display.step(3, "timestamps", METRICS)
+    assert [line.split()[0] for line in written(console).splitlines()] == ["phase", "step", "3/4"]
+
+
 def test_columns_of_a_pipe_stand_under_their_headings():
     console = plain_console()
     with Display("run-1", PHASES, 4, console) as display:

@@ -115,3 +115,28 @@ def test_closing_writes_the_last_steps_and_an_empty_log_writes_none(tmp_path: Pa
     log.append(1, "free", [sampled_group(), sampled_group(3)])
     log.close()
     assert pq.read_table(tmp_path / "rollouts.parquet").num_rows == 5
+
+
+def test_a_ledger_that_is_read_back_goes_on_after_its_last_issue(tmp_path: Path):
+    ledger = Ledger()
+    ledger.finish(ledger.issue(QUERY, 1), Outcome.TRAINED, weight_version=0)
+    ledger.finish(ledger.issue(QUERY, 1), Outcome.FAILED, reason="engine died")
+    ledger.write(tmp_path / "ledger.parquet")
+    again = Ledger.read(tmp_path / "ledger.parquet")
+    assert (again.num_issues, again.open_issues) == (2, ())
+    assert again.issue(QUERY, 2) == 2
+    again.write(tmp_path / "again.parquet")
+    rows = [pq.read_table(tmp_path / name).to_pylist() for name in ("ledger.parquet", "again.parquet")]
+    assert rows[1][:2] == rows[0]
+
+
+def test_a_flushed_log_has_no_part_from_before_and_after(tmp_path: Path):
+    log = RolloutLog(tmp_path / "rollouts.parquet")
+    for step in (1, 2, 3):
+        log.append(step, "free", [sampled_group()])
+        if step == 2:
+            log.flush()
+    log.flush()
+    log.flush()
+    parts = sorted(path.name for path in (tmp_path / "rollouts.parquet").iterdir())
+    assert parts == ["steps-000001-000002.parquet", "steps-000003-000003.parquet"]

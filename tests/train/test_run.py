@@ -17,6 +17,7 @@ from museg_ray.config import load_config
 from museg_ray.data.prompts import render_prompt
 from museg_ray.model.prompt import chat_prompt_ids
 from museg_ray.model.qwen_vl import PACKAGED_MODEL_DIR, load_tokenizer
+from museg_ray.train.checkpoint import list_checkpoints, verify
 from museg_ray.video.prepare import read_clip
 
 RUN_TIMEOUT_S = 600
@@ -141,7 +142,14 @@ def test_stock_vllm_gives_the_exported_model_the_answers_of_the_evaluation_after
 def test_a_person_finds_pictures_and_a_report(finished_run: tuple[Path, str]) -> None:
     for name in ("report.html", "curves.png", "timelines.png", "config.yaml"):
         assert (finished_run[0] / name).stat().st_size > 0
-    assert (finished_run[0] / "checkpoint").is_dir()
+
+
+def test_the_last_step_has_a_checkpoint_that_is_whole(finished_run: tuple[Path, str]) -> None:
+    folder, printed = finished_run
+    (last,) = list_checkpoints(folder / "checkpoints")
+    verify(last)
+    assert last.step == 2
+    assert str(last.folder.parent) in printed
 
 
 def test_without_a_terminal_it_prints_plain_lines_and_the_closing_table(finished_run: tuple[Path, str]) -> None:

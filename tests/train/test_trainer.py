@@ -12,12 +12,13 @@ import pytest
 
 from museg_ray.config.schema import Config, PhaseConfig, RewardWeights
 from museg_ray.data.sampler import QuerySampler
-from museg_ray.errors import RewardError, VideoError, VideoFault
+from museg_ray.errors import LearnerError, ParityError, RewardError, VideoError, VideoFault
 from museg_ray.metrics import names
 from museg_ray.model.qwen_vl import load_tokenizer
 from museg_ray.train.ledger import Ledger
 from museg_ray.train.parts import Parts
 from museg_ray.train.quarantine import Quarantine
+from museg_ray.train.state import TrainerState
 from museg_ray.train.trainer import StepResult, Trainer
 from museg_ray.types import GroundingQuery, Response, ResponseGroup, RewardParts, ScoredGroup, Unscored
 
@@ -41,6 +42,10 @@ class NotingParts:
         self.gone_once: set[str] = set()
         self.weights: list[RewardWeights] = []
         self.updates: list[Sequence[ScoredGroup]] = []
+        self.steps: list[int] = []
+        self.scored: list[ScoredGroup] = []
+        self.gap = 0.0
+        self.pushed: list[int] = []
         self.started: list[tuple[int, str]] = []  # updates made before, name of the phase
 
     def prefetch(self, videos: Iterable[str]) -> None:
@@ -70,15 +75,30 @@ class NotingParts:
     async def start_phase(self, phase: PhaseConfig) -> None:
         self.started.append((len(self.updates), phase.name))
 
-    async def update(self, groups: Sequence[ScoredGroup], clips: Any) -> dict[str, float]:
+    async def update(self, groups: Sequence[ScoredGroup], clips: Any, step: int) -> dict[str, float]:
         self.updates.append(groups)
+        self.steps.append(step)
         return LEARNED
 
     async def export_weights(self) -> str:
         return "weights"
 
     async def push_weights(self, version: int, blob: str) -> None:
-        pass
+        self.pushed.append(version)
+
+
+class NotingLearner:
+    """The learner among them, whose `score` is not the rewards'."""
+
+    def __init__(self, parts: NotingParts) -> None:
+        self._parts = parts
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._parts, name)
+
+    async def score(self, groups: Sequence[ScoredGroup], clips: Any) -> dict[str, float]:
+        self._parts.scored += groups
+        return {names.PARITY_GAP_MEAN: self._parts.gap, names.PARITY_GAP_MAX: self._parts.gap}
 
 
 def queries(stem: str, count: int, num_segments: int = 1) -> list[GroundingQuery]:
@@ -96,22 +116,32 @@ class Run:
         phases: list[PhaseConfig],
         unscored: set[tuple[str, str]],
         unreadable: set[str] | None = None,
+        state: TrainerState | None = None,
     ) -> None:
         config = Config()
         config.train.phases, config.train.prompts_per_step = phases, 2
         config.data.train, config.data.multi_segment_share = "main.jsonl", 0.5
         self.parts = NotingParts(unscored, unreadable or set())
-        parts = Parts(load_tokenizer(model_dir), *[self.parts] * 4)  # type: ignore[arg-type]
+        actors = [self.parts, self.parts, self.parts, NotingLearner(self.parts)]
+        parts = Parts(load_tokenizer(model_dir), *actors)  # type: ignore[arg-type]
         samplers = {
             "main.jsonl": QuerySampler(queries("main", 9) + queries("main", 9, 2), seed=0),
             "other.jsonl": QuerySampler(queries("other", 9) + queries("other", 9, 2), seed=0),
         }
         self.ledger, self.folder, self.results = Ledger(), folder, list[StepResult]()
-        self.trainer = Trainer(config, parts, samplers, self.ledger, Quarantine(folder / "quarantine.jsonl"))
+        self.reached: list[TrainerState] = []
+        quarantine = Quarantine(folder / "quarantine.jsonl")
+        if state is not None:
+            for path, sampler in samplers.items():
+                sampler.restore(state.sampler_states[path])
+        self.trainer = Trainer(config, parts, samplers, self.ledger, quarantine, state)
 
     def to_end(self) -> "Run":
-        asyncio.run(self.trainer.run(self.results.append))
+        asyncio.run(self.trainer.run(self.results.append, self._after_step))
         return self
+
+    async def _after_step(self, reached: TrainerState) -> None:
+        self.reached.append(reached)
 
     @property
     def issued(self) -> list[dict[str, Any]]:
@@ -192,6 +222,24 @@ def test_a_step_without_any_score_ends_the_run_and_says_where_the_texts_are(
     assert not run.parts.updates
 
 
+def test_an_update_that_fails_ends_the_run_and_keeps_its_groups_for_inspection(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def diverged(*_: object) -> dict[str, float]:
+        raise LearnerError("Loss or gradient was not finite.")
+
+    run = Run(tmp_path, tiny_model_dir, [PhaseConfig("only", 1)], set())
+    monkeypatch.setattr(run.parts, "update", diverged)
+    with pytest.raises(LearnerError, match=r"not finite\. The groups of step 1 are in .*failed_update\.jsonl\.$"):
+        run.to_end()
+    rows = [json.loads(line) for line in (tmp_path / "failed_update.jsonl").read_text().splitlines()]
+    assert [row["query_id"] for row in rows] == [issue["query_id"] for issue in run.issued]
+    first = rows[0]["responses"][0]
+    assert (first["text"], first["reward"], first["token_ids"], first["logprobs"]) == (TEXTS[0], 1.0, [1], [0.0])
+    assert first["advantage"] > 0
+    assert [issue["outcome"] for issue in run.issued] == ["failed", "failed"]
+
+
 def test_a_query_with_an_unreadable_video_is_accounted_for_and_the_run_goes_on(
     three_phases: Run, tmp_path: Path, tiny_model_dir: Path
 ) -> None:
@@ -239,3 +287,53 @@ def test_a_clip_that_is_gone_when_it_is_sampled_is_prepared_once_more(
     run.to_end()
     assert all(row["outcome"] == "trained" for row in run.issued)
     assert not run.parts.gone_once
+
+
+def test_the_learner_is_told_the_number_of_each_step(three_phases: Run) -> None:
+    assert three_phases.parts.steps == [1, 2, 3, 4, 5]
+
+
+def test_a_run_that_goes_on_pushes_the_weights_first_and_makes_the_steps_that_are_left(
+    three_phases: Run, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    resumed = Run(tmp_path, tiny_model_dir, PHASES, set(), state=three_phases.reached[2]).to_end()
+    assert resumed.parts.pushed == [3, 4, 5]
+    assert resumed.parts.steps == [4, 5]
+    assert resumed.reached == three_phases.reached[3:]
+    assert [row["query_id"] for row in resumed.issued] == [row["query_id"] for row in three_phases.issued[6:]]
+
+
+def test_a_step_without_a_readable_video_is_kept_in_mind_when_the_run_goes_on(
+    three_phases: Run, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    unreadable = {row["video"] for row in three_phases.issued if row["step"] <= 2}
+    whole = Run(tmp_path, tiny_model_dir, PHASES, set(), unreadable).to_end()
+    assert (whole.reached[1].num_empty, len(whole.reached[1].unreadable)) == (2, 4)
+    resumed = Run(tmp_path, tiny_model_dir, PHASES, set(), unreadable, whole.reached[1]).to_end()
+    assert resumed.parts.pushed == [1, 2, 3], "weights that were never updated are those of the model folder"
+    told = [[(error.fault, str(error)) for error in run.results[0].unreadable] for run in (whole, resumed)]
+    assert told[0] == told[1] and len(told[0]) == 4
+
+
+def test_the_probe_looks_at_the_first_readable_query_and_leaves_no_trace(
+    three_phases: Run, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    first = three_phases.issued[0]
+    (probed,) = three_phases.parts.scored
+    assert probed.group.query.query_id == first["query_id"]
+    assert not probed.advantages.any() and len(probed.rewards) == len(TEXTS)
+    assert len(three_phases.issued) == 10, "no issue of the ledger"
+    run = Run(tmp_path, tiny_model_dir, PHASES, set(), {first["video"]}).to_end()
+    (probed,) = run.parts.scored
+    assert probed.group.query.query_id == three_phases.issued[1]["query_id"]
+
+
+@pytest.mark.parametrize("gap", [0.6, float("nan"), float("inf")])
+def test_parts_that_disagree_are_found_before_anything_is_trained(
+    gap: float, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    run = Run(tmp_path, tiny_model_dir, PHASES, set())
+    run.parts.gap = gap
+    with pytest.raises(ParityError, match=r"Before step 1.*model\.path"):
+        run.to_end()
+    assert not run.parts.updates and not run.issued

@@ -9,6 +9,7 @@ from museg_ray.video.frames import choose_frames, choose_num_frames, clip_size
 
 MUSEG = VideoConfig()
 TINY = VideoConfig(max_frames=24, min_pixels=3136, max_pixels=3136, total_pixels=37632)
+QWEN3_VL = VideoConfig(size_multiple=32, min_pixels=16 * 32 * 32, max_pixels=768 * 32 * 32, total_pixels=3584 * 32 * 32)
 SIZES = [(270, 480), (480, 270), (720, 1280), (1080, 1920), (57, 101), (28, 28), (30, 110), (1200, 300), (56, 56)]
 
 
@@ -21,13 +22,13 @@ def test_frame_counts_equal_those_of_qwen_vl_utils(qwen: ModuleType, config: Vid
             assert ours == qwen.smart_nframes(settings, num_video_frames, video_fps)
 
 
-@pytest.mark.parametrize("config", [MUSEG, TINY, VideoConfig(total_pixels=100 * 28 * 28)])
+@pytest.mark.parametrize("config", [MUSEG, TINY, VideoConfig(total_pixels=100 * 28 * 28), QWEN3_VL])
 def test_sizes_equal_those_of_qwen_vl_utils(qwen: ModuleType, config: VideoConfig) -> None:
     for num_frames in (2, 4, 24, 60, 240, 448):
         for height, width in SIZES:
             per_frame = min(config.max_pixels, config.total_pixels / num_frames * 2)
             per_frame = max(per_frame, int(config.min_pixels * 1.05))
-            theirs = qwen.smart_resize(height, width, 28, config.min_pixels, per_frame)
+            theirs = qwen.smart_resize(height, width, config.size_multiple, config.min_pixels, per_frame)
             assert clip_size(height, width, num_frames, config) == theirs
 
 

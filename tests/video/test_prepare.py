@@ -32,6 +32,7 @@ CHANGES_PIXELS = {
     "min_pixels": 200 * 56,
     "max_pixels": 28 * 56,
     "total_pixels": 28 * 28 * 4,
+    "size_multiple": 32,
 }
 
 

@@ -3,9 +3,11 @@
 `ensure_corpus` is the one entrance: it renders what is missing, in parallel, and never leaves a half-written corpus.
 """
 
+import ctypes
 import json
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -21,6 +23,7 @@ from museg_ray.data.synthetic.scene import Scene, draw_background, draw_frame, d
 from museg_ray.errors import ResourceError
 
 CORPUS_VERSION = 1
+PR_SET_PDEATHSIG = 1
 """Raise when a change of this folder's code changes what is rendered: old corpora are then not reused."""
 SPLITS = ("train", "heldout")
 
@@ -90,7 +93,7 @@ def _render(root: Path, config: SyntheticConfig, progress: Progress) -> None:
     (root / "videos").mkdir()
     counts = {"train": config.num_train_videos, "heldout": config.num_heldout_videos}
     jobs = [(split, index) for split, count in counts.items() for index in range(count)]
-    with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ProcessPoolExecutor(max_workers=os.cpu_count(), initializer=_end_with_parent) as pool:
         futures = [pool.submit(_render_video, root, config.seed, split, index) for split, index in jobs]
         try:
             for done, future in enumerate(futures, start=1):
@@ -100,6 +103,11 @@ def _render(root: Path, config: SyntheticConfig, progress: Progress) -> None:
             pool.shutdown(cancel_futures=True)
             raise
     _write_annotations(root, config, counts)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def ensure_corpus(config: SyntheticConfig, progress: Progress = lambda done, total: None) -> Corpus:

@@ -1,0 +1,167 @@
+"""`museg bench learner`: one packed pass over a group against the published trainer's way, row by row."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from museg_ray.bench.learner_case import Shape
+from museg_ray.bench.learner_way import ROWS, Numbers
+from museg_ray.bench.result import BenchResult, Target
+from museg_ray.errors import ResourceError
+
+VIDEO_STEPS = (16, 56, 112)
+"""Of each shape pairs of frames, 30 video tokens each: the last is MUSEG's."""
+SPEED_TARGET, MEMORY_TARGET, GAP_TARGET = 5.0, 0.25, 1e-4
+
+Facts = dict[str, float]
+Round = dict[str, Facts]
+"""Way -> what one measurement of it found; `out_of_memory` alone where it did not fit."""
+Row = dict[str, str | float]
+
+
+def bench_learner(model: str, device: str, rounds: int, tell: Callable[[str], None]) -> BenchResult:
+    """Medians over `rounds` rounds; in each every way runs once, in a new process of its own. Where a way runs out of
+    a GPU's memory, all of them are measured with gradient checkpointing too.
+
+    Args:
+        model: `tiny` (float32) or `3b` (bfloat16).
+        device: `cpu`, `cuda`, or `auto`: the GPU where there is one.
+        tell: is told what is being done.
+
+    Raises:
+        ResourceError: a GPU is needed and there is none, or a measurement failed.
+    """
+    device = _device(device, model)
+    ways = (ROWS, "split", "flex") if device == "cuda" else (ROWS, "split")  # flex is slow, without a kernel, on a CPU
+    rows, targets = list[Row](), list[Target]()
+    for video_steps in VIDEO_STEPS:
+        for recompute in (False, True):
+            measured = []
+            for number in range(rounds):
+                tell(f"{Shape(video_steps).video_tokens:,} video tokens: round {number + 1} of {rounds}")
+                measured.append(measure_round(ways, model, device, video_steps, recompute))
+            rows += [make_row(video_steps, way, recompute, measured) for way in ways]
+            if video_steps == VIDEO_STEPS[-1]:
+                targets += make_targets(measured, recompute, is_exact=model == "tiny")
+            if not any(_ran_out(measured, way) for way in ways):
+                break
+    return BenchResult("learner", tuple(rows), tuple(targets))
+
+
+def _device(name: str, model: str) -> str:
+    has_gpu = torch.cuda.is_available()
+    if name == "cuda" and not has_gpu:
+        raise ResourceError("museg bench learner --device cuda: torch sees no GPU here; use --device cpu.")
+    device = "cuda" if has_gpu and name != "cpu" else "cpu"
+    if model == "3b" and device == "cpu":
+        reason = "torch sees none here" if not has_gpu else "--device cpu forbids it"
+        raise ResourceError(f"museg bench learner --model 3b needs a GPU, and {reason}; use --model tiny.")
+    return device
+
+
+def measure_round(ways: Sequence[str], model: str, device: str, video_steps: int, recompute: bool) -> Round:
+    """Each way's facts, with how far its numbers are from those of the rows."""
+    with tempfile.TemporaryDirectory(prefix="museg-bench-") as folder:
+        files = {way: Path(folder) / f"{way}.pt" for way in ways}
+        facts = {way: _measure(way, model, device, video_steps, recompute, file) for way, file in files.items()}
+        for way, file in files.items():
+            if file.exists() and files[ROWS].exists():
+                facts[way] |= compare(torch.load(files[ROWS]), torch.load(file))
+    return facts
+
+
+def _measure(way: str, model: str, device: str, video_steps: int, recompute: bool, out: Path) -> Facts:
+    arguments = [way, model, device, str(video_steps), str(int(recompute)), str(out)]
+    command = [sys.executable, "-m", "museg_ray.bench.learner_way", *arguments]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode != 0:
+        last_line = done.stderr.strip().splitlines()[-1:]
+        raise ResourceError(f"Measuring {_label(way)} ended with exit code {done.returncode}: {last_line}")
+    facts: Facts = json.loads(done.stdout.splitlines()[-1])
+    return facts
+
+
+def compare(rows: Numbers, ours: Numbers) -> Facts:
+    """Largest difference of a log-prob in nats, and norm of the difference of the gradients over their norm."""
+    gradient_gap = (ours["gradient"] - rows["gradient"]).norm() / rows["gradient"].norm()
+    return {
+        "logprob_gap": (ours["logprobs"] - rows["logprobs"]).abs().max().item(),
+        "gradient_gap": gradient_gap.item(),
+    }
+
+
+def make_row(video_steps: int, way: str, recompute: bool, measured: Sequence[Round]) -> Row:
+    """The table's line of one way at one shape."""
+    row: Row = {
+        "video tokens": Shape(video_steps).video_tokens,
+        "way": _label(way) + (", recomputed" if recompute else ""),
+    }
+    if _ran_out(measured, way):
+        columns = ("MiB", "LM tokens", "patches", "x faster", "of memory", "Δ log-prob", "Δ gradient")
+        return row | {"s": "out of memory"} | dict.fromkeys(columns, "")
+    facts = [each[way] for each in measured]
+    ratios: Row = dict.fromkeys(("x faster", "of memory", "Δ log-prob", "Δ gradient"), "")
+    if not _ran_out(measured, ROWS):
+        ratios = {
+            "x faster": _speed(measured, way),
+            "of memory": _memory(measured, way),
+            "Δ log-prob": max(each["logprob_gap"] for each in facts),
+            "Δ gradient": max(each["gradient_gap"] for each in facts),
+        }
+    return row | {
+        "s": median(each["seconds"] for each in facts),
+        "MiB": median(each["peak_mib"] for each in facts),
+        "LM tokens": facts[0]["tokens"],
+        "patches": facts[0]["patches"],
+        **ratios,
+    }
+
+
+def make_targets(measured: Sequence[Round], recompute: bool, is_exact: bool) -> list[Target]:
+    """What packing is to reach at MUSEG's shape; without those that cannot be told, as a way ran out of memory.
+
+    Args:
+        is_exact: in float32. In bfloat16 the ways round differently: that is shown, not judged.
+    """
+    targets = []
+    for way in measured[0]:
+        if way == ROWS or _ran_out(measured, way) or _ran_out(measured, ROWS):
+            continue
+        label = _label(way) + (", recomputed" if recompute else "")
+        speed, memory = _speed(measured, way), _memory(measured, way)
+        targets += [
+            Target(f"{label}: times faster than row by row", speed, SPEED_TARGET, speed >= SPEED_TARGET),
+            Target(f"{label}: peak memory of the pass / row by row", memory, MEMORY_TARGET, memory <= MEMORY_TARGET),
+        ]
+        if is_exact:
+            gaps = {
+                "largest difference of a log-prob, nats": max(each[way]["logprob_gap"] for each in measured),
+                "relative difference of the gradient": max(each[way]["gradient_gap"] for each in measured),
+            }
+            targets += [Target(f"{label}: {name}", gap, GAP_TARGET, gap <= GAP_TARGET) for name, gap in gaps.items()]
+    return targets
+
+
+def _label(way: str) -> str:
+    return "row by row" if way == ROWS else f"packed, {way}"
+
+
+def _ran_out(measured: Sequence[Round], way: str) -> bool:
+    return any("out_of_memory" in each[way] for each in measured)
+
+
+def _speed(measured: Sequence[Round], way: str) -> float:
+    # Round by round: on a machine that others use too, the speed of a core changes from one to the next.
+    return median(each[ROWS]["seconds"] / each[way]["seconds"] for each in measured)
+
+
+def _memory(measured: Sequence[Round], way: str) -> float:
+    return median(each[way]["peak_mib"] / each[ROWS]["peak_mib"] for each in measured)

@@ -1,0 +1,123 @@
+"""One measurement of `museg bench learner`, in a process of its own so that its peak memory is its alone.
+
+    python -m museg_ray.bench.learner_way WAY MODEL DEVICE VIDEO_STEPS RECOMPUTE OUT
+
+prints one JSON object and leaves log-probs and gradients in OUT for a comparison. WAY is `rows` (as the published
+trainer) or an attention of `learner.attention`; MODEL is `tiny` or `3b`; RECOMPUTE is 1 with gradient checkpointing.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from museg_ray.bench.learner_case import Group, Shape, group_loss, load_model, make_group
+from museg_ray.bench.naive_learner import row_logprobs
+from museg_ray.model.packing import pack_rows
+from museg_ray.model.policy import PolicyModel, Videos
+from museg_ray.model.qwen_vl import PACKAGED_MODEL_DIR, VisionSpec, load_vision_spec
+
+MIB = 1024**2
+ROWS = "rows"
+WARM_UP = Shape(video_steps=1, group_size=2, completion_tokens=(4, 8))
+CHUNK_TOKENS = 1024
+"""The default of `learner.chunk_tokens`."""
+MOST_GRADIENTS = 2_000_000
+"""Of a model with more weights, evenly spaced ones are compared."""
+
+Forward = Callable[[Group], torch.Tensor]
+"""A group -> the log-probs [N] of its completion tokens."""
+Numbers = dict[str, torch.Tensor]
+
+
+def measure(way: str, model: Any, shape: Shape) -> tuple[dict[str, float], Numbers]:
+    """Of two forward and backward passes over the same group: the seconds of the second one; the MiB at the peak over
+    what weights, their gradients and inputs take; tokens and patches of a pass; and its log-probs and gradients."""
+    spec = load_vision_spec(PACKAGED_MODEL_DIR)
+    device = model.device
+    forward = make_forward(way, model, spec)
+    run_pass(forward, make_group(WARM_UP, spec, device))  # imports, threads and gradients take their memory here
+    group = make_group(shape, spec, device)
+    start_bytes = _start_watching(device)
+    for _ in range(2):
+        model.zero_grad(set_to_none=False)
+        start_s = time.perf_counter()
+        logprobs = run_pass(forward, group)
+        seconds = time.perf_counter() - start_s
+    peak_bytes = _peak_bytes(device)
+    num_prompt, lengths = len(group.row.prompt_ids), [len(completion) for completion in group.row.completions]
+    copies = len(lengths) if way == ROWS else 1
+    facts = {
+        "seconds": seconds,
+        "peak_mib": (peak_bytes - start_bytes) / MIB,
+        "tokens": copies * (num_prompt + max(lengths)) if way == ROWS else num_prompt + sum(lengths),
+        "patches": copies * len(group.patches),
+    }
+    return facts, {"logprobs": logprobs.cpu(), "gradient": gradient(model)}
+
+
+def make_forward(way: str, model: Any, spec: VisionSpec) -> Forward:
+    if way == ROWS:
+        return lambda group: row_logprobs(model, group)
+    policy = PolicyModel(model, [], 1.0, way, CHUNK_TOKENS).to(model.device)
+
+    def packed_logprobs(group: Group) -> torch.Tensor:
+        pack = pack_rows([group.row], spec.video_token_id).to(group.patches.device)
+        logprobs, _ = policy(pack, Videos(torch.tensor([group.grid]), group.patches))
+        return torch.as_tensor(logprobs)
+
+    return packed_logprobs
+
+
+def run_pass(forward: Forward, group: Group) -> torch.Tensor:
+    """Adds to the gradients; [N] log-probs."""
+    logprobs = forward(group)
+    group_loss(logprobs, group).backward()
+    if logprobs.is_cuda:
+        torch.cuda.synchronize()
+    return logprobs.detach()
+
+
+def gradient(model: Any) -> torch.Tensor:
+    """[most of MOST_GRADIENTS] float32 on the CPU, in the order of the weights."""
+    every = -(-sum(weight.numel() for weight in model.parameters()) // MOST_GRADIENTS)
+    return torch.cat([weight.grad.flatten()[::every].float().cpu() for weight in model.parameters()])
+
+
+def _start_watching(device: torch.device) -> int:
+    """Forget the peak so far; bytes in use now."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew (proc_pid_clear_refs(5))
+    return _status_bytes("VmRSS")
+
+
+def _peak_bytes(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated() if device.type == "cuda" else _status_bytes("VmHWM")
+
+
+def _status_bytes(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":")) * 1024
+
+
+def main(way: str, model_name: str, device: str, video_steps: str, recompute: str, out: str) -> None:
+    try:
+        model = load_model(model_name, torch.device(device))
+        if int(recompute):
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        facts, numbers = measure(way, model, Shape(int(video_steps)))
+    except torch.OutOfMemoryError:
+        print(json.dumps({"out_of_memory": 1.0}))
+        return
+    torch.save(numbers, out)
+    print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,175 @@
+"""One update's share of a rank: its groups as packed micro-batches with what the loss needs of each token."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from museg_ray.algo.aggregation import token_weights
+from museg_ray.config.schema import Config
+from museg_ray.errors import LearnerError
+from museg_ray.learner.packs import GroupLengths, PackPlan, plan_packs
+from museg_ray.learner.rank import Rank
+from museg_ray.model.family import TowerStates
+from museg_ray.model.packing import Pack, Row, pack_rows
+from museg_ray.model.patchify import patchify, video_grid
+from museg_ray.model.policy import Videos
+from museg_ray.model.positions import prompt_positions, seconds_per_grid
+from museg_ray.model.qwen_vl import VisionSpec
+from museg_ray.types import Clip, FloatArray, ResponseGroup, ScoredGroup
+
+
+@dataclass(slots=True)
+class MicroBatch:
+    """One packed sequence with what the loss needs of its K tokens in the loss."""
+
+    pack: Pack
+    clips: tuple[Clip, ...]
+    """One a span."""
+    kept: torch.Tensor  # [K] which of the pack's completion tokens are in the loss
+    advantages: torch.Tensor  # [K]
+    weights: torch.Tensor  # [K] of `token_weights`
+    rollout_logprobs: torch.Tensor  # [K]
+    num_chunks: int
+    """Calls of the output head: as many as the longest of the ranks' packs at this place needs."""
+    is_filler: bool = False
+    """A pass for the sake of the other ranks."""
+    old_logprobs: torch.Tensor | None = None  # [K] before the first update; None where this is the first
+    reference_logprobs: torch.Tensor | None = None  # [K]
+    states: TowerStates | None = None
+    """Of a frozen vision tower."""
+
+
+class Batcher:
+    """Makes the micro-batches of one rank."""
+
+    def __init__(
+        self,
+        config: Config,
+        spec: VisionSpec,
+        rank: Rank,
+        device: torch.device,
+        is_allowed: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
+        """`is_allowed`: [N] token ids -> [N] bool, False for tokens that may not be sampled and are left out."""
+        self._config = config
+        self._dtype: torch.dtype = getattr(torch, config.model.dtype)
+        self._spec = spec
+        self._rank = rank
+        self._device = device
+        self._is_allowed = is_allowed
+
+    def micro_batches(self, groups: Sequence[ScoredGroup], clips: Mapping[str, Clip]) -> list[MicroBatch]:
+        """This rank's micro-batches of an update over `groups`: as many as every other rank's.
+
+        Args:
+            groups: of the update, all ranks' together.
+            clips: by `clip_key`; at least those of `clip_keys`.
+
+        Raises:
+            LearnerError: a log-prob of the rollout is not finite.
+        """
+        is_kept = [[self._kept(response.token_ids) for response in scored.group.responses] for scored in groups]
+        num_tokens = [[int(kept.sum()) for kept in group] for group in is_kept]
+        weights = token_weights(self._config.algo.loss_mean, num_tokens, self._config.rollout.max_completion_tokens)
+        plans = self._plans(groups)
+        num_chunks = [max(self._num_chunks(plan, groups) for plan in place) for place in zip(*plans, strict=True)]
+        mine = zip(plans[self._rank.index], num_chunks, strict=True)
+        return [self._micro_batch(plan, groups, weights, clips, count) for plan, count in mine]
+
+    def clip_keys(self, groups: Sequence[ScoredGroup]) -> set[str]:
+        """The clips that this rank needs for an update over `groups`."""
+        plans = self._plans(groups)[self._rank.index]
+        keys = {groups[part.group].group.clip_key for plan in plans for part in plan}
+        return keys | {_filler(groups).group.clip_key} if () in plans else keys
+
+    def videos(self, batch: MicroBatch) -> Videos:
+        """The micro-batch's videos for a pass: patches, computed on the device, or what a frozen tower made of them."""
+        grids = torch.tensor([video_grid(clip.frames, self._spec) for clip in batch.clips])
+        if batch.states is not None:
+            return Videos(grids, None, batch.states)
+        return Videos(grids, torch.cat([patchify(clip.frames, self._spec, self._device) for clip in batch.clips]))
+
+    def _plans(self, groups: Sequence[ScoredGroup]) -> list[list[PackPlan]]:
+        """Of all ranks: each finds the same."""
+        lengths = [
+            GroupLengths(len(scored.group.prompt_ids), [len(response.token_ids) for response in scored.group.responses])
+            for scored in groups
+        ]
+        return plan_packs(lengths, self._config.learner.pack_tokens, self._rank.count)
+
+    def _num_chunks(self, plan: PackPlan, groups: Sequence[ScoredGroup]) -> int:
+        num_tokens = sum(part.num_tokens - len(groups[part.group].group.prompt_ids) for part in plan)
+        return max(1, math.ceil(num_tokens / self._config.learner.chunk_tokens))
+
+    def _kept(self, token_ids: Sequence[int]) -> torch.Tensor:
+        return self._is_allowed(torch.tensor(token_ids, dtype=torch.long, device=self._device))
+
+    def _micro_batch(
+        self,
+        plan: PackPlan,
+        groups: Sequence[ScoredGroup],
+        weights: Sequence[FloatArray],
+        clips: Mapping[str, Clip],
+        num_chunks: int,
+    ) -> MicroBatch:
+        if not plan:
+            return self._filling(_filler(groups), clips, num_chunks)
+        chosen = [(groups[part.group], part.group, list(part.responses)) for part in plan]
+        rows = [self._row(scored, responses, clips[scored.group.clip_key]) for scored, _, responses in chosen]
+        pack = pack_rows(rows, self._spec.video_token_id).to(self._device)
+        per_token = [
+            (response.logprobs, scored.advantages[index], weights[group][index])
+            for scored, group, responses in chosen
+            for index, response in zip(responses, (scored.group.responses[i] for i in responses), strict=True)
+        ]
+        lengths = [len(logprobs) for logprobs, _, _ in per_token]
+        kept = self._is_allowed(pack.targets).nonzero()[:, 0]
+
+        def spread(values: Sequence[float]) -> torch.Tensor:  # one a response -> [K]
+            return torch.tensor(np.repeat(np.array(values, np.float32), lengths), device=self._device)[kept]
+
+        rollout = np.concatenate([logprobs for logprobs, _, _ in per_token])
+        rollout_logprobs = torch.tensor(rollout, dtype=torch.float32, device=self._device)[kept]
+        if not rollout_logprobs.isfinite().all():
+            raise _broken_rollout([scored.group for scored, _, _ in chosen])
+        return MicroBatch(
+            pack=pack,
+            clips=tuple(clips[scored.group.clip_key] for scored, _, _ in chosen),
+            kept=kept,
+            advantages=spread([advantage for _, advantage, _ in per_token]),
+            weights=spread([weight for _, _, weight in per_token]),
+            rollout_logprobs=rollout_logprobs,
+            num_chunks=num_chunks,
+        )
+
+    def _row(self, scored: ScoredGroup, responses: Sequence[int], clip: Clip) -> Row:
+        group = scored.group
+        grid = video_grid(clip.frames, self._spec)
+        interval_s = seconds_per_grid(clip.sample_fps, self._spec, self._dtype)
+        positions = prompt_positions(group.prompt_ids, grid, interval_s, self._spec)
+        return Row(group.prompt_ids, positions, [group.responses[index].token_ids for index in responses])
+
+    def _filling(self, scored: ScoredGroup, clips: Mapping[str, Clip], num_chunks: int) -> MicroBatch:
+        """A pass for a rank that has no part left: a prompt with one token, which is not in the loss."""
+        clip = clips[scored.group.clip_key]
+        row = self._row(scored, [], clip)
+        row = Row(row.prompt_ids, row.positions, [[scored.group.prompt_ids[0]]])
+        none = torch.empty(0, device=self._device)
+        pack = pack_rows([row], self._spec.video_token_id).to(self._device)
+        return MicroBatch(pack, (clip,), none.long(), none, none, none, num_chunks, is_filler=True)
+
+
+def _filler(groups: Sequence[ScoredGroup]) -> ScoredGroup:
+    return min(groups, key=lambda scored: len(scored.group.prompt_ids))
+
+
+def _broken_rollout(groups: Sequence[ResponseGroup]) -> LearnerError:
+    is_broken = [not all(np.isfinite(response.logprobs).all() for response in group.responses) for group in groups]
+    group = groups[is_broken.index(True)]
+    return LearnerError(
+        f"A rollout log-prob of query {group.query.query_id} (weights {group.weight_version}) is not finite: the "
+        "engine computed nonsense. Set model.dtype to float32, or look into the rollout actor's log."
+    )

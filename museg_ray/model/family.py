@@ -1,0 +1,86 @@
+"""What differs between the model families: the one interface through which the learner computes with a model.
+
+A family is a set of functions without state. They call the model's own submodules, never its whole forward: that one
+looks for video placeholders in the completions too.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+Grids = torch.Tensor
+"""[videos, 3] int64 on the CPU: patches (t, h, w) of each video."""
+TowerStates = tuple[torch.Tensor, ...]
+"""What the tower gives each of its mergers: [patches of all videos, width of the tower]. Qwen2.5-VL has one
+merger, the published Qwen3-VL models have four."""
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFeatures:
+    """The video tokens of one or several videos, one after another (V in all)."""
+
+    tokens: torch.Tensor  # [V, hidden], in place of the placeholders' embeddings
+    deepstack: tuple[torch.Tensor, ...] = ()
+    """[V, hidden] each: added to the hidden states after the language model's first layers (DeepStack, Qwen3-VL)."""
+
+
+class Family(Protocol):
+    """One family of vision-language models. `model` is its `...ForConditionalGeneration`."""
+
+    model_type: str
+    """As config.json names it."""
+
+    def tower(self, model: PreTrainedModel, patches: torch.Tensor, grids: Grids) -> TowerStates:
+        """The vision tower up to its mergers. `patches` [patches, C] from `patchify`, videos one after another."""
+        ...
+
+    def merge(self, model: PreTrainedModel, states: TowerStates, grids: Grids) -> VideoFeatures:
+        """The mergers, on what `tower` gave for the same grids."""
+        ...
+
+    def features(self, model: PreTrainedModel, patches: torch.Tensor, grids: Grids) -> VideoFeatures:
+        """Tower and mergers in one, with gradients through both."""
+        ...
+
+    def language(
+        self,
+        model: PreTrainedModel,
+        embeddings: torch.Tensor,
+        position_ids: torch.Tensor,
+        video_rows: torch.Tensor,
+        features: VideoFeatures,
+        **attention: Any,
+    ) -> torch.Tensor:
+        """The language model without its output head.
+
+        Args:
+            embeddings: [L, hidden], the video's tokens already in place.
+            position_ids: [3, L].
+            video_rows: [V] rows of the sequence that are video tokens, ascending, in the order of `features`.
+            attention: what the attention function of the model's configuration takes, handed through to it.
+
+        Returns:
+            [L, hidden] after the last norm.
+        """
+        ...
+
+    def mergers(self, model: PreTrainedModel) -> Iterator[nn.Module]:
+        """The modules between tower and language model; all else under `model.model.visual` is the tower."""
+        ...
+
+
+def family_of(model_type: str) -> Family:
+    """The family of a model folder's `model_type`.
+
+    Raises:
+        KeyError: not a family of ours (`resolve_model_path` checks that).
+    """
+    from museg_ray.model.qwen2_5_vl import Qwen25VL
+    from museg_ray.model.qwen3_vl import Qwen3VL
+
+    families: tuple[Family, ...] = (Qwen25VL(), Qwen3VL())
+    return {family.model_type: family for family in families}[model_type]

@@ -1,0 +1,170 @@
+"""Runs with fakes that are killed by SIGKILL and resumed by the same command end as one that was never interrupted."""
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from museg_ray.metrics import names
+from museg_ray.train.checkpoint import list_checkpoints, verify
+from tests.train.fakes import EVERY_STEPS, NUM_STEPS, Ended, RunServer, write_data
+from tests.train.pictures import books
+
+RESUME = "run.resume=true"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[RunServer]:
+    server = RunServer(folder, write_data(folder / "data"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(server: RunServer) -> Ended:
+    ended = server.run("whole")
+    assert ended.code == 0, ended.printed
+    return ended
+
+
+def picture(folder: Path) -> dict[str, Any]:
+    (weight,) = (path.read_text() for path in folder.glob("model/weight"))
+    checkpoints = list_checkpoints(folder / "checkpoints")
+    return books(folder) | {
+        "weight": weight,
+        "learner": [(each.learner_dir / "shard-00000-of-00001.safetensors").read_text() for each in checkpoints],
+        "files": sorted(path.name for path in folder.iterdir()),
+    }
+
+
+def test_the_fakes_show_every_book(folder: Path, uninterrupted: Ended) -> None:
+    whole = picture(folder / "whole")
+    steps = [row["step"] for row in whole["metrics"]]
+    assert steps != list(range(1, NUM_STEPS + 1)) and steps[-1] == NUM_STEPS, "a step without a readable video"
+    assert len({row[names.LEARNER_LOSS] for row in whole["metrics"]}) == len(steps)
+    assert all(whole[book] for book in ("alarms", "quarantine", "curves"))
+    assert {row["outcome"] for row in whole["ledger"]} == {"trained", "failed"}
+    assert [step for step, _ in whole["checkpoints"]][-2:] == [NUM_STEPS - EVERY_STEPS, NUM_STEPS]
+    assert json.loads((folder / "whole" / "summary.json").read_text())["resumed_at_steps"] == []
+
+
+@pytest.mark.parametrize("share", [index / 24 for index in range(24)])
+def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(
+    share: float, folder: Path, server: RunServer, uninterrupted: Ended
+) -> None:
+    moment = 1 + int(share * uninterrupted.num_moments)
+    name = f"killed-{moment}"
+    assert server.run(name, RESUME, kill_at=moment).code == -9
+    for checkpoint in list_checkpoints(folder / name / "checkpoints"):
+        verify(checkpoint)
+    ended = server.run(name, RESUME)
+    assert ended.code == 0, ended.printed
+    assert picture(folder / name) == picture(folder / "whole")
+
+
+def test_a_run_killed_at_random_times_ends_as_one_that_was_not(
+    folder: Path, server: RunServer, uninterrupted: Ended
+) -> None:
+    """Also in the middle of a write, where no moment of the fakes is."""
+    delay = random.Random()
+    for _ in range(8):
+        server.run("random", RESUME, kill_after_s=delay.uniform(0.02, 0.3))
+    ended = server.run("random", RESUME)
+    assert ended.code == 0, ended.printed
+    assert picture(folder / "random") == picture(folder / "whole")
+
+
+def test_a_run_killed_again_and_again_ends_as_one_that_was_not(
+    folder: Path, server: RunServer, uninterrupted: Ended
+) -> None:
+    """Every life makes one checkpoint and then dies a little later than the life before."""
+    for moment in range(45, 90, 3):
+        if (ended := server.run("often", RESUME, kill_at=moment)).code == 0:
+            break
+        assert ended.code == -9, ended.printed
+    else:
+        ended = server.run("often", RESUME)
+    assert ended.code == 0, ended.printed
+    assert picture(folder / "often") == picture(folder / "whole")
+    resumed_at = json.loads((folder / "often" / "summary.json").read_text())["resumed_at_steps"]
+    assert len(resumed_at) > 1 and resumed_at == sorted(resumed_at)
+
+
+def test_a_run_that_fell_back_on_an_older_checkpoint_says_so_and_ends_as_one_that_did_not(
+    folder: Path, server: RunServer, uninterrupted: Ended
+) -> None:
+    late = uninterrupted.num_moments - 3
+    assert server.run("damaged", RESUME, kill_at=late).code == -9
+    *_, newest = list_checkpoints(folder / "damaged" / "checkpoints")
+    (newest.learner_dir / "learner.json").write_text("{}")
+    ended = server.run("damaged", RESUME)
+    assert ended.code == 0
+    assert f"The checkpoint of step {newest.step} cannot be used" in ended.printed
+    assert f"going on from step {newest.step - EVERY_STEPS}" in ended.printed
+    assert picture(folder / "damaged") == picture(folder / "whole")
+
+
+def test_a_run_without_a_whole_checkpoint_is_refused(folder: Path, server: RunServer, uninterrupted: Ended) -> None:
+    assert server.run("lost", RESUME, kill_at=uninterrupted.num_moments - 3).code == -9
+    for checkpoint in list_checkpoints(folder / "lost" / "checkpoints"):
+        (checkpoint.folder / "manifest.json").unlink()
+    ended = server.run("lost", RESUME)
+    assert ended.code == 1
+    assert "CheckpointError: No checkpoint of the run" in ended.printed and "manifest.json" in ended.printed
+    assert (folder / "lost" / "metrics.jsonl").is_file(), "what is refused is left alone"
+
+
+def test_a_run_that_has_ended_is_left_alone(folder: Path, server: RunServer, uninterrupted: Ended) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (folder / "whole").rglob("*") if path.name != "run.lock"}
+    ended = server.run("whole", RESUME)
+    assert ended.code == 0 and "has ended already" in ended.printed
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_run_that_had_no_checkpoint_is_begun_anew_and_says_so(
+    folder: Path, server: RunServer, uninterrupted: Ended
+) -> None:
+    assert server.run("young", RESUME, kill_at=12).code == -9
+    ended = server.run("young", RESUME)
+    assert ended.code == 0 and "had not reached a checkpoint: it is begun anew" in ended.printed
+    assert picture(folder / "young") == picture(folder / "whole")
+
+
+def test_another_configuration_is_refused_or_shown_and_kept(
+    folder: Path, server: RunServer, uninterrupted: Ended
+) -> None:
+    assert server.run("changed", RESUME, kill_at=uninterrupted.num_moments - 30).code == -9
+    refused = server.run("changed", RESUME, "run.seed=3")
+    assert refused.code == 1 and "run.seed is 3, but the run to be resumed had 0" in refused.printed
+    ended = server.run("changed", RESUME, "learner.learning_rate=0.5")
+    assert ended.code == 0
+    assert re.search(r"^warn   learner.learning_rate was 0.0001 up to step \d+ and is 0.5", ended.printed, re.M)
+    (before,) = (folder / "changed").glob("config.before-step-*.yaml")
+    assert "learning_rate: 0.0001" in before.read_text()
+    assert "learning_rate: 0.5" in (folder / "changed" / "config.yaml").read_text()
+
+
+def test_a_run_whose_evaluation_before_is_lost_is_refused(
+    folder: Path, server: RunServer, uninterrupted: Ended
+) -> None:
+    assert server.run("blind", RESUME, kill_at=uninterrupted.num_moments - 3).code == -9
+    (folder / "blind" / "evaluation" / "before.jsonl").unlink()
+    ended = server.run("blind", RESUME)
+    assert ended.code == 1 and "before.jsonl cannot be taken over" in ended.printed
+
+
+def test_a_run_whose_books_were_cut_is_refused(folder: Path, server: RunServer, uninterrupted: Ended) -> None:
+    assert server.run("cut", RESUME, kill_at=uninterrupted.num_moments - 3).code == -9
+    metrics = folder / "cut" / "metrics.jsonl"
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[1:]))
+    ended = server.run("cut", RESUME)
+    assert ended.code == 1 and "metrics.jsonl holds" in ended.printed
