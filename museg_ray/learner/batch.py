@@ -134,7 +134,7 @@ class Batcher:
         rollout = np.concatenate([logprobs for logprobs, _, _ in per_token])
         rollout_logprobs = torch.tensor(rollout, dtype=torch.float32, device=self._device)[kept]
         if not rollout_logprobs.isfinite().all():
-            raise _broken_rollout([scored.group for scored, _, _ in chosen])
+            raise self._broken_rollout([scored.group for scored, _, _ in chosen])
         return MicroBatch(
             pack=pack,
             clips=tuple(clips[scored.group.clip_key] for scored, _, _ in chosen),
@@ -143,6 +143,18 @@ class Batcher:
             weights=spread([weight for _, _, weight in per_token]),
             rollout_logprobs=rollout_logprobs,
             num_chunks=num_chunks,
+        )
+
+    def _broken_rollout(self, groups: Sequence[ResponseGroup]) -> LearnerError:
+        group = next(
+            group
+            for group in groups
+            for response in group.responses
+            if not np.isfinite(response.logprobs)[self._kept(response.token_ids).cpu().numpy()].all()
+        )
+        return LearnerError(
+            f"A rollout log-prob of query {group.query.query_id} (weights {group.weight_version}) is not finite: the "
+            "engine computed nonsense. Set model.dtype to float32, or look into the rollout actor's log."
         )
 
     def _row(self, scored: ScoredGroup, responses: Sequence[int], clip: Clip) -> Row:
@@ -164,12 +176,3 @@ class Batcher:
 
 def _filler(groups: Sequence[ScoredGroup]) -> ScoredGroup:
     return min(groups, key=lambda scored: len(scored.group.prompt_ids))
-
-
-def _broken_rollout(groups: Sequence[ResponseGroup]) -> LearnerError:
-    is_broken = [not all(np.isfinite(response.logprobs).all() for response in group.responses) for group in groups]
-    group = groups[is_broken.index(True)]
-    return LearnerError(
-        f"A rollout log-prob of query {group.query.query_id} (weights {group.weight_version}) is not finite: the "
-        "engine computed nonsense. Set model.dtype to float32, or look into the rollout actor's log."
-    )

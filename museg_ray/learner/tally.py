@@ -78,7 +78,9 @@ class Tally:
 
     def _shown(self) -> dict[str, str]:
         """Metric -> sum, of what this configuration's loss has."""
-        shown = {names.LEARNER_KL: loss.KL, names.LEARNER_CLIPPED_SHARE: loss.CLIPPED}
+        shown = {names.LEARNER_CLIPPED_SHARE: loss.CLIPPED}
+        if self._algo.beta:
+            shown[names.LEARNER_KL] = loss.KL
         if self._algo.entropy_bonus:
             shown[names.LEARNER_ENTROPY] = loss.ENTROPY
         if self._algo.correction != "none":
