@@ -10,7 +10,8 @@ class AlgoConfig:
     beta: float = 0.04
     """Weight of the KL term against the reference policy; 0 drops the reference model."""
     kl_estimator: str = "k3"
-    """`k1` (log-ratio), `k2` (half its square) or `k3` (never negative, unbiased; GRPO)."""
+    """`k1` (log-ratio; its mean gradient is 0, so it holds nothing in place), `k2` (half its square) or `k3` (never
+    negative, unbiased; GRPO)."""
     scale_advantages: bool = True
     """Divide advantages by the group's standard deviation (GRPO); False keeps only the mean subtracted (Dr. GRPO)."""
     loss_mean: str = "sequence"

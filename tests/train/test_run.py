@@ -15,6 +15,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from museg_ray.cli.demo import demo_config_path
 from museg_ray.config import load_config
 from museg_ray.data.prompts import render_prompt
+from museg_ray.model.export import export_checkpoint
 from museg_ray.model.prompt import chat_prompt_ids
 from museg_ray.model.qwen_vl import PACKAGED_MODEL_DIR, load_tokenizer
 from museg_ray.train.checkpoint import list_checkpoints, verify
@@ -137,6 +138,16 @@ def test_stock_vllm_gives_the_exported_model_the_answers_of_the_evaluation_after
         greedy = vllm.SamplingParams(temperature=0, max_tokens=config.evaluation.max_completion_tokens)
         answer = stock_vllm.generate(prompt, greedy, use_tqdm=False)[0].outputs[0]
         assert answer.text == row["response"]
+
+
+def test_an_export_of_the_last_checkpoint_is_the_runs_own_model(finished_run: tuple[Path, str], tmp_path: Path) -> None:
+    """Byte for byte; what stock vLLM makes of that is tested above."""
+    (last,) = list_checkpoints(finished_run[0] / "checkpoints")
+    export_checkpoint(last.learner_dir, load_config(last.config_path), tmp_path / "model")
+    own = finished_run[0] / "model"
+    assert sorted(path.name for path in own.iterdir()) == sorted(path.name for path in (tmp_path / "model").iterdir())
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "processor_config.json"):
+        assert (tmp_path / "model" / name).read_bytes() == (own / name).read_bytes(), name
 
 
 def test_a_person_finds_pictures_and_a_report(finished_run: tuple[Path, str]) -> None:
