@@ -16,6 +16,7 @@ from museg_ray.model.positions import prompt_positions, seconds_per_grid
 from museg_ray.model.prompt import chat_prompt_ids, expand_video
 from museg_ray.model.qwen_vl import forbidden_token_ids, load_policy, load_tokenizer, load_vision_spec
 from museg_ray.types import Clip, GroundingQuery, Response, ResponseGroup, RewardParts, ScoredGroup
+from tests.learner.rank_processes import RankProcesses
 
 QUERY = GroundingQuery(
     query_id="test/0", video="test.mp4", question="the red circle is visible", segments=((1.0, 2.0),)
@@ -50,6 +51,14 @@ def start_learner(tiny_model_dir: Path) -> Iterator[Callable[..., Learner]]:
     yield start
     for learner in started:
         learner.close()
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> Iterator[RankProcesses]:
+    """Two processes in one process group; a learner at a time runs on both."""
+    processes = RankProcesses(2)
+    yield processes
+    processes.close()
 
 
 @pytest.fixture

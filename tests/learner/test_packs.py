@@ -36,7 +36,7 @@ def whole(group: GroupLengths) -> int:
     return group.prompt + sum(group.completions)
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(cases())
 def test_every_response_is_there_once_and_in_order(case: Case) -> None:
     groups, budget, ranks = case
@@ -49,7 +49,7 @@ def test_every_response_is_there_once_and_in_order(case: Case) -> None:
         assert in_order == list(range(len(groups[index].completions)))
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(cases())
 def test_no_pack_is_over_the_budget_and_lengths_are_true(case: Case) -> None:
     groups, budget, ranks = case
@@ -61,7 +61,7 @@ def test_no_pack_is_over_the_budget_and_lengths_are_true(case: Case) -> None:
                 assert part.num_tokens == group.prompt + sum(group.completions[i] for i in part.responses)
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(cases())
 def test_all_ranks_have_the_same_number_of_packs_and_never_only_empty_ones(case: Case) -> None:
     """A rank that makes one pass fewer leaves the others waiting; one that all fill up is time for nothing."""
@@ -73,7 +73,7 @@ def test_all_ranks_have_the_same_number_of_packs_and_never_only_empty_ones(case:
         assert not any(after and not before for before, after in pairwise(rank))
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(cases())
 def test_the_plan_depends_on_the_lengths_alone(case: Case) -> None:
     groups, budget, ranks = case
@@ -81,7 +81,7 @@ def test_the_plan_depends_on_the_lengths_alone(case: Case) -> None:
     assert plan_packs(again, budget, ranks) == plan_packs(groups, budget, ranks)
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(cases())
 def test_the_most_loaded_rank_has_at_most_the_mean_and_one_longest_part(case: Case) -> None:
     groups, budget, ranks = case
@@ -92,7 +92,7 @@ def test_the_most_loaded_rank_has_at_most_the_mean_and_one_longest_part(case: Ca
     assert max(loads) - min(loads) <= longest
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(cases())
 def test_a_group_that_fits_is_never_split_and_another_into_as_few_parts_as_its_order_allows(case: Case) -> None:
     groups, budget, ranks = case
@@ -104,7 +104,7 @@ def test_a_group_that_fits_is_never_split_and_another_into_as_few_parts_as_its_o
             assert part.num_tokens + group.completions[following.responses[0]] > budget
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(cases())
 def test_no_pack_is_opened_while_another_of_the_rank_has_room(case: Case) -> None:
     groups, budget, ranks = case

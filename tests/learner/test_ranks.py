@@ -27,13 +27,6 @@ Trained = tuple[list[dict[str, float]], dict[str, torch.Tensor]]
 """Metrics of each step, and the weights after the last one."""
 
 
-@pytest.fixture(scope="module")
-def two_ranks() -> Iterator[RankProcesses]:
-    processes = RankProcesses(2)
-    yield processes
-    processes.close()
-
-
 @contextmanager
 def no_weight_stays_gathered() -> Iterator[None]:
     """ZeRO 3 keeps weights as small as those of the tiny model whole on every rank: a rank that calls a layer more
@@ -111,8 +104,9 @@ def small_rate(config: Config) -> Config:
     return config
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("loss_mean", ["sequence", "token"])
+@pytest.mark.parametrize(
+    ("zero_stage", "loss_mean"), [(0, "sequence"), (1, "sequence"), (2, "sequence"), (3, "sequence"), (2, "token")]
+)
 def test_two_ranks_make_the_updates_of_one(
     two_ranks: RankProcesses,
     small_rate: Config,
@@ -161,7 +155,7 @@ def test_two_ranks_with_zero_3_make_the_updates_of_one_rank_without_in_every_set
 
 @pytest.mark.parametrize(
     ("written_by", "read_by"),  # (ranks, ZeRO stage)
-    [((1, 0), (2, 3)), ((2, 3), (1, 2)), ((2, 2), (2, 0)), ((2, 0), (2, 2)), ((1, 1), (1, 1))],
+    [((1, 0), (2, 3)), ((2, 3), (1, 2)), ((2, 2), (2, 0))],
 )
 def test_a_checkpoint_goes_on_with_any_number_of_ranks_and_any_zero_stage(
     two_ranks: RankProcesses,

@@ -1,9 +1,7 @@
-"""A real run, with vLLM, DeepSpeed and Ray, that is killed by SIGKILL twice and resumed by the same command."""
+"""A real run, with vLLM, DeepSpeed and Ray, that is killed by SIGKILL and resumed by the same command."""
 
 import json
-import os
 import random
-import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -20,11 +18,11 @@ WAIT_S = 300
 GONE_S = 30
 RAYS_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """Ray's two small helpers outlive a raylet that was killed by a minute: they try to tell the dead GCS for so long."""
-NUM_STEPS = 5
+NUM_STEPS = 4
 SETTINGS = [
     "model.path=museg-tiny",
     "train.phases=[{name: one, steps: 2, prompt: 'Find {question}. Cite times.', weights: {timestamp: 1}},"
-    " {name: two, steps: 3, prompt: 'Find {question}.', fresh_optimizer: true, fresh_reference: true}]",
+    " {name: two, steps: 2, prompt: 'Find {question}.', fresh_optimizer: true, fresh_reference: true}]",
     "checkpoint.every_steps=1",
     "checkpoint.keep_last=2",
     "learner.learning_rate=1e-3",
@@ -39,26 +37,21 @@ SETTINGS = [
 ]
 
 
-def _wait_for_checkpoint(folder: Path, after_step: int, process: subprocess.Popen[str]) -> int:
-    """The newest one's step, once there is one of a later step than `after_step`."""
+def _wait_for_checkpoint(folder: Path, process: subprocess.Popen[str]) -> None:
     deadline_s = time.monotonic() + WAIT_S
     while time.monotonic() < deadline_s:
-        present = list_checkpoints(folder / "checkpoints")
-        if present and present[-1].step > after_step:
-            return present[-1].step
+        if list_checkpoints(folder / "checkpoints"):
+            return
         assert process.poll() is None, process.communicate(timeout=WAIT_S)[0]
         time.sleep(0.05)
-    pytest.fail(f"no checkpoint after step {after_step}")
+    pytest.fail("no checkpoint")
 
 
-def _kill(process: subprocess.Popen[str], whole_group: bool) -> None:
-    """By SIGKILL; nothing of the run may live on but Ray's agents."""
+def _kill(process: subprocess.Popen[str]) -> None:
+    """The driver, by SIGKILL; nothing of the run may live on but Ray's agents."""
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     bystanders = [member.pid for member in family if member.name() in RAYS_AGENTS]
-    if whole_group:
-        os.killpg(process.pid, signal.SIGKILL)
-    else:
-        process.kill()
+    process.kill()
     process.wait()
     _, alive = psutil.wait_procs([member for member in family if member.pid not in bystanders], timeout=GONE_S)
     assert [member for member in alive if member.is_running() and member.status() != psutil.STATUS_ZOMBIE] == []
@@ -70,7 +63,7 @@ def _weights(folder: Path) -> list[bytes]:
 
 
 @pytest.mark.timeout(900)
-def test_a_run_killed_twice_gives_the_numbers_of_one_that_was_not(
+def test_a_run_that_was_killed_gives_the_numbers_of_one_that_was_not(
     start_museg: Start, tmp_path: Path, short_overrides: list[str]
 ) -> None:
     def start(name: str) -> subprocess.Popen[str]:
@@ -83,15 +76,13 @@ def test_a_run_killed_twice_gives_the_numbers_of_one_that_was_not(
 
     finish(start("whole"))
     delay, killed = random.Random(), tmp_path / "killed"
-    reached = 0
-    for whole_group in (False, True):
-        process = start("killed")
-        reached = _wait_for_checkpoint(killed, reached, process)
-        time.sleep(delay.uniform(0.0, 1.0))
-        _kill(process, whole_group)
+    process = start("killed")
+    _wait_for_checkpoint(killed, process)
+    time.sleep(delay.uniform(0.0, 1.0))
+    _kill(process)
     printed = finish(start("killed"))
     assert books(killed) == books(tmp_path / "whole"), printed
     assert _weights(killed) == _weights(tmp_path / "whole")
     resumed_at = json.loads((killed / "summary.json").read_text())["resumed_at_steps"]
-    assert 1 <= len(resumed_at) <= 2 and resumed_at[-1] <= NUM_STEPS
+    assert len(resumed_at) == 1 and resumed_at[0] <= NUM_STEPS
     assert "has ended already" in finish(start("killed"))
