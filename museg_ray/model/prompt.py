@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from museg_ray.model.qwen_vl import VisionSpec
-from museg_ray.types import FloatArray
 
 _USER_TEXT = "\ue000"
 """Stands for the user's text while the chat template is rendered: a private-use character that no template contains."""
@@ -34,34 +32,10 @@ def chat_prompt_ids(tokenizer: PreTrainedTokenizerBase, user_text: str) -> list[
 
 def expand_video(prompt_ids: Sequence[int], num_video_tokens: int, spec: VisionSpec) -> list[int]:
     """Repeat the prompt's one video placeholder `num_video_tokens` times, as the engine does for Qwen2.5-VL."""
-    assert not spec.writes_times, "this model's prompts hold times: see `expand_timed_video`"
+    assert not spec.writes_times, "the engine alone writes times into prompts"
     assert list(prompt_ids).count(spec.video_token_id) == 1, "a prompt holds one video placeholder before expansion"
     at = list(prompt_ids).index(spec.video_token_id)
     return [*prompt_ids[:at], *[spec.video_token_id] * num_video_tokens, *prompt_ids[at + 1 :]]
-
-
-def expand_timed_video(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt_ids: Sequence[int],
-    grid: tuple[int, int, int],
-    times_s: FloatArray,
-    spec: VisionSpec,
-) -> list[int]:
-    """Replace the prompt's one video by its temporal patches, each after its time, as the engine does for Qwen3-VL:
-    `<1.3 seconds><|vision_start|><|video_pad|>...<|vision_end|>`.
-
-    Args:
-        grid: patches (t, h, w) of the video.
-        times_s: [T] of its frames; a patch is written with the mean of its first and its last frame's time.
-    """
-    bare = without_outer_marks(prompt_ids, spec)
-    at = bare.index(spec.video_token_id)
-    pads = [spec.video_token_id] * (spec.num_video_tokens(grid) // grid[0])
-    video: list[int] = []
-    for frames in np.split(times_s.astype(np.float64), grid[0]):
-        time = tokenizer.encode(f"<{(frames[0] + frames[-1]) / 2:.1f} seconds>", add_special_tokens=False)
-        video += [*time, spec.vision_start_id, *pads, spec.vision_end_id]
-    return [*bare[:at], *video, *bare[at + 1 :]]
 
 
 def without_outer_marks(prompt_ids: Sequence[int], spec: VisionSpec) -> list[int]:

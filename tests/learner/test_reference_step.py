@@ -22,9 +22,10 @@ from museg_ray.learner.learner import Learner
 from museg_ray.metrics import names
 from museg_ray.model.patchify import patchify, video_grid
 from museg_ray.model.positions import completion_positions, prompt_positions, seconds_per_grid
-from museg_ray.model.prompt import chat_prompt_ids, expand_timed_video, expand_video
+from museg_ray.model.prompt import chat_prompt_ids, expand_video
 from museg_ray.model.qwen_vl import VisionSpec, forbidden_token_ids, load_policy, load_tokenizer, load_vision_spec
 from museg_ray.types import Clip, GroundingQuery, Response, ResponseGroup, RewardParts, ScoredGroup
+from tests.model.timed_prompt import expand_timed_video
 
 StartLearner = Callable[..., Learner]
 

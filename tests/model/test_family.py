@@ -13,8 +13,9 @@ from museg_ray.errors import ConfigError
 from museg_ray.model.family import Family, VideoFeatures, family_of
 from museg_ray.model.patchify import patchify, video_grid
 from museg_ray.model.positions import prompt_positions, seconds_per_grid
-from museg_ray.model.prompt import chat_prompt_ids, expand_timed_video, expand_video
+from museg_ray.model.prompt import chat_prompt_ids, expand_video
 from museg_ray.model.qwen_vl import VisionSpec, check_size_multiple, load_policy, load_tokenizer, load_vision_spec
+from tests.model.timed_prompt import expand_timed_video
 
 SIZES = [(6, 2, 3), (4, 4, 2), (2, 5, 5)]
 """Videos: frames, then height and width in tokens; several attention windows of Qwen2.5-VL, whole and cut ones."""

@@ -22,7 +22,7 @@ from museg_ray.model.packing import Pack, Row, pack_rows
 from museg_ray.model.patchify import patchify, video_grid
 from museg_ray.model.policy import PolicyModel, Videos
 from museg_ray.model.positions import completion_positions, prompt_positions, seconds_per_grid
-from museg_ray.model.prompt import chat_prompt_ids, expand_timed_video, expand_video
+from museg_ray.model.prompt import chat_prompt_ids, expand_video
 from museg_ray.model.qwen_vl import (
     FORBIDDEN_LOGIT_BIAS,
     VisionSpec,
@@ -33,6 +33,7 @@ from museg_ray.model.qwen_vl import (
     load_vision_spec,
 )
 from museg_ray.rollout.engine import RolloutEngine
+from tests.model.timed_prompt import expand_timed_video
 
 TEMPERATURE = 0.9
 SHAPES = [(4, 2, 2), (6, 2, 3), (2, 3, 1)]

@@ -16,10 +16,11 @@ from transformers import PreTrainedTokenizerBase
 
 from museg_ray.model.patchify import video_grid
 from museg_ray.model.positions import completion_positions, prompt_positions, seconds_per_grid
-from museg_ray.model.prompt import chat_prompt_ids, expand_timed_video, expand_video
+from museg_ray.model.prompt import chat_prompt_ids, expand_video
 from museg_ray.model.qwen_vl import VisionSpec, load_tokenizer, load_vision_spec
 from museg_ray.rollout.engine import _vllm_prompt
 from museg_ray.types import Clip
+from tests.model.timed_prompt import expand_timed_video
 
 VllmRule = Callable[[list[int], Clip], tuple[list[int], torch.Tensor, int]]
 CLIPS = [

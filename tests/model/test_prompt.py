@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from museg_ray.model.prompt import chat_prompt_ids, expand_timed_video, expand_video, without_outer_marks
+from museg_ray.model.prompt import chat_prompt_ids, expand_video, without_outer_marks
 from museg_ray.model.qwen_vl import load_tokenizer, load_vision_spec
+from tests.model.timed_prompt import expand_timed_video
 
 QWEN_SYSTEM_TEMPLATE = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"

@@ -3,7 +3,6 @@
 import asyncio
 import pickle
 import re
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import cloudpickle
 import numpy as np
 import pytest
-import torch
 from vllm.outputs import CompletionOutput, WeightVersionSpan
 
 from museg_ray.bench.naive_engine import NaiveClient
@@ -25,59 +23,13 @@ from museg_ray.rollout.engine import RolloutEngine, Sampling, _check_version
 from museg_ray.rollout.vllm_setup import clip_cache_bytes, engine_environment
 from museg_ray.types import Clip, GroundingQuery, ResponseGroup
 from museg_ray.weights.blob import VISION, Part, part_of, weights_to_blob
+from tests.rollout import one_engine
+from tests.rollout.one_engine import SAMPLING, Rollout, Weights
 
-SAMPLING = Sampling(group_size=4, temperature=0.9, max_completion_tokens=24, seed=7)
 GREEDY = Sampling(group_size=1, temperature=0.0, max_completion_tokens=8, seed=0)
 LARGE_CLIP_TOKENS = 480
 """Of the 512 of the test model: the engine process's cache of pixels holds one such clip, not two."""
 EMBEDDING = "model.language_model.embed_tokens.weight"
-Weights = dict[str, torch.Tensor]
-
-
-class Rollout:
-    """The engine with its event loop and one query, so that a test reads as plain calls."""
-
-    def __init__(self, runner: asyncio.Runner, engine: RolloutEngine, query: GroundingQuery, prompt_ids: list[int]):
-        self.runner, self.run, self.engine = runner, runner.run, engine
-        self.query, self.prompt_ids = query, prompt_ids
-
-    async def generate(self, clip: Clip, sampling: Sampling) -> ResponseGroup:
-        return await self.engine.generate(self.query, self.prompt_ids, clip, sampling)
-
-    def sample(self, clip: Clip, sampling: Sampling = SAMPLING) -> ResponseGroup:
-        return self.sample_many([(clip, sampling)])[0]
-
-    def sample_many(self, requests: list[tuple[Clip, Sampling]]) -> list[ResponseGroup]:
-        async def gather() -> list[ResponseGroup]:
-            return await asyncio.gather(*(self.generate(*request) for request in requests))
-
-        return self.run(gather())
-
-    def bytes_of(self, clip: Clip, sampling: Sampling = SAMPLING) -> int:
-        """What a group sends to the engine's process."""
-        before = self.engine.bytes_sent
-        self.sample(clip, sampling)
-        return self.engine.bytes_sent - before
-
-    def push(self, weights: Weights, version: int | None = None, frozen: frozenset[Part] = frozenset()) -> int:
-        """Frozen parts of `weights` are not sent."""
-        version = self.engine.version + 1 if version is None else version
-        sent = [(name, tensor) for name, tensor in weights.items() if part_of(name) not in frozen]
-        return self.run(self.engine.update_weights(version, weights_to_blob(sent, frozen)))
-
-    @property
-    def num_tower_runs(self) -> int:
-        """Passes of the vision tower in the engine's process since the first look at this number."""
-        return self.run(self.engine._llm.collective_rpc(_num_tower_runs))[0]
-
-
-def _num_tower_runs(worker: Any) -> int:
-    """Runs in the engine's process."""
-    tower = worker.model_runner.model.visual
-    if not hasattr(tower, "runs_seen"):
-        tower.runs_seen = []
-        tower.register_forward_hook(lambda *_: tower.runs_seen.append(1))
-    return len(tower.runs_seen)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +40,7 @@ def engine_rollout(
         for name, value in engine_environment(rollout_config.rollout).items():
             patch.setenv(name, value)
         patch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # so that a function can be sent there
-        cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        cloudpickle.register_pickle_by_value(one_engine)
         engine = runner.run(RolloutEngine.start(tiny_model_dir, rollout_config.model, rollout_config.rollout))
         yield Rollout(runner, engine, query, prompt_ids)
         engine.close()

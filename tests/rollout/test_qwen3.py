@@ -12,12 +12,13 @@ import torch
 
 from museg_ray.config.schema import Config
 from museg_ray.model.patchify import video_grid
-from museg_ray.model.prompt import chat_prompt_ids, expand_timed_video
+from museg_ray.model.prompt import chat_prompt_ids
 from museg_ray.model.qwen_vl import forbidden_token_ids, load_policy, load_tokenizer, load_vision_spec
 from museg_ray.rollout.engine import RolloutEngine, Sampling
 from museg_ray.rollout.vllm_setup import clip_cache_bytes, engine_environment
 from museg_ray.types import Clip, GroundingQuery, ResponseGroup
 from museg_ray.weights.blob import VISION, Part, part_of, weights_to_blob
+from tests.model.timed_prompt import expand_timed_video
 from tests.rollout.conftest import Reference
 
 SAMPLING = Sampling(group_size=4, temperature=0.9, max_completion_tokens=24, seed=7)

@@ -1,0 +1,59 @@
+"""One engine behind plain calls."""
+
+import asyncio
+from typing import Any
+
+import torch
+
+from museg_ray.rollout.engine import RolloutEngine, Sampling
+from museg_ray.types import Clip, GroundingQuery, ResponseGroup
+from museg_ray.weights.blob import Part, part_of, weights_to_blob
+
+SAMPLING = Sampling(group_size=4, temperature=0.9, max_completion_tokens=24, seed=7)
+Weights = dict[str, torch.Tensor]
+
+
+class Rollout:
+    """The engine with its event loop and one query, so that a test reads as plain calls."""
+
+    def __init__(self, runner: asyncio.Runner, engine: RolloutEngine, query: GroundingQuery, prompt_ids: list[int]):
+        self.runner, self.run, self.engine = runner, runner.run, engine
+        self.query, self.prompt_ids = query, prompt_ids
+
+    async def generate(self, clip: Clip, sampling: Sampling) -> ResponseGroup:
+        return await self.engine.generate(self.query, self.prompt_ids, clip, sampling)
+
+    def sample(self, clip: Clip, sampling: Sampling = SAMPLING) -> ResponseGroup:
+        return self.sample_many([(clip, sampling)])[0]
+
+    def sample_many(self, requests: list[tuple[Clip, Sampling]]) -> list[ResponseGroup]:
+        async def gather() -> list[ResponseGroup]:
+            return await asyncio.gather(*(self.generate(*request) for request in requests))
+
+        return self.run(gather())
+
+    def bytes_of(self, clip: Clip, sampling: Sampling = SAMPLING) -> int:
+        """What a group sends to the engine's process."""
+        before = self.engine.bytes_sent
+        self.sample(clip, sampling)
+        return self.engine.bytes_sent - before
+
+    def push(self, weights: Weights, version: int | None = None, frozen: frozenset[Part] = frozenset()) -> int:
+        """Frozen parts of `weights` are not sent."""
+        version = self.engine.version + 1 if version is None else version
+        sent = [(name, tensor) for name, tensor in weights.items() if part_of(name) not in frozen]
+        return self.run(self.engine.update_weights(version, weights_to_blob(sent, frozen)))
+
+    @property
+    def num_tower_runs(self) -> int:
+        """Passes of the vision tower in the engine's process since the first look at this number."""
+        return self.run(self.engine._llm.collective_rpc(_num_tower_runs))[0]
+
+
+def _num_tower_runs(worker: Any) -> int:
+    """Runs in the engine's process."""
+    tower = worker.model_runner.model.visual
+    if not hasattr(tower, "runs_seen"):
+        tower.runs_seen = []
+        tower.register_forward_hook(lambda *_: tower.runs_seen.append(1))
+    return len(tower.runs_seen)
