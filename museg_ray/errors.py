@@ -7,10 +7,13 @@ what, where (file, row, key), what was expected and what to do; the command line
   + VideoError       (ValueError)    a video file that is missing, unreadable, or too slow to read
   + ModelError       (ValueError)    a model folder
   + ResourceError    (RuntimeError)  ports, disk, memory, cluster capacity
-  + RolloutError     (RuntimeError)  the rollout engine failed
+  + RolloutError     (RuntimeError)  the rollout engines failed
+  + PoisonQueryError (RuntimeError)  a query ends the engines that sample it
   + RewardError      (RuntimeError)  rewards cannot be computed
   + LearnerError     (RuntimeError)  the learner could not make an update
+    + LearnerLostError               one of its processes is gone: it can be started again from a checkpoint
   + WeightSyncError  (RuntimeError)  a weight push failed or left an actor at another version
+    + WeightsLostError               the weights were gone before an actor had them
   + ParityError      (RuntimeError)  rollout and learner disagree about the same tokens
   + CheckpointError  (RuntimeError)  a checkpoint, or a run folder to go on with, is damaged or incomplete
 
@@ -76,6 +79,10 @@ class ResourceError(MusegError, RuntimeError):
     """The machine or cluster lacks something: ports, disk, memory, CPUs or GPUs."""
 
 
+class PoisonQueryError(MusegError, RuntimeError):
+    """A query ends the engines that sample it: names it, its video, and how they ended. The others go on without it."""
+
+
 class RolloutError(MusegError, RuntimeError):
     """The rollout engine failed on a request; carries the engine's message, since its own errors cannot be pickled."""
 
@@ -89,8 +96,16 @@ class LearnerError(MusegError, RuntimeError):
     """The learner could not make an update: not-finite loss or gradient, a deadline, or its process died."""
 
 
+class LearnerLostError(LearnerError):
+    """A process of the learner is gone or stuck, and with it the state since the last checkpoint."""
+
+
 class WeightSyncError(MusegError, RuntimeError):
-    """A weight push did not reach every rollout actor."""
+    """A weight push did not reach the rollout actors."""
+
+
+class WeightsLostError(WeightSyncError):
+    """Weights are gone with the process that held them, before an actor had them; the next push brings others."""
 
 
 class ParityError(MusegError, RuntimeError):

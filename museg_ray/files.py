@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and which paths are URLs."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,3 +31,12 @@ def whole_file(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of files, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -4,7 +4,7 @@ Time intervals are `(start_s, end_s)` in seconds from the first frame of the vid
 Shapes: T frames, H x W pixels, P prompt tokens, C completion tokens, G responses of one group.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,11 @@ Segment = tuple[float, float]
 MAX_TIME_S = 1e12
 """No time of a segment is later, so that sums of times stay finite and exact enough."""
 
+EVALUATION = "evaluation"
+"""In place of a phase's name: of issues that are not trained on."""
+
 FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
 ByteArray = npt.NDArray[np.uint8]
 
 
@@ -58,6 +62,31 @@ class Clip:
 
 
 @dataclass(frozen=True, slots=True)
+class Issue:
+    """One query, issued once: what seeds, books and failures refer to, from the draw to the end of it.
+
+    The same query may be issued again later; that is another issue, with another id and seed.
+    """
+
+    issue_id: int
+    """Counts the issues of a run, from 0."""
+    query: GroundingQuery
+    phase: str
+    """Name of the phase whose prompt and rewards it gets; `EVALUATION` outside of training."""
+    seed: int
+    """Same seed, prompt, clip and weights: same group. Different seeds share no random numbers."""
+    step: int = 0
+    """Optimiser step that it is issued for, from 1; 0 outside of training."""
+
+
+class VersionSpan(NamedTuple):
+    """Tokens in a row that were sampled from one version of the weights."""
+
+    version: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Response:
     """One sampled completion."""
 
@@ -67,20 +96,9 @@ class Response:
     """Decoded with special tokens kept visible, the one closing end token removed."""
     finished: bool
     """True when the end token was sampled, False when the length limit cut it."""
-
-
-@dataclass(frozen=True, slots=True)
-class ResponseGroup:
-    """The G responses to one query, all sampled from the same prompt under one weight version."""
-
-    query: GroundingQuery
-    clip_key: str
-    clip_duration_s: float
-    """Length of the video as it was read; the annotation's may be absent or rounded."""
-    prompt_ids: tuple[int, ...]  # [P], video placeholders expanded
-    responses: tuple[Response, ...]  # [G]
-    weight_version: int
-    """Version of the weights that sampled EVERY token of the group (checked in the rollout actor)."""
+    spans: tuple[VersionSpan, ...] = ()
+    """Where weights were pushed while it was sampled: which sampled what, in the order of its tokens. Empty where all
+    its tokens are of the group's `weight_version`."""
 
 
 class RewardParts(NamedTuple):
@@ -117,22 +135,33 @@ class Unscored:
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredGroup:
-    """A group with its rewards and advantages: what the learner trains on."""
+class Group:
+    """The G responses to one issue and all that became of them: sampled, then scored, then compared."""
 
-    group: ResponseGroup
-    rewards: tuple[RewardParts, ...]  # [G]
-    advantages: FloatArray  # [G]
+    issue: Issue
+    clip_key: str
+    clip_duration_s: float
+    """Length of the video as it was read; the annotation's may be absent or rounded."""
+    prompt_ids: tuple[int, ...]  # [P], video placeholders expanded
+    responses: tuple[Response, ...]  # [G]
+    weight_version: int
+    """Weights that it was begun with. Tokens sampled by newer ones are named by `Response.spans`."""
+    outcomes: tuple[RewardParts | Unscored, ...] = ()  # [G] once it is scored
+    advantages: FloatArray = field(default_factory=lambda: np.empty(0, np.float32))  # [G], NaN of the unscored ones
+    """Empty until it is scored, and where fewer than two of its responses are: these cannot be compared."""
+    clip_s: float = 0.0
+    """Seconds that it waited for its clip, and so on."""
+    rollout_s: float = 0.0
+    reward_s: float = 0.0
 
+    @property
+    def query(self) -> GroundingQuery:
+        return self.issue.query
 
-@dataclass(frozen=True, slots=True)
-class SampledGroup:
-    """All that was sampled for a query, and what became of it."""
-
-    group: ResponseGroup
-    outcomes: tuple[RewardParts | Unscored, ...]  # [G]
-    scored: ScoredGroup | None
-    """Its scored responses, as the learner gets them; None when fewer than two are, and the group is filtered."""
+    @property
+    def rewards(self) -> tuple[RewardParts, ...]:
+        """Of the responses that have one."""
+        return tuple(outcome for outcome in self.outcomes if isinstance(outcome, RewardParts))
 
     @property
     def unscored(self) -> tuple[Unscored, ...]:
@@ -140,17 +169,34 @@ class SampledGroup:
         return tuple(outcome for outcome in self.outcomes if isinstance(outcome, Unscored))
 
     @property
-    def advantages(self) -> tuple[float | None, ...]:
-        """[G] None where a response is in no update."""
-        known = iter(self.scored.advantages if self.scored is not None else ())
-        is_in_update = [self.scored is not None and isinstance(outcome, RewardParts) for outcome in self.outcomes]
-        return tuple(float(next(known)) if is_in else None for is_in in is_in_update)
+    def is_comparable(self) -> bool:
+        """At least two of its responses have a reward."""
+        return len(self.rewards) > 1
 
     @property
-    def filtered_because(self) -> str:
-        """Why the group is in no update; empty when it is in one."""
-        if self.scored is not None:
-            return ""
-        return (
-            f"{len(self.unscored)} of its responses could not be scored, the last one: {self.unscored[-1].reasons[-1]}"
+    def has_equal_rewards(self) -> bool:
+        """All its responses earned the same: it teaches nothing but the KL term."""
+        return len({parts.total for parts in self.rewards}) == 1
+
+    def for_update(self) -> "Group":
+        """With its scored responses alone: what the learner trains on."""
+        assert self.is_comparable and len(self.advantages) == len(self.responses)
+        kept = [index for index, outcome in enumerate(self.outcomes) if isinstance(outcome, RewardParts)]
+        return replace(
+            self,
+            responses=tuple(self.responses[index] for index in kept),
+            outcomes=self.rewards,
+            advantages=self.advantages[kept],
         )
+
+    def token_versions(self, index: int) -> IntArray:
+        """[C] Version of the weights that sampled each token of a response."""
+        response = self.responses[index]
+        spans = response.spans or (VersionSpan(self.weight_version, len(response.token_ids)),)
+        return np.repeat([span.version for span in spans], [span.num_tokens for span in spans])
+
+    @property
+    def oldest_version(self) -> int:
+        """Of all its tokens: what a bound on their age is about."""
+        spans = (span.version for response in self.responses for span in response.spans)
+        return min((self.weight_version, *spans))

@@ -40,8 +40,8 @@ def ray_local() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random-weight museg-tiny: the architecture and tokenizer of the packaged one, untrained."""
-    from museg_ray.data.synthetic.language import tokenizer_texts
-    from museg_ray.model.tiny import build_model, build_tokenizer, save_tiny_model
+    from museg_ray.demo.language import tokenizer_texts
+    from museg_ray.demo.tiny import build_model, build_tokenizer, save_tiny_model
 
     folder = tmp_path_factory.mktemp("model") / "museg-tiny-random"
     tokenizer = build_tokenizer(tokenizer_texts())
@@ -82,7 +82,7 @@ def tiny_qwen3_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactor
 def _qwen3_config(tokenizer: "PreTrainedTokenizerBase") -> "Qwen3VLConfig":
     from transformers import Qwen3VLConfig
 
-    from museg_ray.model.tiny import INITIALIZER_RANGE, SPECIAL_TOKENS
+    from museg_ray.demo.tiny import INITIALIZER_RANGE, SPECIAL_TOKENS
 
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     rope = {"rope_type": "default", "mrope_section": [6, 5, 5], "mrope_interleaved": True, "rope_theta": 10000.0}

@@ -5,7 +5,7 @@ from copy import copy
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from museg_ray.rollout.engine import RolloutEngine
-from museg_ray.rollout.group_client import GroupClient
+from museg_ray.rollout.group_client import GroupClient, SentGroup
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -16,13 +16,16 @@ class NaiveClient(GroupClient):
     """A group is one request for n = G responses whose clip has no name: vLLM hashes the pixels, and sends them with
     each response until its cache knows them."""
 
-    async def sample(self, prompt: dict[str, Any], params: Sequence["SamplingParams"]) -> list["RequestOutput"]:
+    async def send(self, prompt: dict[str, Any], params: Sequence["SamplingParams"]) -> SentGroup:
         unnamed = {key: value for key, value in prompt.items() if key != "multi_modal_uuids"}
         group_params = params[0].clone()
         group_params.n = len(params)  # response i has the seed + i, as in `params`
         request_id = str(next(self._group_ids))
-        outputs = [output async for output in self._llm.generate(unnamed, group_params, request_id)]
-        return [_with_one_response(outputs[-1], index) for index in range(len(params))]
+        return SentGroup([request_id], [self._llm.generate(unnamed, group_params, request_id)])
+
+    async def receive(self, group: SentGroup) -> list["RequestOutput"]:
+        *_, last = [output async for output in group.queues[0]]
+        return [_with_one_response(last, index) for index in range(len(last.outputs))]
 
 
 class NaiveEngine(RolloutEngine):

@@ -9,13 +9,14 @@ from statistics import median
 import numpy as np
 
 from museg_ray.bench.result import BenchResult, Target
-from museg_ray.config.schema import RewardConfig, RewardWeights
+from museg_ray.config.schema import Config, RewardConfig, RewardWeights
+from museg_ray.events import no_events
 from museg_ray.rewards.golden import GoldenCase, golden_cases
 from museg_ray.rewards.pool import RewardPool
 from museg_ray.rewards.recipe import Recipe
 from museg_ray.rewards.reference import reference_rewards
 from museg_ray.rewards.scorer import BatchScorer
-from museg_ray.types import GroundingQuery, Response, ResponseGroup
+from museg_ray.types import GroundingQuery, Group, Issue, Response
 
 WEIGHTS = RewardWeights(matching=1.0, timestamp=1.0, format=1.0)
 GROUP_SIZE = 8
@@ -69,13 +70,13 @@ def _row(way: str, per_s: float, reference_per_s: float) -> dict[str, str | floa
     }
 
 
-def _groups(cases: Sequence[GoldenCase]) -> list[ResponseGroup]:
+def _groups(cases: Sequence[GoldenCase]) -> list[Group]:
     """The golden mix as `BATCH_RESPONSES` responses in groups; each group has the truth of its first case."""
     logprobs = np.zeros(1, np.float32)
     responses = [Response((1,), logprobs, case.response, True) for case in islice(cycle(cases), BATCH_RESPONSES)]
     return [
-        ResponseGroup(
-            query=GroundingQuery(f"golden/{start}", "golden.mp4", "the golden event", cases[start % len(cases)].truth),
+        Group(
+            issue=Issue(start // GROUP_SIZE, _query(start, cases[start % len(cases)]), phase="golden", seed=0),
             clip_key="golden",
             clip_duration_s=180.0,
             prompt_ids=(1,),
@@ -86,17 +87,19 @@ def _groups(cases: Sequence[GoldenCase]) -> list[ResponseGroup]:
     ]
 
 
-async def _timed(
-    rounds: int, ways: Sequence[Callable[[], object]], groups: Sequence[ResponseGroup]
-) -> list[tuple[float, ...]]:
+def _query(start: int, case: GoldenCase) -> GroundingQuery:
+    return GroundingQuery(f"golden/{start}", "golden.mp4", "the golden event", case.truth)
+
+
+async def _timed(rounds: int, ways: Sequence[Callable[[], object]], groups: Sequence[Group]) -> list[tuple[float, ...]]:
     """Of each round the seconds of one call of each way, and of one batch through the pool."""
-    pool = RewardPool(RewardConfig(num_actors=1))
+    pool = RewardPool(Config(), no_events)
     try:
         await pool.ready()
         await _through_pool(pool, groups)  # the first batch imports
         return [(*map(_seconds, ways), await _through_pool(pool, groups)) for _ in range(rounds)]
     finally:
-        pool.close()
+        await pool.close()
 
 
 def _seconds(call: Callable[[], object], num_calls: int = 10) -> float:
@@ -106,7 +109,7 @@ def _seconds(call: Callable[[], object], num_calls: int = 10) -> float:
     return (time.perf_counter() - start_s) / num_calls
 
 
-async def _through_pool(pool: RewardPool, groups: Sequence[ResponseGroup], num_batches: int = 60) -> float:
+async def _through_pool(pool: RewardPool, groups: Sequence[Group], num_batches: int = 60) -> float:
     """Seconds a batch with `BATCHES_IN_FLIGHT` of them under way."""
     turns = asyncio.Semaphore(BATCHES_IN_FLIGHT)
 

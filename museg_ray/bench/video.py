@@ -17,7 +17,7 @@ from museg_ray.bench.video_way import MIB
 from museg_ray.bench.videos import BenchVideo
 from museg_ray.config.schema import ModelConfig, RolloutConfig, VideoConfig
 from museg_ray.errors import ResourceError
-from museg_ray.types import Clip, GroundingQuery
+from museg_ray.types import Clip, GroundingQuery, Issue
 
 if TYPE_CHECKING:
     from museg_ray.rollout.engine import RolloutEngine
@@ -155,9 +155,9 @@ async def _sent(engine_class: "type[RolloutEngine]", rollout: RolloutConfig, cli
     engine = await engine_class.start(PACKAGED_MODEL_DIR, model, rollout)
     try:
         prompt_ids = chat_prompt_ids(load_tokenizer(PACKAGED_MODEL_DIR), "Find every time it happens.")
-        query = GroundingQuery("bench/0", clip.video, "it happens", ())
+        issue = Issue(0, GroundingQuery("bench/0", clip.video, "it happens", ()), phase="bench", seed=0)
         before = engine.bytes_sent
-        await engine.generate(query, prompt_ids, clip, Sampling(GROUP_SIZE, 1.0, 4, seed=0))
+        await engine.generate(issue, prompt_ids, clip, Sampling(GROUP_SIZE, 1.0, 4))
         return float(engine.bytes_sent - before)
     finally:
         engine.close()

@@ -29,7 +29,7 @@ def demo(
     from museg_ray.train.run import run
 
     if rebuild_model:
-        from museg_ray.train.warm_start import rebuild_tiny_model
+        from museg_ray.demo.warm_start import rebuild_tiny_model
 
         rebuild_tiny_model(loaded)
     print(f"Run folder: {run(loaded)}")

@@ -19,7 +19,7 @@ def export(
     best: Annotated[bool, typer.Option("--best", help="Of a run: the checkpoint with the best score.")] = False,
 ) -> None:
     """Write a Hugging Face folder that transformers, vLLM and `museg ground` load."""
-    from museg_ray.train import checkpoint as checkpoints
+    from museg_ray.checkpoints import folder as checkpoints
 
     console = Console(highlight=False, soft_wrap=True)
     if (source / checkpoints.CHECKPOINTS_DIR).is_dir():

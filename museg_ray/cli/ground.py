@@ -13,7 +13,7 @@ from rich.markup import escape
 from museg_ray.cli.silence import silenced_libraries
 from museg_ray.config.load import MODEL_CONFIG_FILE, load_config
 from museg_ray.config.schema import Config, VideoConfig
-from museg_ray.types import Clip, GroundingQuery
+from museg_ray.types import EVALUATION, Clip, GroundingQuery, Issue
 
 if TYPE_CHECKING:
     from museg_ray.rewards.answer import ParsedResponse
@@ -74,8 +74,9 @@ async def _ask(model_dir: Path, config: Config, clip: Clip, question: str) -> st
     try:
         prompt_ids = chat_prompt_ids(load_tokenizer(model_dir), render_prompt(config.evaluation_prompt, question))
         query = GroundingQuery(query_id="ground", video=clip.video, question=question, segments=())
-        sampling = Sampling(1, 0.0, config.evaluation.max_completion_tokens, seed=0)
-        group = await engine.generate(query, prompt_ids, clip, sampling)
+        issue = Issue(0, query, phase=EVALUATION, seed=0)
+        sampling = Sampling(1, 0.0, config.evaluation.max_completion_tokens)
+        group = await engine.generate(issue, prompt_ids, clip, sampling)
     finally:
         engine.close()
     return group.responses[0].text

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 from museg_ray.config.learning import AlgoConfig, CheckpointConfig
-from museg_ray.config.schema import AlarmConfig, Config, DataConfig, PhaseConfig
+from museg_ray.config.schema import AlarmConfig, Config, DataConfig, FleetConfig, PhaseConfig
 from museg_ray.errors import ConfigError
 
 
@@ -28,6 +28,8 @@ def _validate_choices(config: Config) -> None:
         ("learner.reference", config.learner.reference, ("device", "sharded", "cpu", "lora_off")),
         ("learner.attention", config.learner.attention, ("split", "flex", "dense")),
         ("learner.zero_stage", config.learner.zero_stage, (0, 1, 2, 3)),
+        ("train.refill", config.train.refill, ("none", "zero_variance")),
+        ("rollout.on_push", config.rollout.on_push, ("continue", "restart", "wait")),
     ]
     for key, value, allowed in choices:
         _require(value in allowed, f"{key} is {value!r}; it may be one of {', '.join(map(repr, allowed))}.")
@@ -56,6 +58,8 @@ def _validate_ranges(config: Config) -> None:
         ("video.size_multiple", config.video.size_multiple, 1),
         ("algo.num_epochs", config.algo.num_epochs, 1),
         ("algo.num_minibatches", config.algo.num_minibatches, 1),
+        ("train.max_staleness", config.train.max_staleness, 0),
+        ("train.max_refills", config.train.max_refills, 0),
     ]
     for key, value, least in at_least:
         _require(value >= least, f"{key} is {value}; it must be at least {least}.")
@@ -156,6 +160,24 @@ def _validate_algo(algo: AlgoConfig, prompts_per_step: int) -> None:
         algo.num_minibatches <= prompts_per_step,
         f"algo.num_minibatches is {algo.num_minibatches}, more than train.prompts_per_step ({prompts_per_step}): "
         "each update needs a group.",
+    )
+
+
+def _validate_fleet(fleet: FleetConfig) -> None:
+    for name in ("max_restarts", "backoff_s"):
+        value = getattr(fleet, name)
+        _require(0 <= value < math.inf, f"fleet.{name} is {value:g}; it cannot be negative.")
+    for name in ("restart_window_s", "ping_every_s", "ping_timeout_s"):
+        value = getattr(fleet, name)
+        _require(0.0 < value < math.inf, f"fleet.{name} is {value:g}; it must be above 0.")
+
+
+def _validate_staleness(config: Config) -> None:
+    k, correction = config.train.max_staleness, config.algo.correction
+    _require(
+        k == 0 or correction != "none",
+        f"train.max_staleness is {k}: tokens are sampled by weights up to {k} updates older than the learner's, and "
+        "algo.correction is 'none'. Set it to 'truncate' (or 'mask'), or train.max_staleness to 0.",
     )
 
 
@@ -278,6 +300,8 @@ def validate(config: Config) -> None:
     _validate_video(config)
     _validate_rewards(config)
     _validate_algo(config.algo, config.train.prompts_per_step)
+    _validate_fleet(config.fleet)
+    _validate_staleness(config)
     _validate_learner(config)
     _validate_alarms(config.alarms)
     _validate_checkpoint(config.checkpoint)

@@ -12,7 +12,7 @@ from typing import TypedDict
 from museg_ray.config.schema import Config
 from museg_ray.config.validate import check_source_weights
 from museg_ray.data.curriculum import Curriculum, load_curriculum, pass_order
-from museg_ray.errors import ConfigError, DataError
+from museg_ray.errors import DataError
 from museg_ray.types import GroundingQuery
 
 ALL_SOURCES = "*"
@@ -32,7 +32,7 @@ class SamplerInputs(TypedDict):
 
 
 class SamplerState(TypedDict):
-    """Where a sampler stands in the sequence; JSON keeps it exactly. It is the same for all shards."""
+    """Where a sampler stands in the sequence; JSON keeps it exactly."""
 
     inputs: SamplerInputs
     """A state goes on only with the inputs that it comes from."""
@@ -62,7 +62,6 @@ class QuerySampler:
         seed: int,
         source_weights: Mapping[str, float] | None = None,
         curriculum: Curriculum | None = None,
-        shard: tuple[int, int] = (0, 1),
     ) -> None:
         """The first `start_phase` or `restore` comes before the first draw.
 
@@ -71,15 +70,11 @@ class QuerySampler:
             seed: of the random order.
             source_weights: how often each source is drawn, against the others; empty: all queries alike.
             curriculum: orders each pass; None: random order.
-            shard: (index, count) of this process. The sequence is dealt in rounds of `count` queries, each process
-                keeping its own one: no query of it goes to two of them.
 
         Raises:
-            ConfigError: a weight is negative or not finite, or all are 0; or an impossible shard.
+            ConfigError: a weight is negative or not finite, or all are 0.
             DataError: a source without a weight; or the curriculum failed for a query of the first pass.
         """
-        if not 0 <= shard[0] < shard[1]:
-            raise ConfigError(f"The shard is {shard}; expected (index, count) with 0 <= index < count.")
         weights = _weights_of(queries, source_weights or {})
         kinds: tuple[list[GroundingQuery], list[GroundingQuery]] = ([], [])
         for query in queries:
@@ -87,10 +82,14 @@ class QuerySampler:
         single, multi = (_sources(kind, (seed, i), weights, curriculum) for i, kind in enumerate(kinds))
         self._single, self._multi = _Kind(single), _Kind(multi)
         self._inputs = _inputs(queries, seed, weights, curriculum)
-        self._shard_index, self._num_shards = shard
         self._share: float | None = None
         self._phase_drawn = 0
         self._phase_multi = 0
+
+    @property
+    def multi_segment_share(self) -> float | None:
+        """The present phase's; None before the first one."""
+        return self._share
 
     def check_share(self, multi_segment_share: float) -> None:
         """Make sure that a phase could draw at this share (0 to 1).
@@ -116,13 +115,12 @@ class QuerySampler:
         self._phase_drawn = self._phase_multi = 0
 
     def draw(self, n: int) -> list[GroundingQuery]:
-        """The next n queries of this shard, out of the next n * count ones of the sequence.
+        """The next n queries of the sequence.
 
         Raises:
             DataError: the curriculum failed for a query of the pass that begins.
         """
-        rounds = ([self._draw_one() for _ in range(self._num_shards)] for _ in range(n))
-        return [queries[self._shard_index] for queries in rounds]
+        return [self._draw_one() for _ in range(n)]
 
     def state(self) -> SamplerState:
         """What `restore` needs to continue after the last query drawn."""
@@ -137,8 +135,6 @@ class QuerySampler:
 
     def restore(self, state: SamplerState) -> None:
         """Continue where the sampler that gave `state` stood, in the same phase.
-
-        The number of shards may be another one, as long as all of them go on from the same state.
 
         Raises:
             DataError: the state belongs to other queries, weights, curriculum or seed; says which. The sampler stays
@@ -218,14 +214,14 @@ class _Kind:
 
 
 def build_samplers(
-    config: Config, queries_of_file: Mapping[str, Sequence[GroundingQuery]], shard: tuple[int, int] = (0, 1)
+    config: Config, queries_of_file: Mapping[str, Sequence[GroundingQuery]], seed: int
 ) -> dict[str, QuerySampler]:
     """A sampler for each annotation file, every phase's share tried: else a late phase would end the run after hours.
 
     Args:
         config: of the run.
         queries_of_file: by annotation file, as the phases name it: `Config.train_file`.
-        shard: (index, count) of this process.
+        seed: of the random order.
 
     Raises:
         ConfigError: `data.curriculum` cannot be imported.
@@ -234,10 +230,7 @@ def build_samplers(
     """
     weights, curriculum = config.data.source_weights, load_curriculum(config.data.curriculum)
     _check_known(weights, queries_of_file)
-    samplers = {
-        path: QuerySampler(queries, config.run.seed, weights, curriculum, shard)
-        for path, queries in queries_of_file.items()
-    }
+    samplers = {path: QuerySampler(queries, seed, weights, curriculum) for path, queries in queries_of_file.items()}
     for phase in config.train.phases:
         if phase.steps:
             samplers[config.train_file(phase)].check_share(config.multi_segment_share(phase))

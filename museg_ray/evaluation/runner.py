@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
@@ -17,9 +18,8 @@ from museg_ray.files import whole_file
 from museg_ray.model.prompt import chat_prompt_ids
 from museg_ray.rewards.recipe import Recipe
 from museg_ray.rollout.engine import Sampling
-from museg_ray.rollout.pool import RolloutPool
-from museg_ray.types import GroundingQuery, RewardParts
-from museg_ray.video.actor import ClipPool
+from museg_ray.types import EVALUATION, GroundingQuery, Group, Issue, RewardParts
+from museg_ray.video.loader import ClipHandle
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,36 +78,47 @@ def swap_videos(queries: Sequence[GroundingQuery]) -> list[GroundingQuery]:
     return swapped
 
 
+class ClipSource(Protocol):
+    async def get(self, video: str) -> ClipHandle: ...
+
+
+class GroupSource(Protocol):
+    async def sample(self, issue: Issue, prompt_ids: Sequence[int], clip: ClipHandle, sampling: Sampling) -> Group: ...
+
+
 async def evaluate(
     queries: Sequence[GroundingQuery],
     prompt: str,
     max_completion_tokens: int,
     tokenizer: PreTrainedTokenizerBase,
-    clips: ClipPool,
-    rollouts: RolloutPool,
+    clips: ClipSource,
+    rollouts: GroupSource,
 ) -> Evaluation:
     """One greedy response to each query, scored as in the paper, whatever the run trains on.
 
     Raises:
         VideoError: no video can be read.
     """
-    sampling = Sampling(group_size=1, temperature=0.0, max_completion_tokens=max_completion_tokens, seed=0)
+    sampling = Sampling(group_size=1, temperature=0.0, max_completion_tokens=max_completion_tokens)
     recipe, weights = Recipe(RewardConfig()), RewardWeights()
 
-    async def answer(query: GroundingQuery) -> Answered | VideoError:
+    async def answer(issue: Issue) -> Answered | VideoError:
+        query = issue.query
         prompt_ids = chat_prompt_ids(tokenizer, render_prompt(prompt, query.question))
         try:
             clip = await clips.get(query.video)
             try:
-                group = await rollouts.generate(query, prompt_ids, clip, sampling)
+                group = await rollouts.sample(issue, prompt_ids, clip, sampling)
             except VideoError:  # it left the store meanwhile, or the machine that has it: prepared once more
-                group = await rollouts.generate(query, prompt_ids, await clips.get(query.video), sampling)
+                group = await rollouts.sample(issue, prompt_ids, await clips.get(query.video), sampling)
         except VideoError as error:
             return error
         text = group.responses[0].text
         return Answered(query, text, recipe.score(text, query, weights))
 
-    results = await asyncio.gather(*(answer(query) for query in queries))
+    results = await asyncio.gather(
+        *(answer(Issue(index, query, EVALUATION, seed=0)) for index, query in enumerate(queries))
+    )
     unreadable = [result for result in results if isinstance(result, VideoError)]
     if unreadable and len(unreadable) == len(results):
         raise VideoError(f"None of the {len(results)} held-out videos can be read. {unreadable[-1]}")

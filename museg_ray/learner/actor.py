@@ -14,9 +14,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from museg_ray.config.learning import LearnerConfig
 from museg_ray.config.schema import Config, PhaseConfig
-from museg_ray.errors import LearnerError, MusegError, ResourceError
+from museg_ray.errors import LearnerLostError, MusegError, ResourceError
 from museg_ray.learner.rank import Rank
-from museg_ray.types import Clip, ScoredGroup
+from museg_ray.types import Clip, Group
 from museg_ray.video.loader import ClipHandle, ClipLoader
 
 if TYPE_CHECKING:
@@ -50,14 +50,14 @@ class LearnerActor:
         self._clips = ClipLoader(config.video)
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
 
-    def update(self, groups: Sequence[ScoredGroup], clips: Mapping[str, ClipHandle], step: int) -> dict[str, float]:
+    def update(self, groups: Sequence[Group], clips: Mapping[str, ClipHandle], step: int) -> dict[str, float]:
         return self._learner.update(groups, self._load(groups, clips), step)
 
-    def score(self, groups: Sequence[ScoredGroup], clips: Mapping[str, ClipHandle]) -> dict[str, float]:
+    def score(self, groups: Sequence[Group], clips: Mapping[str, ClipHandle]) -> dict[str, float]:
         return self._learner.score(groups, self._load(groups, clips))
 
-    def export_weights(self) -> ray.ObjectRef | None:
-        blob = self._learner.export_weights()
+    def export_weights(self, version: int) -> ray.ObjectRef | None:
+        blob = self._learner.export_weights(version)
         return None if blob is None else ray.put(blob)
 
     def start_phase(self, phase: PhaseConfig) -> None:
@@ -76,7 +76,7 @@ class LearnerActor:
     def export_model(self, out_dir: Path) -> None:
         self._learner.export_model(out_dir)
 
-    def _load(self, groups: Sequence[ScoredGroup], clips: Mapping[str, ClipHandle]) -> dict[str, Clip]:
+    def _load(self, groups: Sequence[Group], clips: Mapping[str, ClipHandle]) -> dict[str, Clip]:
         """The clips of this rank alone."""
         return {key: self._clips.load(clips[key]) for key in self._learner.clip_keys(groups)}
 
@@ -108,7 +108,10 @@ class LearnerHandle:
             checkpoint: the `learner` folder of a checkpoint to go on from.
         """
         self._config, self._model_dir, self._checkpoint = config, model_dir, checkpoint
-        learner = config.learner
+        self._reserve()
+
+    def _reserve(self) -> None:
+        learner = self._config.learner
         resources = {"CPU": learner.num_cpus, "GPU": learner.num_gpus}
         bundle = {kind: amount for kind, amount in resources.items() if amount} or {"CPU": 0.001}
         self._place: PlacementGroup = placement_group([bundle] * learner.num_ranks, strategy="PACK")
@@ -143,24 +146,36 @@ class LearnerHandle:
         ]
         await _all_results(starts)
 
-    async def update(
-        self, groups: Sequence[ScoredGroup], clips: Mapping[str, ClipHandle], step: int
-    ) -> dict[str, float]:
+    async def restart(self, checkpoint: Path | None) -> None:
+        """A new group of ranks in the place of one that lost a rank, from a checkpoint's `learner` folder; None: from
+        the model that the run started from.
+
+        Raises:
+            as `ready`.
+        """
+        await self.close()
+        self._checkpoint = checkpoint
+        self._reserve()
+        await self.ready()
+
+    async def update(self, groups: Sequence[Group], clips: Mapping[str, ClipHandle], step: int) -> dict[str, float]:
         """The updates of one step, see `Learner.update`. The ranks open their clips themselves: no pixel passes here.
 
         Raises:
-            LearnerError: not finite three times in a row, not done within `learner.step_timeout_s`, or a process died.
+            LearnerError: not finite three times in a row.
+            LearnerLostError: a process died, or is not done within `learner.step_timeout_s`.
             VideoError: a clip is no longer there.
         """
         return await self._timed("update", groups, clips, step)
 
-    async def score(self, groups: Sequence[ScoredGroup], clips: Mapping[str, ClipHandle]) -> dict[str, float]:
+    async def score(self, groups: Sequence[Group], clips: Mapping[str, ClipHandle]) -> dict[str, float]:
         """How far the groups' log-probs are from the learner's, see `Learner.score`."""
         return await self._timed("score", groups, clips)
 
-    async def export_weights(self) -> ray.ObjectRef:
-        """Reference to the blob of the present weights, which lies in the object store."""
-        return (await self._all("export_weights"))[0]
+    async def export_weights(self, version: int) -> ray.ObjectRef:
+        """Reference to the blob of the present weights, which lies in the object store and are called `version` from
+        now on."""
+        return (await self._all("export_weights", version))[0]
 
     async def start_phase(self, phase: PhaseConfig) -> None:
         """Start anew what the phase wants fresh: exactly at its first step, before any update of that phase."""
@@ -189,14 +204,14 @@ class LearnerHandle:
             ray.kill(actor)
         remove_placement_group(self._place)
 
-    async def _timed(self, method: str, groups: Sequence[ScoredGroup], *args: Any) -> dict[str, float]:
+    async def _timed(self, method: str, groups: Sequence[Group], *args: Any) -> dict[str, float]:
         timeout_s = self._config.learner.step_timeout_s
         shared = ray.put(groups)  # once, however many ranks read them
         try:
             async with asyncio.timeout(timeout_s):
                 results: list[dict[str, float]] = await self._all(method, shared, *args)
         except TimeoutError:
-            raise LearnerError(
+            raise LearnerLostError(
                 f"The learner's {method} of {len(groups)} groups was not done after {timeout_s:g} s "
                 "(learner.step_timeout_s); raise it, or look into the learner's worker log."
             ) from None
@@ -248,4 +263,10 @@ async def _result(reference: Awaitable[Result]) -> Result:
             raise error.cause from None
         raise
     except RayActorError as error:
-        raise LearnerError(f"The learner's process died: {error}. Its worker log has the reason.") from error
+        raise LearnerLostError(
+            f"a learner process died ({_first_line(error)}); its worker log has the reason"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

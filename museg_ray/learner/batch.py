@@ -18,7 +18,7 @@ from museg_ray.model.patchify import patchify, video_grid
 from museg_ray.model.policy import Videos
 from museg_ray.model.positions import prompt_positions, seconds_per_grid
 from museg_ray.model.qwen_vl import VisionSpec
-from museg_ray.types import Clip, FloatArray, ResponseGroup, ScoredGroup
+from museg_ray.types import Clip, FloatArray, Group
 
 
 @dataclass(slots=True)
@@ -32,6 +32,7 @@ class MicroBatch:
     advantages: torch.Tensor  # [K]
     weights: torch.Tensor  # [K] of `token_weights`
     rollout_logprobs: torch.Tensor  # [K]
+    is_current: torch.Tensor  # [K] bool, sampled by the learner's own weights throughout: must have their log-probs
     num_chunks: int
     """Calls of the output head: as many as the longest of the ranks' packs at this place needs."""
     is_filler: bool = False
@@ -61,29 +62,30 @@ class Batcher:
         self._device = device
         self._is_allowed = is_allowed
 
-    def micro_batches(self, groups: Sequence[ScoredGroup], clips: Mapping[str, Clip]) -> list[MicroBatch]:
+    def micro_batches(self, groups: Sequence[Group], clips: Mapping[str, Clip], version: int) -> list[MicroBatch]:
         """This rank's micro-batches of an update over `groups`: as many as every other rank's.
 
         Args:
             groups: of the update, all ranks' together.
             clips: by `clip_key`; at least those of `clip_keys`.
+            version: of the learner's weights.
 
         Raises:
             LearnerError: a log-prob of the rollout is not finite.
         """
-        is_kept = [[self._kept(response.token_ids) for response in scored.group.responses] for scored in groups]
-        num_tokens = [[int(kept.sum()) for kept in group] for group in is_kept]
+        is_kept = [[self._kept(response.token_ids) for response in group.responses] for group in groups]
+        num_tokens = [[int(kept.sum()) for kept in of_group] for of_group in is_kept]
         weights = token_weights(self._config.algo.loss_mean, num_tokens, self._config.rollout.max_completion_tokens)
         plans = self._plans(groups)
         num_chunks = [max(self._num_chunks(plan, groups) for plan in place) for place in zip(*plans, strict=True)]
         mine = zip(plans[self._rank.index], num_chunks, strict=True)
-        return [self._micro_batch(plan, groups, weights, clips, count) for plan, count in mine]
+        return [self._micro_batch(plan, groups, weights, clips, count, version) for plan, count in mine]
 
-    def clip_keys(self, groups: Sequence[ScoredGroup]) -> set[str]:
+    def clip_keys(self, groups: Sequence[Group]) -> set[str]:
         """The clips that this rank needs for an update over `groups`."""
         plans = self._plans(groups)[self._rank.index]
-        keys = {groups[part.group].group.clip_key for plan in plans for part in plan}
-        return keys | {_filler(groups).group.clip_key} if () in plans else keys
+        keys = {groups[part.group].clip_key for plan in plans for part in plan}
+        return keys | {_filler(groups).clip_key} if () in plans else keys
 
     def videos(self, batch: MicroBatch) -> Videos:
         """The micro-batch's videos for a pass: patches, computed on the device, or what a frozen tower made of them."""
@@ -92,16 +94,16 @@ class Batcher:
             return Videos(grids, None, batch.states)
         return Videos(grids, torch.cat([patchify(clip.frames, self._spec, self._device) for clip in batch.clips]))
 
-    def _plans(self, groups: Sequence[ScoredGroup]) -> list[list[PackPlan]]:
+    def _plans(self, groups: Sequence[Group]) -> list[list[PackPlan]]:
         """Of all ranks: each finds the same."""
         lengths = [
-            GroupLengths(len(scored.group.prompt_ids), [len(response.token_ids) for response in scored.group.responses])
-            for scored in groups
+            GroupLengths(len(group.prompt_ids), [len(response.token_ids) for response in group.responses])
+            for group in groups
         ]
         return plan_packs(lengths, self._config.learner.pack_tokens, self._rank.count)
 
-    def _num_chunks(self, plan: PackPlan, groups: Sequence[ScoredGroup]) -> int:
-        num_tokens = sum(part.num_tokens - len(groups[part.group].group.prompt_ids) for part in plan)
+    def _num_chunks(self, plan: PackPlan, groups: Sequence[Group]) -> int:
+        num_tokens = sum(part.num_tokens - len(groups[part.group].prompt_ids) for part in plan)
         return max(1, math.ceil(num_tokens / self._config.learner.chunk_tokens))
 
     def _kept(self, token_ids: Sequence[int]) -> torch.Tensor:
@@ -110,21 +112,23 @@ class Batcher:
     def _micro_batch(
         self,
         plan: PackPlan,
-        groups: Sequence[ScoredGroup],
+        groups: Sequence[Group],
         weights: Sequence[FloatArray],
         clips: Mapping[str, Clip],
         num_chunks: int,
+        version: int,
     ) -> MicroBatch:
         if not plan:
             return self._filling(_filler(groups), clips, num_chunks)
         chosen = [(groups[part.group], part.group, list(part.responses)) for part in plan]
-        rows = [self._row(scored, responses, clips[scored.group.clip_key]) for scored, _, responses in chosen]
+        rows = [self._row(group, responses, clips[group.clip_key]) for group, _, responses in chosen]
         pack = pack_rows(rows, self._spec.video_token_id).to(self._device)
         per_token = [
-            (response.logprobs, scored.advantages[index], weights[group][index])
-            for scored, group, responses in chosen
-            for index, response in zip(responses, (scored.group.responses[i] for i in responses), strict=True)
+            (response.logprobs, group.advantages[index], weights[place][index])
+            for group, place, responses in chosen
+            for index, response in zip(responses, (group.responses[i] for i in responses), strict=True)
         ]
+        is_current = [_is_current(group, index, version) for group, _, responses in chosen for index in responses]
         lengths = [len(logprobs) for logprobs, _, _ in per_token]
         kept = self._is_allowed(pack.targets).nonzero()[:, 0]
 
@@ -134,18 +138,19 @@ class Batcher:
         rollout = np.concatenate([logprobs for logprobs, _, _ in per_token])
         rollout_logprobs = torch.tensor(rollout, dtype=torch.float32, device=self._device)[kept]
         if not rollout_logprobs.isfinite().all():
-            raise self._broken_rollout([scored.group for scored, _, _ in chosen])
+            raise self._broken_rollout([group for group, _, _ in chosen])
         return MicroBatch(
             pack=pack,
-            clips=tuple(clips[scored.group.clip_key] for scored, _, _ in chosen),
+            clips=tuple(clips[group.clip_key] for group, _, _ in chosen),
             kept=kept,
             advantages=spread([advantage for _, advantage, _ in per_token]),
             weights=spread([weight for _, _, weight in per_token]),
             rollout_logprobs=rollout_logprobs,
+            is_current=spread(is_current).bool(),
             num_chunks=num_chunks,
         )
 
-    def _broken_rollout(self, groups: Sequence[ResponseGroup]) -> LearnerError:
+    def _broken_rollout(self, groups: Sequence[Group]) -> LearnerError:
         group = next(
             group
             for group in groups
@@ -157,22 +162,26 @@ class Batcher:
             "engine computed nonsense. Set model.dtype to float32, or look into the rollout actor's log."
         )
 
-    def _row(self, scored: ScoredGroup, responses: Sequence[int], clip: Clip) -> Row:
-        group = scored.group
+    def _row(self, group: Group, responses: Sequence[int], clip: Clip) -> Row:
         grid = video_grid(clip.frames, self._spec)
         interval_s = seconds_per_grid(clip.sample_fps, self._spec, self._dtype)
         positions = prompt_positions(group.prompt_ids, grid, interval_s, self._spec)
         return Row(group.prompt_ids, positions, [group.responses[index].token_ids for index in responses])
 
-    def _filling(self, scored: ScoredGroup, clips: Mapping[str, Clip], num_chunks: int) -> MicroBatch:
+    def _filling(self, group: Group, clips: Mapping[str, Clip], num_chunks: int) -> MicroBatch:
         """A pass for a rank that has no part left: a prompt with one token, which is not in the loss."""
-        clip = clips[scored.group.clip_key]
-        row = self._row(scored, [], clip)
-        row = Row(row.prompt_ids, row.positions, [[scored.group.prompt_ids[0]]])
+        clip = clips[group.clip_key]
+        row = self._row(group, [], clip)
+        row = Row(row.prompt_ids, row.positions, [[group.prompt_ids[0]]])
         none = torch.empty(0, device=self._device)
         pack = pack_rows([row], self._spec.video_token_id).to(self._device)
-        return MicroBatch(pack, (clip,), none.long(), none, none, none, num_chunks, is_filler=True)
+        return MicroBatch(pack, (clip,), none.long(), none, none, none, none.bool(), num_chunks, is_filler=True)
 
 
-def _filler(groups: Sequence[ScoredGroup]) -> ScoredGroup:
-    return min(groups, key=lambda scored: len(scored.group.prompt_ids))
+def _is_current(group: Group, index: int, version: int) -> bool:
+    """Not so of a response that went on under newer weights: it has keys and values of the older ones."""
+    return group.weight_version == version and not group.responses[index].spans
+
+
+def _filler(groups: Sequence[Group]) -> Group:
+    return min(groups, key=lambda group: len(group.prompt_ids))

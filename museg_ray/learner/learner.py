@@ -34,7 +34,7 @@ from museg_ray.model.liger import use_liger
 from museg_ray.model.lora import adapters_off, add_adapters
 from museg_ray.model.policy import PolicyModel
 from museg_ray.model.qwen_vl import forbidden_token_ids, load_policy, load_tokenizer, load_vision_spec, save_policy
-from museg_ray.types import ByteArray, Clip, ScoredGroup
+from museg_ray.types import ByteArray, Clip, Group
 from museg_ray.weights.blob import Part, weights_to_blob
 
 Logprobs = tuple[torch.Tensor, torch.Tensor]
@@ -72,17 +72,18 @@ class Learner:
         self._engine = start_engine(policy, config)
         self._engine.train()  # gradient checkpointing acts in training mode only; the model has no dropout
         self._num_skipped = 0  # in a row
+        self._version = 0  # of the weights, as `export_weights` was told; 0: those that it started with
         self._has_reference_of_its_own = state is not None and state.has_reference
         if state is not None:
             self._num_skipped = state.num_skipped
             state.restore_optimizer(self._engine, self._rank)
         self._batcher = Batcher(config, load_vision_spec(model_dir), self._rank, learner_device(), policy.is_allowed)
 
-    def clip_keys(self, groups: Sequence[ScoredGroup]) -> set[str]:
+    def clip_keys(self, groups: Sequence[Group]) -> set[str]:
         """The clips that this rank needs for `update` or `score` of `groups`."""
         return set().union(*(self._batcher.clip_keys(share) for share in self._shares(groups)))
 
-    def update(self, groups: Sequence[ScoredGroup], clips: Mapping[str, Clip], step: int) -> dict[str, float]:
+    def update(self, groups: Sequence[Group], clips: Mapping[str, Clip], step: int) -> dict[str, float]:
         """The optimiser updates of one step: one by default, else `algo.num_epochs` passes of `algo.num_minibatches`.
 
         An update whose loss or gradient is not finite is left out on all ranks, and counted.
@@ -94,7 +95,8 @@ class Learner:
 
         Returns:
             `learner/*` and `parity/*` metrics, over all ranks. The gaps compare log-probs before the first update, over
-            all tokens of the step but those that may not be sampled. Loss and gradient norm are those of the updates
+            the tokens of the responses that were sampled from the learner's own weights throughout, but for those that
+            may not be sampled; they are absent where there is none. Loss and gradient norm are those of the updates
             that were made, and absent when none was.
 
         Raises:
@@ -103,7 +105,7 @@ class Learner:
         assert groups, "an update needs at least one group"
         algo = self._config.algo
         learning_rate = self._set_learning_rate(step)
-        updates = [self._batcher.micro_batches(share, clips) for share in self._shares(groups)]
+        updates = [self._batcher.micro_batches(share, clips, self._version) for share in self._shares(groups)]
         for batch in chain(*updates):
             self._prepare(batch, with_old=algo.num_epochs * len(updates) > 1)
         tally = Tally(algo)
@@ -113,10 +115,11 @@ class Learner:
                 self._end_update(step, torch.stack(losses).sum(), tally)
         return tally.metrics() | {names.LEARNER_LEARNING_RATE: learning_rate}
 
-    def score(self, groups: Sequence[ScoredGroup], clips: Mapping[str, Clip]) -> dict[str, float]:
-        """The `parity/*` metrics of groups, without an update: infinite where a log-prob is not finite."""
-        tally = Tally(self._config.algo)
-        for batch in chain(*(self._batcher.micro_batches(share, clips) for share in self._shares(groups))):
+    def score(self, groups: Sequence[Group], clips: Mapping[str, Clip]) -> dict[str, float]:
+        """The `parity/*` metrics of groups that were sampled from the present weights, without an update: infinite
+        where a log-prob is not finite."""
+        tally, version = Tally(self._config.algo), self._version
+        for batch in chain(*(self._batcher.micro_batches(share, clips, version) for share in self._shares(groups))):
             tally.add_gaps(self._fixed_logprobs(self._engine, batch) - batch.rollout_logprobs)
         return tally.parity()
 
@@ -133,8 +136,13 @@ class Learner:
             copy_weights(policy_weights(self._engine, self._config.learner), self._reference)
             self._has_reference_of_its_own = True
 
-    def export_weights(self) -> ByteArray | None:
-        """The weights that training changes, under their Hugging Face names, tied ones once; None but on rank 0."""
+    def export_weights(self, version: int) -> ByteArray | None:
+        """The weights that training changes, under their Hugging Face names, tied ones once; None but on rank 0.
+
+        Args:
+            version: what they are called from now on; groups that were sampled from them are known by it.
+        """
+        self._version = version
         learner = self._config.learner
         frozen = _frozen_parts(learner)
         weights = dict(policy_weights(self._engine, learner, self._rank.index == 0, frozen))
@@ -187,7 +195,7 @@ class Learner:
         temperature = self._config.rollout.temperature
         return PolicyModel(model, forbidden, temperature, learner.attention, learner.chunk_tokens)
 
-    def _shares(self, groups: Sequence[ScoredGroup]) -> list[Sequence[ScoredGroup]]:
+    def _shares(self, groups: Sequence[Group]) -> list[Sequence[Group]]:
         """The groups of each update of a pass: as even as can be, and none without a group."""
         count = min(self._config.algo.num_minibatches, len(groups))
         ends = [len(groups) * index // count for index in range(count + 1)]
@@ -248,7 +256,7 @@ class Learner:
         if not batch.is_filler:
             tally.add_pass(len(batch.pack.input_ids))
         if is_first:
-            tally.add_gaps(old_logprobs - batch.rollout_logprobs)
+            tally.add_gaps((old_logprobs - batch.rollout_logprobs)[batch.is_current])
         return loss.detach()
 
     def _end_update(self, step: int, loss: torch.Tensor, tally: Tally) -> None:

@@ -58,8 +58,10 @@ class Tally:
     def parity(self) -> dict[str, float]:
         """The `parity/*` metrics over all ranks: infinite where a gap is not finite."""
         sums = self._reduced()
-        parity = _parity(sums, self._reduced_gap_max())
-        return dict.fromkeys(parity, math.inf) if sums[_GAPS_LOST] else parity
+        gap_max = self._reduced_gap_max()
+        if sums[_GAPS_LOST]:
+            return {names.PARITY_GAP_MEAN: math.inf, names.PARITY_GAP_MAX: math.inf}
+        return _parity(sums, gap_max)
 
     def metrics(self) -> dict[str, float]:
         """The `learner/*` and `parity/*` metrics over all ranks; those of losses only where an update was made, and
@@ -99,7 +101,7 @@ class Tally:
 
 
 def _parity(sums: dict[str, float], gap_max: float) -> dict[str, float]:
-    return {
-        names.PARITY_GAP_MEAN: sums[_GAP_SUM] / max(sums[_GAP_COUNT], 1.0),
-        names.PARITY_GAP_MAX: gap_max,
-    }
+    """Nothing where no token could be compared."""
+    if not sums[_GAP_COUNT]:
+        return {}
+    return {names.PARITY_GAP_MEAN: sums[_GAP_SUM] / sums[_GAP_COUNT], names.PARITY_GAP_MAX: gap_max}

@@ -7,36 +7,36 @@ from statistics import fmean
 import numpy as np
 
 from museg_ray.metrics import names
-from museg_ray.types import RewardParts, SampledGroup, ScoredGroup, Segment
+from museg_ray.types import Group, RewardParts, Segment
 
 FULL_LENGTH_SHARE = 0.9
 """An answer that covers at least this share of its video says nothing about when."""
 SAME_ANSWER_DECIMALS = 1
 """Answers are the same when their seconds agree after rounding to so many decimals."""
 
-Answered = tuple[ScoredGroup, tuple[Segment, ...]]
+Answered = tuple[Group, tuple[Segment, ...]]
 """A valid answer and the group it belongs to."""
 
 
-def group_metrics(sampled: Sequence[SampledGroup], rollout_s: float) -> dict[str, float]:
+def group_metrics(sampled: Sequence[Group], rollout_s: float) -> dict[str, float]:
     """Metrics of one step's responses; a share that no response could count for is absent.
 
     `rollout/*` are of all responses, the others of those that the learner gets.
 
     Args:
-        sampled: at least one of them scored.
+        sampled: at least one of them comparable.
         rollout_s: seconds that their generation took, above 0.
 
     Returns:
         metric name -> value: `reward/*`, `rollout/*` and `answer/*`, all finite.
     """
-    groups = [group.scored for group in sampled if group.scored is not None]
-    rewards = [parts for scored in groups for parts in scored.rewards]
-    responses = [response for group in sampled for response in group.group.responses]
+    groups = [group for group in sampled if group.is_comparable]
+    rewards = [parts for group in groups for parts in group.rewards]
+    responses = [response for group in sampled for response in group.responses]
     return {
         **_reward_means(rewards),
-        names.REWARD_STD: fmean(float(np.std([r.total for r in scored.rewards], ddof=1)) for scored in groups),
-        names.REWARD_EQUAL_GROUPS_SHARE: fmean(_all_equal(scored.rewards) for scored in groups),
+        names.REWARD_STD: fmean(float(np.std([r.total for r in group.rewards], ddof=1)) for group in groups),
+        names.REWARD_EQUAL_GROUPS_SHARE: fmean(group.has_equal_rewards for group in groups),
         names.ROLLOUT_RESPONSES_PER_S: len(responses) / rollout_s,
         names.ROLLOUT_COMPLETION_TOKENS: fmean(len(r.token_ids) for r in responses),
         names.ROLLOUT_TRUNCATED_SHARE: fmean(not r.finished for r in responses),
@@ -61,12 +61,8 @@ def _reward_means(rewards: Sequence[RewardParts]) -> dict[str, float]:
     }
 
 
-def _all_equal(rewards: Sequence[RewardParts]) -> bool:
-    return all(parts.total == rewards[0].total for parts in rewards)
-
-
-def _answer_shares(groups: Sequence[ScoredGroup]) -> dict[str, float]:
-    answers = [(scored, parts.predicted) for scored in groups for parts in scored.rewards if parts.predicted]
+def _answer_shares(groups: Sequence[Group]) -> dict[str, float]:
+    answers = [(group, parts.predicted) for group in groups for parts in group.rewards if parts.predicted]
     shares = {
         names.ANSWER_SINGLE_SEGMENT_SHARE: _single_segment_share(answers),
         names.ANSWER_SAME_SHARE: _same_share(answers),
@@ -77,16 +73,16 @@ def _answer_shares(groups: Sequence[ScoredGroup]) -> dict[str, float]:
 
 def _single_segment_share(answers: Sequence[Answered]) -> float | None:
     """Of the answers to queries with several true segments, those that name one; None without such a query."""
-    counts = [len(predicted) for scored, predicted in answers if len(scored.group.query.segments) >= 2]
+    counts = [len(predicted) for group, predicted in answers if len(group.query.segments) >= 2]
     return fmean(count == 1 for count in counts) if counts else None
 
 
 def _same_share(answers: Sequence[Answered]) -> float | None:
     """Share of the most frequent answer that different videos got; None with answers for fewer than two videos."""
     videos_of_answer: dict[tuple[Segment, ...], list[str]] = defaultdict(list)
-    for scored, predicted in answers:
-        videos_of_answer[_rounded(predicted)].append(scored.group.query.video)
-    if len({scored.group.query.video for scored, _ in answers}) < 2:
+    for group, predicted in answers:
+        videos_of_answer[_rounded(predicted)].append(group.query.video)
+    if len({group.query.video for group, _ in answers}) < 2:
         return None
     most = max((len(videos) for videos in videos_of_answer.values() if len(set(videos)) >= 2), default=0)
     return most / len(answers)
@@ -100,9 +96,9 @@ def _rounded(segments: Iterable[Segment]) -> tuple[Segment, ...]:
 def _full_length_share(answers: Sequence[Answered]) -> float | None:
     """Of the answers to queries whose truth leaves a part of the video out, those that do not; None without any."""
     is_full = [
-        _covers_all(predicted, scored.group.clip_duration_s)
-        for scored, predicted in answers
-        if not _covers_all(scored.group.query.segments, scored.group.clip_duration_s)
+        _covers_all(predicted, group.clip_duration_s)
+        for group, predicted in answers
+        if not _covers_all(group.query.segments, group.clip_duration_s)
     ]
     return fmean(is_full) if is_full else None
 

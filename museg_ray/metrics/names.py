@@ -22,6 +22,7 @@ REWARD_CUSTOM = "reward/custom"
 REWARD_STD = "reward/std"
 REWARD_EQUAL_GROUPS_SHARE = "reward/equal_groups_share"
 REWARD_QUARANTINED = "reward/quarantined"
+REWARD_REFILLS = "reward/refills"
 ANSWER_INVALID_SHARE = "answer/invalid_share"
 ANSWER_SINGLE_SEGMENT_SHARE = "answer/single_segment_share"
 ANSWER_SAME_SHARE = "answer/same_share"
@@ -29,6 +30,8 @@ ANSWER_FULL_LENGTH_SHARE = "answer/full_length_share"
 ROLLOUT_RESPONSES_PER_S = "rollout/responses_per_s"
 ROLLOUT_COMPLETION_TOKENS = "rollout/completion_tokens"
 ROLLOUT_TRUNCATED_SHARE = "rollout/truncated_share"
+ROLLOUT_AGE_MEAN = "rollout/age_mean"
+ROLLOUT_AGE_MAX = "rollout/age_max"
 VIDEO_PREPARED = "video/prepared"
 VIDEO_UNREADABLE = "video/unreadable"
 PARITY_GAP_MEAN = "parity/gap_mean"
@@ -45,6 +48,7 @@ LEARNER_UPDATES = "learner/updates"
 LEARNER_SKIPPED = "learner/skipped"
 LEARNER_SEQUENCES = "learner/sequences"
 LEARNER_TOKENS = "learner/tokens"
+TIME_WAIT_S = "time/wait_s"
 TIME_CLIPS_S = "time/clips_s"
 TIME_ROLLOUT_S = "time/rollout_s"
 TIME_REWARD_S = "time/reward_s"
@@ -54,6 +58,7 @@ TIME_STEP_S = "time/step_s"
 WEIGHTS_VERSION = "weights/version"
 QUEUE_ROLLOUT = "queue/rollout"
 QUEUE_REWARD = "queue/reward"
+QUEUE_LEARNER = "queue/learner"
 ALARM_SINGLE_SEGMENT = "alarm/single_segment"
 ALARM_TIMESTAMP_STUCK = "alarm/timestamp_stuck"
 ALARM_MATCHING_FALLS = "alarm/matching_falls"
@@ -99,6 +104,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         REWARD_STD: Metric("1", "standard deviation of the total within a group, mean over groups"),
         REWARD_EQUAL_GROUPS_SHARE: Metric("share", "groups whose responses all earned the same: they teach nothing"),
         REWARD_QUARANTINED: Metric("responses", "responses of the step that could not be scored"),
+        REWARD_REFILLS: Metric("groups", "groups of equal rewards whose place another query took"),
         ANSWER_INVALID_SHARE: Metric("share", "responses without a valid answer"),
         ANSWER_SINGLE_SEGMENT_SHARE: Metric("share", "valid answers to multi-segment queries that name one segment"),
         ANSWER_SAME_SHARE: Metric("share", "valid answers that are one and the same, given for different videos"),
@@ -108,6 +114,8 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         ROLLOUT_RESPONSES_PER_S: Metric("1/s", "responses generated a second of rollout"),
         ROLLOUT_COMPLETION_TOKENS: Metric("tokens", "length of a completion"),
         ROLLOUT_TRUNCATED_SHARE: Metric("share", "completions cut by the length limit"),
+        ROLLOUT_AGE_MEAN: Metric("updates", "age of a token: from the weights that sampled it to those that learn"),
+        ROLLOUT_AGE_MAX: Metric("updates", "age of the oldest token"),
         VIDEO_PREPARED: Metric("clips", "clips decoded during the step; the others were in the frame store"),
         VIDEO_UNREADABLE: Metric("queries", "queries of the step whose video cannot be read"),
         PARITY_GAP_MEAN: Metric("nats", "mean |rollout - learner log-prob| of the same tokens"),
@@ -124,6 +132,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         LEARNER_SKIPPED: Metric("updates", "updates of the step left out because loss or gradient was not finite"),
         LEARNER_SEQUENCES: Metric("sequences", "packed sequences of the step, all ranks"),
         LEARNER_TOKENS: Metric("tokens", "tokens that went through the language model in an update pass, all ranks"),
+        TIME_WAIT_S: Metric("s", "the learner waited for the step's groups"),
         TIME_CLIPS_S: Metric("s", "waiting for prepared clips"),
         TIME_ROLLOUT_S: Metric("s", "generating responses"),
         TIME_REWARD_S: Metric("s", "scoring responses"),
@@ -133,6 +142,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         WEIGHTS_VERSION: Metric("version", "weights that the rollout actors hold after the step"),
         QUEUE_ROLLOUT: Metric("groups", "groups waiting for a rollout actor"),
         QUEUE_REWARD: Metric("groups", "groups waiting for a reward actor"),
+        QUEUE_LEARNER: Metric("steps", "steps whose groups are complete and wait for the learner"),
         ALARM_SINGLE_SEGMENT: Metric("0 or 1", "multi-segment queries are answered with one segment"),
         ALARM_TIMESTAMP_STUCK: Metric("0 or 1", "r_T stays near 0 though the phase weighs it"),
         ALARM_MATCHING_FALLS: Metric("0 or 1", "r_M is lower than at the end of the phase before"),

@@ -1,39 +1,36 @@
 """Records the numbers of every step: metrics.jsonl, TensorBoard and, where Ray runs, its metrics port; and alarms."""
 
-import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from museg_ray.append_log import AppendLog, Row, Watermark
 from museg_ray.metrics.alarms import Alarm
 from museg_ray.metrics.names import METRICS
-from museg_ray.metrics.ray_sink import open_ray_sink
+from museg_ray.metrics.ray_sink import RaySink, open_ray_sink
 
 
 class Recorder:
-    """Writes each step's metrics to every sink; one JSON line a step, flushed, so that a crash loses none."""
+    """Writes each step's metrics to every sink; one JSON line a step, so that a crash loses none."""
 
-    def __init__(self, run_dir: Path, run_name: str, first_step: int = 1, earlier_s: float = 0.0) -> None:
+    def __init__(self, run_dir: Path, run_name: str) -> None:
         """Open the sinks of a run folder, behind what is in them.
 
         Args:
             run_dir: gets `metrics.jsonl`, `tensorboard/` and, with the first alarm, `alarms.jsonl`.
             run_name: the `run` tag of the Ray gauges.
-            first_step: above 1 in a resumed run. TensorBoard cannot take back what it was given from this step on, but
-                it then hides it.
-            earlier_s: `time_s` of the last row that is there; the time goes on from it.
+
+        Raises:
+            ResourceError: a file cannot be read or written.
         """
-        run_dir.mkdir(parents=True, exist_ok=True)
-        self._alarms_path = run_dir / "alarms.jsonl"
-        self._lines = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
-        purge_step = first_step if first_step > 1 else None
-        self._tensorboard = SummaryWriter(str(run_dir / "tensorboard"), flush_secs=10, purge_step=purge_step)
-        self._ray_sink = open_ray_sink(run_name)
-        self._started_s = time.monotonic() - earlier_s
+        self._tensorboard_dir, self._run_name = str(run_dir / "tensorboard"), run_name
+        self._metrics, self._alarms = AppendLog(run_dir / "metrics.jsonl"), AppendLog(run_dir / "alarms.jsonl")
+        self._tensorboard: SummaryWriter | None = None  # from the first step on: a run that is refused leaves none
+        self._ray_sink: RaySink | None = None  # likewise: Ray starts later
+        self._started_s = time.monotonic()
 
     def log(self, step: int, phase: str, values: Mapping[str, float]) -> None:
         """Record one step.
@@ -51,24 +48,46 @@ class Recorder:
             assert math.isfinite(value), f"metric {name} is {value} at step {step}; metrics must be finite"
         time_s = round(time.monotonic() - self._started_s, 3)
         row = {"step": step, "phase": phase, "time_s": time_s} | {name: float(value) for name, value in values.items()}
-        self._lines.write(json.dumps(row) + "\n")
-        self._lines.flush()
+        self._metrics.append([row])
+        writer = self._open_tensorboard(None)
         for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
+            writer.add_scalar(name, value, step)
+        self._ray_sink = self._ray_sink or open_ray_sink(self._run_name)
         if self._ray_sink is not None:
             self._ray_sink.write(step, values)
 
     def alarm(self, alarm: Alarm) -> None:
         """Append an alarm to `alarms.jsonl`; whether it still holds is in the metrics `alarm/*` of each step."""
-        with self._alarms_path.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(alarm.as_dict()) + "\n")
+        self._alarms.append([alarm.as_dict()])
 
-    def flush(self) -> None:
-        """Wait until all that was recorded is on the disk."""
-        os.fsync(self._lines.fileno())
-        self._tensorboard.flush()
+    def marks(self) -> tuple[Watermark, Watermark]:
+        """Of metrics and alarms; all that was recorded is on the disk when this returns."""
+        if self._tensorboard is not None:
+            self._tensorboard.flush()
+        return self._metrics.mark(), self._alarms.mark()
+
+    def rewind(self, metrics: Watermark, alarms: Watermark) -> list[Row]:
+        """Drop what came after the marks; the steps that stay. TensorBoard cannot take back what it was given since,
+        but it hides it. The time goes on from the last step that stays.
+
+        Raises:
+            CheckpointError: a file does not hold what it held then.
+        """
+        self._metrics.rewind(metrics)
+        self._alarms.rewind(alarms)
+        rows = list(self._metrics.rows())
+        self._started_s = time.monotonic() - (rows[-1]["time_s"] if rows else 0.0)
+        self.close()
+        self._open_tensorboard(rows[-1]["step"] + 1 if rows else 1)
+        return rows
 
     def close(self) -> None:
         """Flush and close the files."""
-        self._lines.close()
-        self._tensorboard.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+            self._tensorboard = None
+
+    def _open_tensorboard(self, purge_step: int | None) -> SummaryWriter:
+        if self._tensorboard is None:
+            self._tensorboard = SummaryWriter(self._tensorboard_dir, flush_secs=10, purge_step=purge_step)
+        return self._tensorboard

@@ -1,9 +1,14 @@
-"""The scorer as a Ray actor."""
+"""The scorer as a Ray actor, and the crew's hold on one."""
+
+from collections.abc import Sequence
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayError, RayTaskError
 
 from museg_ray.config.schema import RewardConfig
+from museg_ray.errors import RewardError
+from museg_ray.fleet.errors import MemberLost, result_of
 from museg_ray.rewards.scorer import BatchScorer, pack_outcomes, unpack
 
 
@@ -18,10 +23,58 @@ class RewardActor:
         return pack_outcomes(self._scorer.score(unpack(parts)))
 
 
-def start_actor(config: RewardConfig, num_cpus: float) -> "ActorHandle[RewardActor]":
-    """A new reward actor in a process of its own."""
-    # Ray leaves GPUs visible to actors that reserve none.
-    cpu_only = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
-    actor = ray.remote(RewardActor).options(num_cpus=num_cpus, runtime_env=cpu_only).remote(config)
-    assert isinstance(actor, ActorHandle)  # to the type checker it may also be the plain class
-    return actor
+class RewardWorker:
+    """One reward actor, as a crew sees it."""
+
+    def __init__(self, config: RewardConfig, num_cpus: float) -> None:
+        # Ray leaves GPUs visible to actors that reserve none.
+        cpu_only = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
+        actor = ray.remote(RewardActor).options(num_cpus=num_cpus, runtime_env=cpu_only).remote(config)
+        assert isinstance(actor, ActorHandle)  # to the type checker it may also be the plain class
+        self._actor = actor
+        self._num_calls = 0
+
+    async def start(self) -> None:
+        """
+        Raises:
+            RewardError: its process did not start.
+        """
+        try:
+            await self._actor.__ray_ready__.remote()
+        except RayError as error:
+            raise RewardError(
+                f"A reward actor did not start: {_lines(error)[-1]} A module that rewards.custom names must be "
+                "importable on every node; for other reasons look into the Ray worker logs."
+            ) from error
+
+    async def ping(self) -> bool:
+        """Of an idle one: what scores is busy with its one thread, and its calls have deadlines of their own."""
+        if not self._num_calls:
+            await result_of(self._actor.__ray_ready__.remote())
+        return False
+
+    async def score(self, parts: Sequence[bytes]) -> bytes:
+        """
+        Raises:
+            MemberLost: the actor died.
+            RewardError: a fault of ours in the actor.
+        """
+        self._num_calls += 1
+        try:
+            return await self._actor.score.remote(*parts)
+        except RayTaskError as error:
+            raise RewardError(f"A reward actor failed, which is a fault of museg_ray: {error}") from error
+        except RayError as error:
+            raise MemberLost(f"{type(error).__name__}: {_lines(error)[0]}") from error
+        finally:
+            self._num_calls -= 1
+
+    async def close(self) -> None:
+        """It holds nothing that would have to be put away."""
+
+    def kill(self) -> None:
+        ray.kill(self._actor)
+
+
+def _lines(error: BaseException) -> list[str]:
+    return [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

@@ -1,42 +1,25 @@
-"""The rollout engine as a Ray actor."""
+"""The rollout engine as a Ray actor, and the crew's hold on one."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import ObjectLostError, RayTaskError
 
 from museg_ray.config.schema import Config
+from museg_ray.errors import RolloutError, WeightsLostError
+from museg_ray.fleet.errors import MemberLost, result_of
 from museg_ray.rollout.engine import RolloutEngine, Sampling
 from museg_ray.rollout.vllm_setup import engine_environment
-from museg_ray.types import ByteArray, GroundingQuery, ResponseGroup
+from museg_ray.types import ByteArray, Group, Issue
 from museg_ray.video.loader import ClipHandle, ClipLoader
 
-MAX_GROUPS = 1000
-"""Groups that may be inside one actor at once."""
-
-
-class _Room:
-    """Lets groups in while the engine can decode them, and one more: each that waits inside holds its pixels."""
-
-    def __init__(self, max_num_seqs: int) -> None:
-        self._max_num_seqs = max_num_seqs
-        self._num_seqs = 0
-        self._left = asyncio.Condition()
-
-    @asynccontextmanager
-    async def take(self, num_seqs: int) -> AsyncIterator[None]:
-        async with self._left:
-            await self._left.wait_for(lambda: self._num_seqs < self._max_num_seqs)
-            self._num_seqs += num_seqs
-        try:
-            yield
-        finally:
-            async with self._left:
-                self._num_seqs -= num_seqs
-                self._left.notify_all()
+MAX_CALLS = 10_000
+"""Inside one actor at once; the crew lets in far fewer."""
 
 
 class RolloutActor:
@@ -46,27 +29,33 @@ class RolloutActor:
     def __init__(self, model_dir: Path, config: Config) -> None:
         self._model_dir, self._config = model_dir, config
         self._engine: RolloutEngine | None = None
-        self._room = _Room(config.rollout.max_num_seqs)
 
     async def start(self) -> None:
         """Start the engine; apart from `__init__`, so that being placed and starting can be told from each other."""
         self._clips = ClipLoader(self._config.video)
         self._engine = await RolloutEngine.start(self._model_dir, self._config.model, self._config.rollout)
 
-    async def generate(
-        self, query: GroundingQuery, prompt_ids: Sequence[int], handle: ClipHandle, sampling: Sampling
-    ) -> ResponseGroup:
+    async def generate(self, issue: Issue, prompt_ids: Sequence[int], handle: ClipHandle, sampling: Sampling) -> Group:
+        """
+        Raises:
+            MemberLost: the engine's process is gone.
+        """
         engine = self._started
-        async with self._room.take(sampling.group_size):
-            clip = await asyncio.to_thread(self._clips.load, handle)  # may come from another machine
-            return await engine.generate(query, prompt_ids, clip, sampling)
+        clip = await asyncio.to_thread(self._clips.load, handle)  # may come from another machine
+        try:
+            return await engine.generate(issue, prompt_ids, clip, sampling)
+        except RolloutError:
+            engine.check_alive()
+            raise
 
     async def update_weights(self, version: int, blob: ByteArray) -> int:
         return await self._started.update_weights(version, blob)
 
     @ray.method(concurrency_group="control")
     async def ping(self) -> None:
-        """Returns once the actor has a process."""
+        """Returns once the actor has a process; raises MemberLost where its engine has died."""
+        if self._engine is not None:
+            self._engine.check_alive()
 
     @ray.method(concurrency_group="control")
     async def close(self) -> None:
@@ -80,14 +69,69 @@ class RolloutActor:
         return self._engine
 
 
-def start_actor(model_dir: Path, config: Config) -> ActorHandle:
-    """A new rollout actor in its own process environment; its `start` is still to be called."""
-    rollout = config.rollout
-    options = {
-        "num_cpus": rollout.num_cpus,
-        "num_gpus": rollout.num_gpus,
-        "max_concurrency": MAX_GROUPS,
-        "runtime_env": {"env_vars": engine_environment(rollout)},
-    }
-    remote_class = ray.remote(concurrency_groups={"control": 1})(RolloutActor)
-    return remote_class.options(**options).remote(model_dir, config)
+class RolloutWorker:
+    """One rollout actor, as a crew sees it."""
+
+    def __init__(self, model_dir: Path, config: Config) -> None:
+        rollout = config.rollout
+        self._start_timeout_s = rollout.start_timeout_s
+        self.is_placed = False
+        """It has a process."""
+        options = {
+            "num_cpus": rollout.num_cpus,
+            "num_gpus": rollout.num_gpus,
+            "max_concurrency": MAX_CALLS,
+            "runtime_env": {"env_vars": engine_environment(rollout)},
+        }
+        remote_class = ray.remote(concurrency_groups={"control": 2})(RolloutActor)
+        self._actor: ActorHandle = remote_class.options(**options).remote(model_dir, config)
+
+    async def start(self) -> None:
+        """
+        Raises:
+            RolloutError: the engine failed, or did not start within `rollout.start_timeout_s`.
+            ModelError: the model folder cannot be used.
+            MemberLost: the actor died.
+        """
+        await result_of(self._actor.ping.remote())
+        self.is_placed = True
+        try:
+            async with asyncio.timeout(self._start_timeout_s):
+                await result_of(self._actor.start.remote())
+        except TimeoutError:
+            raise RolloutError(
+                f"A rollout actor did not start its engine within {self._start_timeout_s:g} s "
+                "(rollout.start_timeout_s); see its log in Ray's log folder."
+            ) from None
+
+    async def ping(self) -> bool:
+        await result_of(self._actor.ping.remote())
+        return False
+
+    async def generate(self, issue: Issue, prompt_ids: Sequence[int], clip: ClipHandle, sampling: Sampling) -> Group:
+        group: Group = await result_of(self._actor.generate.remote(issue, prompt_ids, clip, sampling))
+        return group
+
+    async def update_weights(self, version: int, weights: Any) -> int:
+        """
+        Raises:
+            WeightsLostError: the process that held them is gone.
+            WeightSyncError: the engine cannot load them.
+            MemberLost: the actor died.
+        """
+        try:
+            confirmed: int = await result_of(self._actor.update_weights.remote(version, weights))
+            return confirmed
+        except RayTaskError as error:
+            if isinstance(error.cause, ObjectLostError):
+                raise WeightsLostError(f"weights {version} are gone with the process that held them") from None
+            raise
+
+    async def close(self) -> None:
+        if not self.is_placed:
+            return
+        with suppress(MemberLost):  # it is closed already
+            await result_of(self._actor.close.remote())
+
+    def kill(self) -> None:
+        ray.kill(self._actor)

@@ -1,5 +1,6 @@
-"""The rollout engine: groups of responses from vLLM, each group under exactly one version of the weights."""
+"""The rollout engine: groups of responses from vLLM, every token with the version of the weights that sampled it."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from museg_ray.config.schema import ModelConfig, RolloutConfig
 from museg_ray.errors import RolloutError, WeightSyncError
+from museg_ray.fleet.errors import MemberLost
 from museg_ray.model.prompt import without_outer_marks
 from museg_ray.model.qwen_vl import (
     FORBIDDEN_LOGIT_BIAS,
@@ -19,14 +21,15 @@ from museg_ray.model.qwen_vl import (
     load_tokenizer,
     load_vision_spec,
 )
+from museg_ray.rollout.gate import Gate
 from museg_ray.rollout.group_client import GroupClient
 from museg_ray.rollout.vllm_setup import start_vllm
-from museg_ray.types import ByteArray, Clip, GroundingQuery, Response, ResponseGroup
+from museg_ray.types import ByteArray, Clip, Group, Issue, Response, VersionSpan
 from museg_ray.weights.blob import VISION, blob_file, frozen_parts
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
-    from vllm.outputs import CompletionOutput
+    from vllm.outputs import CompletionOutput, RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
 
 
@@ -39,8 +42,6 @@ class Sampling:
     temperature: float
     """0 is greedy decoding; its log-probs are those of temperature 1."""
     max_completion_tokens: int
-    seed: int
-    """Same seed, prompt, clip and weights: same group. Different seeds share no random numbers."""
 
     def __post_init__(self) -> None:
         assert self.temperature > 0 or self.group_size == 1, "greedy responses of one group would all be the same"
@@ -56,15 +57,19 @@ class RolloutEngine:
     _vllm_args: ClassVar[Mapping[str, Any]] = {}
     """Engine arguments that differ from those of `vllm_setup`."""
 
-    def __init__(self, llm: "AsyncLLM", tokenizer: PreTrainedTokenizerBase, spec: VisionSpec) -> None:
-        self._llm = llm
+    def __init__(
+        self, llm: "AsyncLLM", tokenizer: PreTrainedTokenizerBase, spec: VisionSpec, on_push: str = "continue"
+    ) -> None:
+        self._llm, self._on_push = llm, on_push
         self._client = self._client_class(llm)
         self._tokenizer, self._spec = tokenizer, spec
         self._end_id = end_token_id(tokenizer)
         forbidden = forbidden_token_ids(tokenizer, llm.model_config.get_vocab_size())
         self._logit_bias = dict.fromkeys(forbidden, FORBIDDEN_LOGIT_BIAS)
-        self._num_running = 0
-        self._version = 0
+        self._gate = Gate()
+        self._running: set[asyncio.Task[list[RequestOutput]]] = set()
+        self._idle = asyncio.Event()
+        self._version = self._vision_version = 0
         self._has_weights = True
         """False while an update is under way, and after one that failed half-way."""
 
@@ -81,10 +86,10 @@ class RolloutEngine:
         tokenizer, spec = load_tokenizer(model_dir), load_vision_spec(model_dir)
         try:
             # vLLM in no variable: an import error that it keeps holds this frame, so that it would outlive `close`.
-            engine = cls(start_vllm(model_dir, model, rollout, **cls._vllm_args), tokenizer, spec)
+            engine = cls(start_vllm(model_dir, model, rollout, **cls._vllm_args), tokenizer, spec, rollout.on_push)
             await engine._llm.update_weight_version("0")
         except Exception as error:  # vLLM's errors are many and cannot be pickled
-            raise RolloutError(f"The rollout engine did not start on {model_dir}: {_reason(error)}.") from None
+            raise RolloutError(f"The rollout engine did not start on {model_dir}: {reason_of(error)}.") from None
         return engine
 
     @property
@@ -97,10 +102,16 @@ class RolloutEngine:
         """Bytes of all messages sent to the engine's process so far; weights go by another way."""
         return self._client.bytes_sent
 
-    async def generate(
-        self, query: GroundingQuery, prompt_ids: Sequence[int], clip: Clip, sampling: Sampling
-    ) -> ResponseGroup:
-        """Sample the G responses to one query. They share the pixels, sent to the engine's process once, one pass of
+    def check_alive(self) -> None:
+        """
+        Raises:
+            MemberLost: the engine's process is gone.
+        """
+        if self._llm.errored:
+            raise MemberLost("the engine's process is gone")
+
+    async def generate(self, issue: Issue, prompt_ids: Sequence[int], clip: Clip, sampling: Sampling) -> Group:
+        """Sample the G responses to one issue. They share the pixels, sent to the engine's process once, one pass of
         the vision tower, and the prompt's keys and values (on a CPU in whole blocks of 128 tokens).
 
         Args:
@@ -109,68 +120,122 @@ class RolloutEngine:
 
         Raises:
             RolloutError: vLLM refused the request or failed.
-            WeightSyncError: the engine has no complete weights, or the weights changed while it sampled.
+            WeightSyncError: the engine has no complete weights.
         """
-        if not self._has_weights:
-            raise WeightSyncError(
-                f"Query {query.query_id} cannot be sampled: the update that followed weights {self._version} is not "
-                "finished or failed; push new weights first."
+        while True:
+            version, sampled = await self._begin(issue, prompt_ids, clip, sampling)
+            try:
+                outputs = await self._finish(sampled)
+            except _Restarted:
+                continue
+            except Exception as error:  # vLLM's errors are many and cannot be pickled
+                raise _not_sampled(issue, error) from None
+            completions = [output.outputs[0] for output in outputs]
+            return Group(
+                issue=issue,
+                clip_key=clip.key,
+                clip_duration_s=clip.duration_s,
+                prompt_ids=tuple(outputs[0].prompt_token_ids),
+                responses=tuple(self._response(completion, version) for completion in completions),
+                weight_version=version,
             )
-        version = self._version
-        params = [self._sampling_params(sampling, index) for index in range(sampling.group_size)]
-        prompt = _vllm_prompt(prompt_ids, clip, version, self._spec)
-        self._num_running += 1
-        try:
-            outputs = await self._client.sample(prompt, params)
-        except Exception as error:  # vLLM's errors are many and cannot be pickled
-            raise RolloutError(f"Query {query.query_id} could not be sampled: {_reason(error)}.") from None
-        finally:
-            self._num_running -= 1
-        completions = [output.outputs[0] for output in outputs]
-        for completion in completions:
-            _check_version(completion, version, query.query_id)
-        return ResponseGroup(
-            query=query,
-            clip_key=clip.key,
-            clip_duration_s=clip.duration_s,
-            prompt_ids=tuple(outputs[0].prompt_token_ids),
-            responses=tuple(self._response(completion) for completion in completions),
-            weight_version=version,
-        )
 
     async def update_weights(self, version: int, blob: ByteArray) -> int:
-        """Replace the weights by those of a blob; frozen parts that it leaves out stay. Nothing may be generating.
+        """Replace the weights by those of a blob; frozen parts that it leaves out stay. Groups under way go on, start
+        anew, or are waited for, as `rollout.on_push` says; what comes meanwhile waits.
 
         After a failed update the engine refuses to sample until another one succeeds.
 
         Args:
-            version: above the present one: cached keys and values are told apart by it.
+            version: above the present one: cached keys, values and video features are told apart by it.
             blob: from `weights_to_blob`.
 
         Returns:
             The version that the engine's process now reports.
 
         Raises:
-            WeightSyncError: groups are being sampled, the version is not new, or the update failed.
+            WeightSyncError: the version is not new, or the update failed.
         """
-        if self._num_running:
-            raise WeightSyncError(
-                f"Weights {version} were pushed while {self._num_running} groups were being sampled; wait for those."
-            )
-        if version <= self._version:
-            raise WeightSyncError(f"Weights {version} were pushed to an engine that is at {self._version} already.")
-        self._has_weights = False
-        try:
-            confirmed = await self._transfer(version, blob)
-        except Exception as error:  # vLLM's errors are many and cannot be pickled
-            raise WeightSyncError(f"Weights {version} could not be loaded: {_reason(error)}.") from None
-        self._version, self._has_weights = version, True
+        async with self._gate.shut():
+            if version <= self._version:
+                raise WeightSyncError(f"Weights {version} were pushed to an engine that is at {self._version} already.")
+            if self._on_push == "wait":
+                await self._until_idle()
+            self._has_weights = False
+            try:
+                confirmed = await self._replace(version, blob)
+            except Exception as error:  # vLLM's errors are many and cannot be pickled
+                raise WeightSyncError(f"Weights {version} could not be loaded: {reason_of(error)}.") from None
+            self._version, self._has_weights = version, True
         return confirmed
 
     def close(self) -> None:
         """End the engine's process; running requests fail."""
         self._llm.shutdown()
         del self._client, self._llm  # now, and not while the interpreter ends, where its destructor fails
+
+    async def _begin(
+        self, issue: Issue, prompt_ids: Sequence[int], clip: Clip, sampling: Sampling
+    ) -> "tuple[int, asyncio.Task[list[RequestOutput]]]":
+        """Send the group; the version that it is begun with, and its outputs to come.
+
+        Invariant: no weights are replaced between the version's being read and the requests' being sent. What is cached
+        is told apart by it: keys, values or features of older weights never meet a request of newer ones.
+        """
+        async with self._gate.inside():
+            if not self._has_weights:
+                raise WeightSyncError(
+                    f"Query {issue.query.query_id} cannot be sampled: the update that followed weights {self._version} "
+                    "is not finished or failed; push new weights first."
+                )
+            params = [self._sampling_params(sampling, issue.seed, index) for index in range(sampling.group_size)]
+            prompt = _vllm_prompt(prompt_ids, clip, self._version, self._vision_version, self._spec)
+            try:
+                sent = await self._client.send(prompt, params)
+            except Exception as error:  # vLLM's errors are many and cannot be pickled
+                raise _not_sampled(issue, error) from None
+            sampled = asyncio.create_task(self._client.receive(sent))
+            self._running.add(sampled)
+            sampled.add_done_callback(self._ended)
+            return self._version, sampled
+
+    async def _finish(self, sampled: "asyncio.Task[list[RequestOutput]]") -> "list[RequestOutput]":
+        """
+        Raises:
+            _Restarted: weights were pushed, and groups under way start anew.
+        """
+        try:
+            return await asyncio.shield(sampled)
+        except asyncio.CancelledError:
+            if sampled.cancelled():
+                raise _Restarted from None
+            sampled.cancel()  # whoever wanted the group has given up
+            await asyncio.gather(sampled, return_exceptions=True)
+            raise
+
+    def _ended(self, sampled: "asyncio.Task[list[RequestOutput]]") -> None:
+        self._running.discard(sampled)
+        if not self._running:
+            self._idle.set()
+
+    async def _until_idle(self) -> None:
+        while self._running:
+            self._idle.clear()
+            await self._idle.wait()
+
+    async def _replace(self, version: int, blob: ByteArray) -> int:
+        if not self._running:
+            return await self._transfer(version, blob)
+        if self._on_push == "restart":
+            for sampled in self._running:
+                sampled.cancel()
+            await asyncio.gather(*self._running, return_exceptions=True)
+            return await self._transfer(version, blob)
+        await self._llm.pause_generation(mode="keep", clear_cache=False)
+        try:
+            return await self._transfer(version, blob)
+        finally:
+            await self._llm.resume_generation()
 
     async def _transfer(self, version: int, blob: ByteArray) -> int:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
@@ -181,18 +246,17 @@ class RolloutEngine:
             await self._llm.update_weights(WeightTransferUpdateRequest({"path": str(path)}))
             await self._llm.finish_weight_update(str(version))
         if not frozen >= VISION:
-            # vLLM keeps video features over an update; these come from the old weights of tower or merger.
-            await self._llm.reset_encoder_cache()
+            self._vision_version = version
         return int(await self._llm.get_weight_version())
 
-    def _sampling_params(self, sampling: Sampling, index: int) -> "SamplingParams":
+    def _sampling_params(self, sampling: Sampling, seed: int, index: int) -> "SamplingParams":
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         return SamplingParams(
             temperature=sampling.temperature,
             max_tokens=sampling.max_completion_tokens,
-            seed=sampling.seed * sampling.group_size + index,
+            seed=seed * sampling.group_size + index,
             logit_bias=self._logit_bias,
             # The chat's end token alone, whatever the tokenizer calls its end of sequence.
             ignore_eos=True,
@@ -203,7 +267,7 @@ class RolloutEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    def _response(self, completion: "CompletionOutput") -> Response:
+    def _response(self, completion: "CompletionOutput", version: int) -> Response:
         token_ids = tuple(completion.token_ids)
         assert len(completion.logprobs.logprobs) == len(token_ids), "one log-prob for each token"
         finished = token_ids[-1:] == (self._end_id,)
@@ -213,10 +277,17 @@ class RolloutEngine:
             logprobs=np.array(completion.logprobs.logprobs, dtype=np.float32),
             text=self._tokenizer.decode(visible_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False),
             finished=finished,
+            spans=version_spans(completion, version),
         )
 
 
-def _vllm_prompt(prompt_ids: Sequence[int], clip: Clip, version: int, spec: VisionSpec) -> dict[str, Any]:
+class _Restarted(Exception):
+    """The group starts anew, under weights that were pushed meanwhile."""
+
+
+def _vllm_prompt(
+    prompt_ids: Sequence[int], clip: Clip, version: int, vision_version: int, spec: VisionSpec
+) -> dict[str, Any]:
     metadata = {
         # Qwen2.5-VL: vLLM divides the temporal patch size by fps * len(frames_indices) / total_num_frames, so this is
         # the rate of the chosen frames and not of the file. Qwen3-VL: it writes frames_indices / fps as seconds, so
@@ -231,7 +302,9 @@ def _vllm_prompt(prompt_ids: Sequence[int], clip: Clip, version: int, spec: Visi
     return {
         "prompt_token_ids": without_outer_marks(prompt_ids, spec) if spec.writes_times else list(prompt_ids),
         "multi_modal_data": {"video": [(clip.frames, metadata)]},
-        "multi_modal_uuids": {"video": [clip.key]},  # vLLM then hashes the key and not the pixels
+        # vLLM then hashes this and not the pixels. Video features are kept under it: those of an older tower or merger
+        # must not meet a request of another version.
+        "multi_modal_uuids": {"video": [f"{clip.key}@{vision_version}"]},
         # Without do_resize False small frames are blown up to the processor's least size.
         "mm_processor_kwargs": {"do_resize": False, "do_sample_frames": False},
         # Keys and values of one version must not meet a request of another.
@@ -239,17 +312,27 @@ def _vllm_prompt(prompt_ids: Sequence[int], clip: Clip, version: int, spec: Visi
     }
 
 
-def _check_version(completion: "CompletionOutput", version: int, query_id: str) -> None:
-    """A rollout never uses weights older than the version it is tagged with, nor newer ones: the learner's
-    importance ratios would compare with a policy that no token was sampled from."""
-    versions = {span.version for span in completion.weight_versions or ()}
-    if versions - {str(version)} or (completion.token_ids and not versions):
+def version_spans(completion: "CompletionOutput", version: int) -> tuple[VersionSpan, ...]:
+    """Which weights sampled which tokens; empty where all are of `version`, that the group was begun with.
+
+    Raises:
+        WeightSyncError: vLLM does not tell of every token, or tells of older weights: importance weights would compare
+            with a policy that no token was sampled from.
+    """
+    spans = tuple(VersionSpan(int(span.version), span.end - span.start) for span in completion.weight_versions or ())
+    num_tokens = len(completion.token_ids)
+    if sum(span.num_tokens for span in spans) != num_tokens or any(span.version < version for span in spans):
         raise WeightSyncError(
-            f"Query {query_id} was tagged with weights {version}, but vLLM sampled it with {sorted(versions)}."
+            f"{num_tokens} tokens were begun with weights {version}, but vLLM sampled them with {list(spans)}."
         )
+    return () if all(span.version == version for span in spans) else spans
 
 
-def _reason(error: BaseException) -> str:
+def _not_sampled(issue: Issue, error: Exception) -> RolloutError:
+    return RolloutError(f"Query {issue.query.query_id} could not be sampled: {reason_of(error)}.")
+
+
+def reason_of(error: BaseException) -> str:
     """The innermost message: vLLM's outermost error is often an empty one."""
     while error.__cause__ is not None:
         error = error.__cause__

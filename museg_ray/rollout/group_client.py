@@ -17,6 +17,7 @@ request is refused or cancelled between the two; it is not used (`skip_mm_cache`
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,15 @@ class CountingEncoder:
         return frames
 
 
+@dataclass(frozen=True, slots=True)
+class SentGroup:
+    """The requests of a group that are under way."""
+
+    request_ids: list[str]
+    queues: list[Any]
+    """Of their outputs."""
+
+
 class GroupClient:
     """Sends groups to one engine, whose only client it is."""
 
@@ -53,19 +63,26 @@ class GroupClient:
         """Bytes of all messages sent to the engine process."""
         return self._encoder.num_bytes
 
-    async def sample(self, prompt: dict[str, Any], params: Sequence["SamplingParams"]) -> list["RequestOutput"]:
-        """One output of the prompt for each of `params`, which ask for one response (n = 1) and its final output.
+    async def send(self, prompt: dict[str, Any], params: Sequence["SamplingParams"]) -> "SentGroup":
+        """Start a request of the prompt for each of `params`, which ask for one response (n = 1) and its final output.
 
-        When it fails or is cancelled, the requests that are still running are aborted.
+        When it fails or is cancelled, what was sent is aborted.
         """
         group_id = next(self._group_ids)
         request_ids = [f"{group_id}-{index}" for index in range(len(params))]
         (engine_input,) = await self._llm.renderer.render_cmpl_async([prompt], skip_mm_cache=True)
         try:
-            queues = await self._add(engine_input, params, request_ids)
-            outputs = [await queue.get() for queue in queues]
+            return SentGroup(request_ids, await self._add(engine_input, params, request_ids))
         except BaseException:
             await self._llm.abort(request_ids)
+            raise
+
+    async def receive(self, group: "SentGroup") -> list["RequestOutput"]:
+        """One output a request. When it fails or is cancelled, the requests that are still running are aborted."""
+        try:
+            outputs = [await queue.get() for queue in group.queues]
+        except BaseException:
+            await self._llm.abort(group.request_ids)
             raise
         for output in outputs:
             _check_complete(output)

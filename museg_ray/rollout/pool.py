@@ -1,169 +1,297 @@
-"""The rollout actors as one: groups go to the least loaded, weights go to all."""
+"""The rollout actors as one: each issue goes to the least busy, weights go to all, and what one loses another makes."""
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
 import ray
-from ray.actor import ActorHandle
-from ray.exceptions import RayError, RayTaskError
 
 from museg_ray.config.schema import Config
-from museg_ray.errors import MusegError, ResourceError, RolloutError, VideoError, WeightSyncError
-from museg_ray.rollout.actor import start_actor
+from museg_ray.errors import (
+    MusegError,
+    PoisonQueryError,
+    ResourceError,
+    RolloutError,
+    VideoError,
+    WeightsLostError,
+    WeightSyncError,
+)
+from museg_ray.events import EventKind, EventSink
+from museg_ray.fleet.crew import Crew
+from museg_ray.fleet.errors import MemberLost
+from museg_ray.fleet.member import CrewStatus, Member, MemberState
+from museg_ray.fleet.worker import Worker
+from museg_ray.rollout.actor import RolloutWorker
 from museg_ray.rollout.engine import Sampling
-from museg_ray.types import GroundingQuery, ResponseGroup
+from museg_ray.types import Group, Issue
 from museg_ray.video.loader import ClipHandle
 
-CLOSE_TIMEOUT_S = 20.0
-"""For an engine to end by itself; then its actor is killed, and the engine's process with it."""
+MAX_DEATHS = 2
+"""An issue that was aboard so many actors that died is sampled alone."""
+PROBE_TOKENS = 8
 
 
-@dataclass(slots=True)
-class _Member:
-    name: str
-    actor: ActorHandle
-    placed: ray.ObjectRef
-    """Done once the actor has a process."""
-    started: ray.ObjectRef
-    """Done once its engine is up."""
-    num_groups: int = 0
-    """Groups inside the actor."""
+class EngineWorker(Worker, Protocol):
+    """What the pool asks of a member, besides what a crew does."""
+
+    async def generate(
+        self, issue: Issue, prompt_ids: Sequence[int], clip: ClipHandle, sampling: Sampling
+    ) -> Group: ...
+
+    async def update_weights(self, version: int, weights: Any) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """What every member that serves has, or is being given."""
+
+    version: int
+    content: Any
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    issue: Issue
+    prompt_ids: Sequence[int]
+    clip: ClipHandle
+    sampling: Sampling
 
 
 class RolloutPool:
-    """Starts `rollout.num_actors` actors at once. For one event loop."""
+    """For one event loop.
 
-    def __init__(self, config: Config, model_dir: Path) -> None:
-        self._config = config.rollout
-        self._version = 0
-        self._members: list[_Member] = []
-        for index in range(config.rollout.num_actors):
-            actor = start_actor(model_dir, config)
-            name = f"rollout actor {index}"
-            self._members.append(_Member(name, actor, actor.ping.remote(), actor.start.remote()))
+    Invariant: an issue that is given back by a lost actor is sampled by another under the same id and seed; one that
+    ends the actors that sample it ends by itself (PoisonQueryError), and takes no other with it.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model_dir: Path,
+        events: EventSink,
+        make: Callable[[], EngineWorker] | None = None,
+    ) -> None:
+        """Start `rollout.num_actors` actors.
+
+        Args:
+            config: of the run.
+            model_dir: whose weights are version 0.
+            events: are told of joins, losses and pushes.
+            make: a new worker; None: a Ray actor with a vLLM engine.
+        """
+        self._config, self._events = config, events
+        self._newest: _Weights | None = None
+        self._published = asyncio.Event()
+        self._last: _Request | None = None  # sampled: what joiners are compared on
+        make_worker = make or (lambda: RolloutWorker(model_dir, config))
+        room = config.rollout.max_num_seqs
+        self._crew = Crew[EngineWorker]("rollout", make_worker, config.fleet, events, room, self._prepare)
+        self._crew.resize(config.rollout.num_actors)
 
     @property
     def num_waiting(self) -> int:
-        """Groups that are being sampled or wait for it."""
-        return sum(member.num_groups for member in self._members)
+        """Issues that are being sampled or wait for it."""
+        return self._crew.num_queued + sum(member.num_jobs for member in self._crew.members)
 
     @property
     def version(self) -> int:
-        """Version of the weights that every actor samples from; those of the model folder are 0."""
-        return self._version
+        """Version of the weights that members that serve sample from; those of the model folder are 0."""
+        return self._newest.version if self._newest else 0
 
     async def ready(self) -> None:
         """Wait until every engine is up.
 
         Raises:
-            ResourceError: an actor found no place in the cluster within `start_timeout_s`.
-            RolloutError: an engine failed, or did not start within `start_timeout_s`.
+            ResourceError: an actor found no place in the cluster within `rollout.start_timeout_s`.
+            RolloutError: an engine failed, or did not start within `rollout.start_timeout_s`.
             ModelError: the model folder cannot be used.
         """
-        starts = [asyncio.ensure_future(member.started) for member in self._members]
-        done, pending = await asyncio.wait(
-            starts, timeout=self._config.start_timeout_s, return_when=asyncio.FIRST_EXCEPTION
-        )
-        for start in pending:
-            start.cancel()
-        for member, start in zip(self._members, starts, strict=True):
-            if start in done and (error := start.exception()):
-                raise _own_error(error, RolloutError, f"{member.name} did not start") from None
-        for member, start in zip(self._members, starts, strict=True):
-            if start in pending:
-                raise self._late(member)
+        ready = asyncio.create_task(self._crew.ready())
+        done, _ = await asyncio.wait([ready], timeout=self._config.rollout.start_timeout_s)
+        if not done and (unplaced := [member for member in self._crew.members if not _is_placed(member)]):
+            ready.cancel()
+            raise self._no_place(unplaced[0])
+        await ready
 
-    async def generate(
-        self, query: GroundingQuery, prompt_ids: Sequence[int], clip: ClipHandle, sampling: Sampling
-    ) -> ResponseGroup:
-        """Sample the group of one query on the actor with the fewest groups.
+    def resize(self, size: int) -> None:
+        """Have `size` actors from now on. One that the cluster has no room for waits for it."""
+        self._crew.resize(size)
+
+    def status(self) -> CrewStatus:
+        return self._crew.status()
+
+    async def sample(self, issue: Issue, prompt_ids: Sequence[int], clip: ClipHandle, sampling: Sampling) -> Group:
+        """The group of one issue. Who was issued first is sampled first.
 
         Args:
             prompt_ids: the chat prompt with one video placeholder, from `chat_prompt_ids`.
             clip: of the query's video; the actor opens it itself.
 
         Raises:
-            RolloutError: the actor failed, died, or was not done within `request_timeout_s`.
             VideoError: the clip left the store meanwhile, and its file can no longer be read.
-            WeightSyncError: the actor has no weights that it could tag the group with.
+            PoisonQueryError: the actors that sample it die of it.
+            RolloutError: vLLM refused it.
+            MusegError: all actors have failed.
         """
-        member = min(self._members, key=lambda member: member.num_groups)
-        member.num_groups += 1
-        try:
-            async with asyncio.timeout(self._config.request_timeout_s):
-                return await member.actor.generate.remote(query, prompt_ids, clip, sampling)
-        except TimeoutError:
-            raise RolloutError(
-                f"Query {query.query_id} was not sampled by {member.name} within "
-                f"{self._config.request_timeout_s:g} s; raise rollout.request_timeout_s, or lower "
-                "rollout.max_completion_tokens."
-            ) from None
-        except RayError as error:
-            raise _own_error(error, RolloutError, f"{member.name} failed on query {query.query_id}") from None
-        finally:
-            member.num_groups -= 1
+        request, deaths = _Request(issue, prompt_ids, clip, sampling), list[str]()
+        while True:
+            alone = len(deaths) >= MAX_DEATHS
+            async with self._crew.lease(issue.issue_id, sampling.group_size, alone) as member:
+                try:
+                    group = await self._sample_on(member, request)
+                    self._last = request
+                    return group
+                except MemberLost as error:
+                    self._crew.lose(member, str(error))
+                    deaths.append(f"{member.name}: {error}")
+            self._check_poison(issue, member, deaths)
+            self._events(EventKind.REQUEUE, f"issue {issue.issue_id} goes to another actor", issue_id=issue.issue_id)
 
-    async def push_weights(self, version: int, blob_ref: ray.ObjectRef) -> None:
-        """Give all actors new weights at once and wait until each confirms the version. No group may be running.
+    async def publish(self, version: int, weights: Any) -> None:
+        """Give all actors new weights at once, and wait until each that serves has confirmed them. Who fails is
+        replaced; who joins gets the newest.
 
         Args:
-            version: above the present one.
-            blob_ref: of a blob from `weights_to_blob`; each machine fetches it once.
+            version: above all before.
+            weights: reference to a blob from `weights_to_blob`; each machine fetches it once.
 
         Raises:
-            WeightSyncError: names the first actor that failed, reports another version, or was not done within
-                `request_timeout_s`.
+            WeightsLostError: they are gone before any actor had them.
+            WeightSyncError: no actor can load them.
         """
-        await asyncio.gather(*(self._push(member, version, blob_ref) for member in self._members))
-        self._version = version
+        self._newest = _Weights(version, weights)
+        self._published.set()
+        self._published = asyncio.Event()
+        served = (MemberState.SERVING, MemberState.DRAINING)
+        members = [member for member in self._crew.members if member.state in served]
+        failures = await asyncio.gather(*(self._push(member, self._newest) for member in members))
+        errors = [error for error in failures if error is not None]
+        if errors and len(errors) == len(members):
+            raise errors[0]
+        for member, error in zip(members, failures, strict=True):
+            if error is not None:
+                self._crew.lose(member, str(error))
+        text = f"weights {version} serve on {len(self._crew.serving)} actors"
+        self._events(EventKind.PUSH, text, version=version)
 
     async def close(self) -> None:
         """End the engines, then their actors; running groups fail."""
-        placed = [member for member in self._members if _is_placed(member)]
-        closes = (member.actor.close.remote() for member in placed)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await asyncio.gather(*closes, return_exceptions=True)  # one that died is closed already
-        for member in self._members:
-            ray.kill(member.actor)
-        self._members.clear()
+        await self._crew.close()
 
-    async def _push(self, member: _Member, version: int, blob_ref: ray.ObjectRef) -> None:
+    async def _sample_on(self, member: Member[EngineWorker], request: _Request) -> Group:
+        """
+        Raises:
+            MemberLost: it died, or is stuck.
+        """
+        limit_s = self._config.rollout.request_timeout_s
         try:
-            async with asyncio.timeout(self._config.request_timeout_s):
-                confirmed = await member.actor.update_weights.remote(version, blob_ref)
+            async with asyncio.timeout(limit_s):
+                return await member.run(
+                    member.worker.generate(request.issue, request.prompt_ids, request.clip, request.sampling)
+                )
         except TimeoutError:
-            raise WeightSyncError(
-                f"{member.name} did not load weights {version} within {self._config.request_timeout_s:g} s."
+            raise MemberLost(
+                f"a group was not sampled within {limit_s:g} s (rollout.request_timeout_s, which may be too short for "
+                "rollout.max_completion_tokens)"
             ) from None
-        except RayError as error:
-            raise _own_error(error, WeightSyncError, f"{member.name} did not load weights {version}") from None
-        if confirmed != version:
-            raise WeightSyncError(f"{member.name} was given weights {version} but reports {confirmed}.")
 
-    def _late(self, member: _Member) -> MusegError:
-        limit = f"within {self._config.start_timeout_s:g} s (rollout.start_timeout_s)"
-        if _is_placed(member):
-            return RolloutError(f"{member.name} did not start its engine {limit}; see its log in Ray's log folder.")
-        config, cluster = self._config, ray.cluster_resources()
+    def _check_poison(self, issue: Issue, member: Member[EngineWorker], deaths: Sequence[str]) -> None:
+        """Twice, and the last time with nothing else aboard: then it was this one.
+
+        Raises:
+            PoisonQueryError
+        """
+        if len(deaths) >= MAX_DEATHS and member.num_jobs_lost == 1:
+            raise PoisonQueryError(
+                f"Query {issue.query.query_id} about {issue.query.video} ended every rollout actor that sampled it: "
+                f"{'; '.join(deaths)}."
+            )
+
+    async def _push(self, member: Member[EngineWorker], weights: _Weights) -> WeightSyncError | None:
+        """Why its engine cannot have them; a member that dies of it is lost."""
+        limit_s = self._config.rollout.request_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                confirmed = await member.run(member.worker.update_weights(weights.version, weights.content))
+        except TimeoutError:
+            self._crew.lose(member, f"it did not load weights {weights.version} within {limit_s:g} s")
+        except MemberLost as error:
+            self._crew.lose(member, str(error))
+        except WeightSyncError as error:
+            return type(error)(f"{member.name} did not load weights {weights.version}: {error}")
+        else:
+            if confirmed != weights.version:
+                return WeightSyncError(f"{member.name} was given weights {weights.version} but reports {confirmed}.")
+        return None
+
+    # who joins --------------------------------------------------------------------------------------------------------
+
+    async def _prepare(self, member: Member[EngineWorker]) -> str:
+        """Load the newest weights and compare with one that serves, until no push comes between.
+
+        Raises:
+            WeightSyncError, RolloutError: it cannot load them, or computes something else.
+            MemberLost: it died.
+        """
+        while True:
+            newest, published = self._newest, self._published
+            try:
+                if newest is not None:
+                    await member.worker.update_weights(newest.version, newest.content)
+                compared = await self._compare(member)
+            except WeightsLostError:  # with a learner that is being replaced: it will publish others
+                await published.wait()
+                continue
+            if self._newest is newest:
+                return f", weights {self.version}, {compared}"
+
+    async def _compare(self, member: Member[EngineWorker]) -> str:
+        """
+        Raises:
+            RolloutError: it gives other log-probs to the same tokens than the fleet.
+        """
+        peer, request = next(iter(self._crew.serving), None), self._last
+        if peer is None or request is None:
+            return "compared with nobody: none serves"
+        # Another first token than a training prompt's: what the engine caches of this one must meet no other.
+        prompt_ids, greedy = [request.prompt_ids[1], *request.prompt_ids[1:]], Sampling(1, 0.0, PROBE_TOKENS)
+        try:
+            theirs = await peer.run(peer.worker.generate(request.issue, prompt_ids, request.clip, greedy))
+        except (MemberLost, VideoError):
+            return "compared with nobody: the one that was asked is gone"
+        mine = await member.worker.generate(request.issue, prompt_ids, request.clip, greedy)
+        if mine.weight_version != theirs.weight_version:
+            return "compared with nobody: a push came between"
+        gap, limit = _gap(mine, theirs), self._config.train.max_logprob_gap
+        if not gap <= limit:
+            raise RolloutError(
+                f"{member.name} gives log-probs to the same tokens that differ from {peer.name}'s by {gap:.2e} nats on "
+                f"average, more than train.max_logprob_gap = {limit:.0e}, under the same weights {mine.weight_version}."
+            )
+        return f"log-probs {gap:.1e} from {peer.name}'s"
+
+    def _no_place(self, member: Member[EngineWorker]) -> MusegError:
+        config, cluster = self._config.rollout, ray.cluster_resources()
         return ResourceError(
-            f"{member.name} of {config.num_actors} found no place in the cluster {limit}. Each reserves "
-            f"{config.num_cpus:g} CPUs and {config.num_gpus:g} GPUs; the cluster has {cluster.get('CPU', 0):g} CPUs "
-            f"and {cluster.get('GPU', 0):g} GPUs for all parts of the run. Lower rollout.num_actors or add machines."
+            f"{member.name} of {config.num_actors} found no place in the cluster within {config.start_timeout_s:g} s "
+            f"(rollout.start_timeout_s). Each reserves {config.num_cpus:g} CPUs and {config.num_gpus:g} GPUs; the "
+            f"cluster has {cluster.get('CPU', 0):g} CPUs and {cluster.get('GPU', 0):g} GPUs for all parts of the run. "
+            "Lower rollout.num_actors or add machines."
         )
 
 
-def _is_placed(member: _Member) -> bool:
-    return bool(ray.wait([member.placed], timeout=0)[0])
+def _is_placed(member: Member[EngineWorker]) -> bool:
+    return not isinstance(member.worker, RolloutWorker) or member.worker.is_placed
 
 
-def _own_error(error: BaseException, kind: type[MusegError], what: str) -> MusegError:
-    """Our own error out of Ray's wrapper, or `kind` with the message where it is none of ours."""
-    if isinstance(error, RayTaskError) and isinstance(error.cause, VideoError):
-        return error.cause  # says all by itself, and holds its fault
-    if isinstance(error, RayTaskError) and isinstance(error.cause, MusegError):
-        return type(error.cause)(f"{what}: {error.cause}")
-    return kind(f"{what}: {error}")
+def _gap(mine: Group, theirs: Group) -> float:
+    """Mean |difference| of the log-probs of the tokens up to the first that is another one, in nats."""
+    pairs = list(zip(mine.responses[0].token_ids, theirs.responses[0].token_ids, strict=False))
+    num_same = next((place for place, (a, b) in enumerate(pairs) if a != b), len(pairs))
+    if num_same == 0:
+        return float("inf")
+    differences = mine.responses[0].logprobs[:num_same] - theirs.responses[0].logprobs[:num_same]
+    return float(np.abs(differences).mean())

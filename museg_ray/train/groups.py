@@ -1,96 +1,80 @@
-"""From one query to its scored group: clip, prompt, rollout, rewards."""
+"""From one issue to its group: clip, prompt, responses, rewards, advantages."""
 
-import time
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from museg_ray.algo.advantages import group_advantages
+from museg_ray.clock import now_s
 from museg_ray.config.schema import Config, PhaseConfig
 from museg_ray.data.prompts import render_prompt
 from museg_ray.errors import VideoError
 from museg_ray.model.prompt import chat_prompt_ids
 from museg_ray.rollout.engine import Sampling
 from museg_ray.train.parts import Parts
-from museg_ray.train.quarantine import Quarantine
-from museg_ray.types import GroundingQuery, ResponseGroup, RewardParts, SampledGroup, ScoredGroup, Unscored
+from museg_ray.types import FloatArray, GroundingQuery, Group, Issue, RewardParts, Unscored
 from museg_ray.video.loader import ClipHandle
 
 
 @dataclass(frozen=True, slots=True)
-class TimedGroup:
-    """A group with what each of its stages took."""
+class Made:
+    """A scored group with the clip that it is about."""
 
-    sampled: SampledGroup
+    group: Group
     clip: ClipHandle
-    clip_s: float
-    rollout_s: float
-    reward_s: float
 
 
 class GroupMaker:
     """Asks the parts of a run for groups; keeps nothing between them."""
 
-    def __init__(self, config: Config, parts: Parts, quarantine: Quarantine) -> None:
-        self._config = config
+    def __init__(self, config: Config, parts: Parts) -> None:
         self._parts = parts
-        self._quarantine = quarantine
+        self._phases = {phase.name: phase for phase in config.train.phases}
+        self._scale_advantages = config.algo.scale_advantages
+        rollout = config.rollout
+        self._sampling = Sampling(rollout.group_size, rollout.temperature, rollout.max_completion_tokens)
 
-    async def make(self, query: GroundingQuery, step: int, index: int, phase: PhaseConfig) -> "TimedGroup | VideoError":
-        """The scored group of a step's query, the `index`-th one; or why its video cannot be read, which goes into
-        quarantine, as do responses without a score."""
-        try:
-            return await self._make(query, step, index, phase)
-        except VideoError as error:
-            self._quarantine.add_video(step, query, error)
-            return error
+    async def make(self, issue: Issue) -> Made:
+        """
+        Raises:
+            VideoError: its video cannot be read.
+            PoisonQueryError: it kills the engines that sample it.
+            MusegError: a part has failed for good.
+        """
+        phase = self._phases[issue.phase]
+        start_s = now_s()
+        clip = await self._parts.clips.get(issue.query.video)
+        clip_s = now_s()
+        clip, group = await self.sample(issue, self.prompt_ids(issue.query, phase), clip)
+        rollout_s = now_s()
+        outcomes = await self._parts.rewards.score(group, phase.weights)
+        scored = replace(
+            group,
+            outcomes=outcomes,
+            advantages=_advantages(outcomes, self._scale_advantages),
+            clip_s=clip_s - start_s,
+            rollout_s=rollout_s - clip_s,
+            reward_s=now_s() - rollout_s,
+        )
+        return Made(scored, clip)
 
     def prompt_ids(self, query: GroundingQuery, phase: PhaseConfig) -> list[int]:
         return chat_prompt_ids(self._parts.tokenizer, render_prompt(phase.prompt, query.question))
 
-    async def sample(
-        self, query: GroundingQuery, prompt_ids: list[int], clip: ClipHandle, step: int, index: int
-    ) -> tuple[ClipHandle, ResponseGroup]:
-        """The group, and the clip that it was sampled with.
-
-        Invariant: the seed follows from the step's number and the query's place in it alone, so that a resumed run
-        samples what an uninterrupted one would have.
-        """
-        rollout = self._config.rollout
-        seed = np.random.SeedSequence((self._config.run.seed, step, index)).generate_state(1)[0]
-        sampling = Sampling(
-            group_size=rollout.group_size,
-            temperature=rollout.temperature,
-            max_completion_tokens=rollout.max_completion_tokens,
-            seed=int(seed),
-        )
+    async def sample(self, issue: Issue, prompt_ids: list[int], clip: ClipHandle) -> tuple[ClipHandle, Group]:
+        """The group, and the clip that it was sampled with."""
         try:
-            return clip, await self._parts.rollouts.generate(query, prompt_ids, clip, sampling)
+            return clip, await self._parts.rollouts.sample(issue, prompt_ids, clip, self._sampling)
         except VideoError:  # it left the store meanwhile, or the machine that has it: prepared once more
-            clip = await self._parts.clips.get(query.video)
-            return clip, await self._parts.rollouts.generate(query, prompt_ids, clip, sampling)
-
-    async def _make(self, query: GroundingQuery, step: int, index: int, phase: PhaseConfig) -> TimedGroup:
-        start_s = time.monotonic()
-        clip = await self._parts.clips.get(query.video)
-        clip_s = time.monotonic()
-        clip, group = await self.sample(query, self.prompt_ids(query, phase), clip, step, index)
-        rollout_s = time.monotonic()
-        outcomes = await self._parts.rewards.score(group, phase.weights)
-        end_s = time.monotonic()
-        self._quarantine.add(step, group, outcomes)
-        scored = _scored_group(group, outcomes, self._config.algo.scale_advantages)
-        sampled = SampledGroup(group, outcomes, scored)
-        return TimedGroup(sampled, clip, clip_s - start_s, rollout_s - clip_s, end_s - rollout_s)
+            clip = await self._parts.clips.get(issue.query.video)
+            return clip, await self._parts.rollouts.sample(issue, prompt_ids, clip, self._sampling)
 
 
-def _scored_group(
-    group: ResponseGroup, outcomes: tuple[RewardParts | Unscored, ...], scale_advantages: bool
-) -> ScoredGroup | None:
-    """The group without its unscored responses; None when fewer than two are left, which cannot be compared."""
-    scored = [(r, o) for r, o in zip(group.responses, outcomes, strict=True) if isinstance(o, RewardParts)]
-    if len(scored) < 2:
-        return None
-    responses, rewards = zip(*scored, strict=True)
-    totals = np.array([parts.total for parts in rewards], dtype=np.float32)  # [G]
-    return ScoredGroup(replace(group, responses=responses), rewards, group_advantages(totals, scale_advantages))
+def _advantages(outcomes: tuple[RewardParts | Unscored, ...], scale: bool) -> FloatArray:
+    """[G] against the mean of the scored responses, NaN of the others; empty where fewer than two are scored."""
+    totals = np.array([o.total if isinstance(o, RewardParts) else np.nan for o in outcomes], np.float32)  # [G]
+    is_scored = ~np.isnan(totals)
+    if is_scored.sum() < 2:
+        return np.empty(0, np.float32)
+    totals[is_scored] = group_advantages(totals[is_scored], scale)
+    return totals

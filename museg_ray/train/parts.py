@@ -1,61 +1,149 @@
-"""The parts that a run joins, started together and closed together."""
+"""The parts that a run joins: what the driver asks of each, and how they are started on Ray.
+
+Whatever obeys these protocols can be trained with: the actors of a cluster, or the fakes of `simulate`.
+"""
 
 import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from museg_ray.config.schema import Config
+from museg_ray.checkpoints.writer import to_the_end
+from museg_ray.config.schema import Config, PhaseConfig, RewardWeights
+from museg_ray.events import EventSink
+from museg_ray.fleet.member import CrewStatus
 from museg_ray.learner.actor import LearnerHandle
 from museg_ray.model.qwen_vl import load_tokenizer
 from museg_ray.rewards.pool import RewardPool
+from museg_ray.rollout.engine import Sampling
 from museg_ray.rollout.pool import RolloutPool
+from museg_ray.train.runtime import ray_session
+from museg_ray.types import Group, Issue, RewardParts, Unscored
 from museg_ray.video.actor import ClipPool
+from museg_ray.video.loader import ClipHandle
+
+
+class CrewPart(Protocol):
+    """A part whose members come and go while the run goes on."""
+
+    async def ready(self) -> None:
+        """Return once the members of the start serve."""
+
+    def resize(self, size: int) -> None:
+        """Have so many members from now on."""
+
+    def status(self) -> CrewStatus: ...
+
+    async def close(self) -> None: ...
+
+
+class Clips(CrewPart, Protocol):
+    num_decoded: int
+
+    def prefetch(self, videos: Iterable[str]) -> None: ...
+
+    async def get(self, video: str) -> ClipHandle: ...
+
+
+class Rollouts(CrewPart, Protocol):
+    @property
+    def num_waiting(self) -> int: ...
+
+    async def sample(self, issue: Issue, prompt_ids: Sequence[int], clip: ClipHandle, sampling: Sampling) -> Group: ...
+
+    async def publish(self, version: int, weights: Any) -> None:
+        """Return once every member that serves has these weights."""
+
+
+class Rewards(CrewPart, Protocol):
+    @property
+    def num_waiting(self) -> int: ...
+
+    async def score(self, group: Group, weights: RewardWeights) -> tuple[RewardParts | Unscored, ...]: ...
+
+
+class LearnerPart(Protocol):
+    async def ready(self) -> None: ...
+
+    async def restart(self, checkpoint: Path | None) -> None: ...
+
+    async def update(self, groups: Sequence[Group], clips: Mapping[str, ClipHandle], step: int) -> dict[str, float]: ...
+
+    async def score(self, groups: Sequence[Group], clips: Mapping[str, ClipHandle]) -> dict[str, float]: ...
+
+    async def export_weights(self, version: int) -> Any:
+        """The present weights, as `Rollouts.publish` takes them; they are called `version` from now on."""
+
+    async def start_phase(self, phase: PhaseConfig) -> None: ...
+
+    async def begin_checkpoint(self, folder: Path) -> None: ...
+
+    async def finish_checkpoint(self) -> None: ...
+
+    async def export_model(self, out_dir: Path) -> None: ...
+
+    async def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Actors of one run. The driver knows them; they know neither it nor one another."""
+    """All of one run. The driver knows them; they know neither it nor one another."""
 
     tokenizer: PreTrainedTokenizerBase
-    clips: ClipPool
-    rollouts: RolloutPool
-    rewards: RewardPool
-    learner: LearnerHandle
+    clips: Clips
+    rollouts: Rollouts
+    rewards: Rewards
+    learner: LearnerPart
 
-    @classmethod
-    async def start(cls, config: Config, model_dir: Path, checkpoint: Path | None = None) -> "Parts":
-        """Start all actors at once and wait until they are up and engines and learner hold the model.
+    @property
+    def crews(self) -> dict[str, CrewPart]:
+        return {"rollout": self.rollouts, "reward": self.rewards, "clips": self.clips}
 
-        Args:
-            checkpoint: `learner` folder of the checkpoint that the learner goes on from; the engines hold the weights
-                of the model folder also then.
-
-        Raises:
-            MusegError: a part did not start; those that did are closed.
+    async def ready(self) -> None:
         """
-        # Absolute here, in the driver: the actors' working folders are others.
-        store_dir = str(Path(config.video.store_dir).absolute())
-        config = replace(config, video=replace(config.video, store_dir=store_dir))
-        parts = cls(
+        Raises:
+            MusegError: a part did not start.
+        """
+        parts = (self.rollouts, self.rewards, self.learner, self.clips)
+        await asyncio.gather(*(part.ready() for part in parts))
+
+    async def close(self) -> None:
+        await asyncio.gather(*(part.close() for part in (self.clips, self.rewards, self.rollouts, self.learner)))
+
+
+StartParts = Callable[[Config, Path, Path | None, EventSink], AbstractAsyncContextManager[Parts]]
+"""(configuration, model folder, `learner` folder of a checkpoint or None, sink of events) -> the parts for the length
+of a run: made, not yet ready, and closed at its end."""
+
+
+@asynccontextmanager
+async def start_on_ray(
+    config: Config, model_dir: Path, checkpoint: Path | None, events: EventSink
+) -> AsyncIterator[Parts]:
+    """The parts as actors, on the cluster that the run is in or on a Ray of its own.
+
+    Args:
+        checkpoint: what the learner goes on from; the engines hold the weights of the model folder also then.
+
+    Raises:
+        ResourceError: Ray cannot start, or the cluster is too small.
+    """
+    # Absolute here, in the driver: the actors' working folders are others.
+    store_dir = str(Path(config.video.store_dir).absolute())
+    config = replace(config, video=replace(config.video, store_dir=store_dir))
+    with ray_session(config):
+        parts = Parts(
             tokenizer=load_tokenizer(model_dir),
-            clips=ClipPool(config.video),
-            rollouts=RolloutPool(config, model_dir),
-            rewards=RewardPool(config.rewards),
+            clips=ClipPool(config, events),
+            rollouts=RolloutPool(config, model_dir, events),
+            rewards=RewardPool(config, events),
             learner=LearnerHandle(config, model_dir, checkpoint),
         )
         try:
-            await asyncio.gather(
-                parts.rollouts.ready(), parts.rewards.ready(), parts.learner.ready(), parts.clips.ready()
-            )
-        except BaseException:  # also a cancellation by Ctrl-C: the engines' processes must not outlive the run
-            await parts.close()
-            raise
-        return parts
-
-    async def close(self) -> None:
-        self.clips.close()
-        self.rewards.close()
-        await self.rollouts.close()
-        await self.learner.close()
+            yield parts
+        finally:
+            await to_the_end(parts.close())

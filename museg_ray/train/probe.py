@@ -1,5 +1,7 @@
 """The start-up probe: do rollout and learner agree before anything is trained?"""
 
+from dataclasses import replace
+
 import numpy as np
 
 from museg_ray.config.schema import Config
@@ -8,11 +10,12 @@ from museg_ray.metrics import names
 from museg_ray.train.groups import GroupMaker
 from museg_ray.train.parts import Parts
 from museg_ray.train.plan import StepPlan
-from museg_ray.types import ResponseGroup, RewardParts, ScoredGroup
+from museg_ray.types import Group, Issue, RewardParts
 
 
 async def probe_parity(config: Config, parts: Parts, maker: GroupMaker, plan: StepPlan) -> bool:
-    """Sample one group of the plan's first readable query and let the learner score it, without an update.
+    """Sample one group of the plan's first readable query and let the learner score it, without an update. The learner
+    must hold the weights that the engines have.
 
     Invariant: a run gives the same numbers with and without a probe. It draws from no sampler, writes into no book, and
     the group's first token is another one than the step's own: the engines cache keys and values by what a prompt
@@ -24,11 +27,12 @@ async def probe_parity(config: Config, parts: Parts, maker: GroupMaker, plan: St
     Raises:
         ParityError: they disagree.
     """
-    for index, query in enumerate(plan.queries):
+    for query in plan.queries:
         prompt_ids = maker.prompt_ids(query, plan.phase)
+        issue = Issue(-1, query, plan.phase.name, seed=config.run.seed, step=plan.step)
         try:
             clip = await parts.clips.get(query.video)
-            clip, group = await maker.sample(query, [prompt_ids[1], *prompt_ids[1:]], clip, plan.step, index)
+            clip, group = await maker.sample(issue, [prompt_ids[1], *prompt_ids[1:]], clip)
         except VideoError:
             continue
         gaps = await parts.learner.score([_without_reward(group)], {group.clip_key: clip})
@@ -37,10 +41,10 @@ async def probe_parity(config: Config, parts: Parts, maker: GroupMaker, plan: St
     return False
 
 
-def _without_reward(group: ResponseGroup) -> ScoredGroup:
+def _without_reward(group: Group) -> Group:
     nothing = RewardParts(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     count = len(group.responses)
-    return ScoredGroup(group, (nothing,) * count, np.zeros(count, dtype=np.float32))
+    return replace(group, outcomes=(nothing,) * count, advantages=np.zeros(count, dtype=np.float32))
 
 
 def _check(gap_mean: float, gap_max: float, config: Config, step: int) -> None:

@@ -9,7 +9,7 @@ from museg_ray.config.schema import Config
 from museg_ray.data.annotations import check_ids, read_annotations
 from museg_ray.data.sampler import build_samplers
 from museg_ray.data.store import load_queries
-from museg_ray.data.synthetic.corpus import ensure_corpus
+from museg_ray.demo.corpus import ensure_corpus
 from museg_ray.errors import ConfigError, DataError
 from museg_ray.types import GroundingQuery
 
@@ -48,7 +48,9 @@ def read_run_queries(config: Config, progress: Progress) -> RunQueries:
             rendered = None if corpus is None or phase.train else corpus.train
             train[path] = read_annotations(rendered) if rendered else _read(config, "data.train", path)
     check_ids(train)
-    build_samplers(config, train)  # tried now: queries that a late phase lacks would end the run after hours
+    build_samplers(
+        config, train, config.run.seed
+    )  # tried now: queries that a late phase lacks would end the run after hours
     heldout = read_annotations(corpus.heldout) if corpus else _read(config, "data.heldout", config.data.heldout)
     return RunQueries(train, _spread(heldout, config.evaluation.num_queries))
 

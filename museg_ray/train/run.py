@@ -4,7 +4,7 @@ corpus or annotations ─▶ start Ray, engines, learner ─▶ evaluate ─▶ 
 ─▶ evaluate, also with the videos swapped ─▶ summary, pictures, report.html
 
 A resumed run (resume.py) takes the same way: its learner starts from the checkpoint, the evaluation before training is
-read back, and its folder is taken back to the checkpoint's step before the next one (books.py, rewind.py).
+read back, and its folder is taken back to the checkpoint's step before the next one (runs/books.py, runs/rewind.py).
 """
 
 import asyncio
@@ -14,35 +14,39 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
+from museg_ray.checkpoints.folder import CHECKPOINTS_DIR, remove_leftovers
+from museg_ray.checkpoints.state import Notes
+from museg_ray.checkpoints.writer import Checkpointer, check_best_metric, to_the_end
 from museg_ray.config.load import MODEL_CONFIG_FILE, save_config
 from museg_ray.config.schema import Config
 from museg_ray.data.annotations import check_videos
 from museg_ray.data.curriculum import load_curriculum
-from museg_ray.data.sampler import QuerySampler, build_samplers
 from museg_ray.errors import VideoError
 from museg_ray.evaluation.blind import blind_baseline
 from museg_ray.evaluation.runner import Evaluation, evaluate, read_answers, swap_videos, write_answers
 from museg_ray.model.qwen_vl import check_size_multiple, resolve_model_path
 from museg_ray.report.page import write_report
 from museg_ray.rewards.recipe import Recipe
-from museg_ray.train.books import Books
-from museg_ray.train.checkpoint import CHECKPOINTS_DIR, remove_leftovers
-from museg_ray.train.checkpointer import Checkpointer, check_best_metric, to_the_end
-from museg_ray.train.display import Display
-from museg_ray.train.parts import Parts
+from museg_ray.runs.books import Books
+from museg_ray.runs.folder import write_json
+from museg_ray.runs.resume import OpenRun, open_run, save_run_config
+from museg_ray.terminal.display import Display
+from museg_ray.train.issues import IssueSource
+from museg_ray.train.parts import Parts, StartParts, start_on_ray
 from museg_ray.train.queries import RunQueries, check_heldout, read_run_queries
-from museg_ray.train.resume import OpenRun, open_run, save_run_config
-from museg_ray.train.run_folder import write_json
-from museg_ray.train.runtime import ray_session
-from museg_ray.train.state import Notes, TrainerState
 from museg_ray.train.trainer import Trainer
 from museg_ray.types import GroundingQuery
 
 STACK = ("museg_ray", "ray", "torch", "transformers", "deepspeed", "av")
 
 
-def run(config: Config) -> Path:
+def run(config: Config, start: StartParts = start_on_ray, write_pages: Callable[[Path], object] = write_report) -> Path:
     """Run to the end; the run folder's path.
+
+    Args:
+        config: of the run.
+        start: starts the parts that it joins.
+        write_pages: draws what the run folder holds.
 
     Raises:
         MusegError: with what went wrong, where, and what to do. What was written until then is whole and stays.
@@ -57,15 +61,16 @@ def run(config: Config) -> Path:
         if opened.has_ended:
             print(f"The run in {opened.folder} has ended already (its summary.json is there): nothing to resume.")
             if not (opened.folder / "report.html").is_file():  # it was killed while it drew
-                write_report(opened.folder)
+                write_pages(opened.folder)
             return opened.folder
         with Display(opened.folder.name, config.train.phases, config.total_steps) as display:
-            session = _Session(config, model_dir, opened, display)
+            session = _Session(config, model_dir, opened, display, start)
             try:
                 summary = session.run()
             except asyncio.CancelledError:  # SIGTERM
                 raise KeyboardInterrupt from None
-            session.write_pages()
+            with session.stage("report", "pictures and report"):
+                write_pages(opened.folder)
         display.closing(summary)
         display.line(f"Checkpoints, to resume from or for `museg export`: {opened.folder / CHECKPOINTS_DIR}")
         return opened.folder
@@ -74,8 +79,9 @@ def run(config: Config) -> Path:
 class _Session:
     """The stages of one run, each announced on the display and timed for the summary."""
 
-    def __init__(self, config: Config, model_dir: Path, opened: OpenRun, display: Display) -> None:
+    def __init__(self, config: Config, model_dir: Path, opened: OpenRun, display: Display, start: StartParts) -> None:
         self._config = config
+        self._start = start
         self._opened = opened
         self._resumed = opened.resumed
         self._run_dir = opened.folder
@@ -90,7 +96,7 @@ class _Session:
             save_run_config(config, opened)
 
     @contextmanager
-    def _stage(self, name: str, text: str) -> Iterator[Callable[[int, int], None]]:
+    def stage(self, name: str, text: str) -> Iterator[Callable[[int, int], None]]:
         """Announce a stage and time it; yields what shows its progress (done, total)."""
         with self._notes.timing(name), self._display.stage(text) as progress:
             yield progress
@@ -98,13 +104,11 @@ class _Session:
     def run(self) -> dict[str, object]:
         """Everything up to the summary, which it returns."""
         with self._notes.timing("total"):
-            queries = self._read_queries()
-            with ray_session(self._config):
-                return asyncio.run(self._train_and_evaluate(queries))
+            return asyncio.run(self._train_and_evaluate(self._read_queries()))
 
     def _read_queries(self) -> RunQueries:
         """Train and held-out queries, checked; the synthetic corpus is rendered where it is asked for."""
-        with self._stage("corpus", "videos and questions") as progress:
+        with self.stage("corpus", "videos and questions") as progress:
             queries = read_run_queries(self._config, progress)
             check_videos(queries)
             check_heldout(queries)
@@ -113,34 +117,27 @@ class _Session:
         return queries
 
     async def _train_and_evaluate(self, queries: RunQueries) -> dict[str, object]:
-        """Everything that needs the actors; returns the summary."""
+        """Everything that needs the parts; returns the summary."""
         _cancel_on_sigterm()
-        samplers, before = self._samplers(queries), self._before(queries)
+        source, before = IssueSource(self._config, queries.train), self._before(queries)
         checkpoint = self._resumed.checkpoint.learner_dir if self._resumed else None
-        with self._stage("start", "rollout engines and learner"):
-            parts = await Parts.start(self._config, self._model_dir, checkpoint)
+        books = Books(self._config, self._run_dir, self._display, self._notes)
         try:
-            if before is None:
-                before = await self._evaluate("before", "held-out videos, before", queries.heldout, parts)
-            await self._train(parts, samplers)
-            with self._stage("export", "model"):  # before anything else can fail
-                await parts.learner.export_model(self._run_dir / "model")
-                save_config(self._config, self._run_dir / "model" / MODEL_CONFIG_FILE)
-            after = await self._evaluate("after", "held-out videos, after", queries.heldout, parts)
-            swapped = await self._evaluate("swapped", "swapped videos", swap_videos(queries.heldout), parts)
+            async with self._start(self._config, self._model_dir, checkpoint, books.events.add) as parts:
+                with self.stage("start", "rollout engines and learner"):
+                    await parts.ready()
+                if before is None:
+                    before = await self._evaluate("before", "held-out videos, before", queries.heldout, parts)
+                await self._train(parts, source, books)
+                with self.stage("export", "model"):  # before anything else can fail
+                    await parts.learner.export_model(self._run_dir / "model")
+                    save_config(self._config, self._run_dir / "model" / MODEL_CONFIG_FILE)
+                after = await self._evaluate("after", "held-out videos, after", queries.heldout, parts)
+                swapped = await self._evaluate("swapped", "swapped videos", swap_videos(queries.heldout), parts)
         finally:
-            await to_the_end(parts.close())
+            books.close()
             remove_leftovers(self._run_dir / CHECKPOINTS_DIR)  # of a checkpoint that was given up
         return self._write_summary(queries, {"before": before, "after": after, "swapped": swapped})
-
-    def _samplers(self, queries: RunQueries) -> dict[str, QuerySampler]:
-        """In a resumed run they stand where they stood; those of files that only later phases name are new."""
-        samplers = build_samplers(self._config, queries.train)
-        if self._resumed:
-            states = self._resumed.state.trainer.sampler_states
-            for path in samplers.keys() & states.keys():
-                samplers[path].restore(states[path])
-        return samplers
 
     def _before(self, queries: RunQueries) -> Evaluation | None:
         """The evaluation before training, where the run is resumed. It cannot be made again: the model has trained."""
@@ -152,7 +149,7 @@ class _Session:
     async def _evaluate(self, name: str, text: str, queries: Sequence[GroundingQuery], parts: Parts) -> Evaluation:
         evaluation = self._config.evaluation
         prompt = self._config.evaluation_prompt
-        with self._stage(f"evaluate_{name}", text):
+        with self.stage(f"evaluate_{name}", text):
             found = await evaluate(
                 queries, prompt, evaluation.max_completion_tokens, parts.tokenizer, parts.clips, parts.rollouts
             )
@@ -161,31 +158,21 @@ class _Session:
         write_answers(found.answered, self._answers_path(name))
         return found
 
-    async def _train(self, parts: Parts, samplers: Mapping[str, QuerySampler]) -> None:
+    async def _train(self, parts: Parts, source: IssueSource, books: Books) -> None:
         """All steps that are left, and the checkpoint of the last one, whole."""
         state = self._resumed.state if self._resumed else None
-        books = Books(self._config, self._run_dir, self._display, self._notes, state)
-        if self._resumed:
+        left_open = books.rewind(state) if state else []
+        if state:
             save_run_config(self._config, self._opened)  # now that nothing speaks against it any more
         checkpointer = Checkpointer(self._config, self._run_dir, parts.learner)
-
-        async def after_step(reached: TrainerState) -> None:
-            checkpointer.raise_if_failed()
-            if checkpointer.is_due(reached.step):
-                await checkpointer.begin(books.at_checkpoint(reached))
-
-        reached = state.trainer if state else None
-        trainer = Trainer(self._config, parts, samplers, books.ledger, books.quarantine, reached)
         try:
             with self._notes.timing("train"):
-                await trainer.run(books.on_step, after_step)
-                await checkpointer.finish()
+                await Trainer(self._config, parts, source, books, checkpointer).run(
+                    state.trainer if state else None, left_open
+                )
         finally:
-            try:
-                if error := await to_the_end(checkpointer.close()):
-                    self._display.warn(str(error))
-            finally:
-                books.close()
+            if error := await to_the_end(checkpointer.close()):
+                self._display.warn(str(error))
 
     def _write_summary(self, queries: RunQueries, found: Mapping[str, Evaluation]) -> dict[str, object]:
         notes = self._notes
@@ -216,11 +203,6 @@ class _Session:
         }
         write_json(self._run_dir / "summary.json", summary)
         return summary
-
-    def write_pages(self) -> None:
-        """Pictures and report.html, from the run folder alone."""
-        with self._stage("report", "pictures and report"):
-            write_report(self._run_dir)
 
 
 def _cancel_on_sigterm() -> None:

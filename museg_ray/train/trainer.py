@@ -1,264 +1,336 @@
-"""The training loop: TLDR
+"""The training loop: synchronous and asynchronous by the same code.
 
-    queries ─▶ clips ─▶ rollouts (G responses each) ─▶ rewards ─▶ learner update ─▶ weight push ─▶ next step
+    queries ─▶ issue ─▶ make: clip ─▶ G responses ─▶ rewards ─▶ train: update ─▶ weights to the engines
+                 ▲                                                                     │
+                 └──────────────── a slot, free when the weights trained on it serve ◀─┘
 
-Synchronous (`max_staleness = 0`): a step's groups are all sampled from the weights of the previous step's end, so the
-learner's log-probs before its update must equal the rollout's; their gap is checked every step.
+    issued ─▶ made ─▶ trained | filtered | failed                 what the ledger knows of an issue
 
-    box        waits for                               unblocked by
-    prepare    room for clips ahead                    a clip being used; runs `video.steps_ahead` steps before the rest
-    issue      the weight push of the step before      every rollout actor confirming the new version
-    score      its own group's rollout                 the group (groups of one step overlap)
-    learn      all groups of the step                  the last score or filtered group
-    push       the update                              all actors confirming; one that does not ends the run
+    pump    waits for                                              unblocked by
+    issue   slots for all queries of a step                        train, once weights serve
+    make    a clip, a serving engine, a score (one an issue)       clip, rollout and reward crews
+    train   all groups of the next step, in the order of issue     make
+    watch   nothing: looks at the queues                           -
+
+Invariant: step s is issued only when the weights trained on step s - 1 - k serve (k = `train.max_staleness`), so no
+token is trained that was sampled by weights more than k updates older than the learner's. k = 0 is the synchronous loop
+of the paper: every step samples from the weights of the step before.
+
+A learner rank that dies takes training back to the last checkpoint: books, samplers and issues with it; the engines get
+that checkpoint's weights under a new version.
 """
 
 import asyncio
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from collections import defaultdict
+from collections.abc import Sequence
 
+from museg_ray.checkpoints.state import TrainerState, as_untold
+from museg_ray.checkpoints.writer import Checkpointer
+from museg_ray.clock import now_s
 from museg_ray.config.schema import Config
-from museg_ray.data.sampler import QuerySampler
-from museg_ray.errors import LearnerError, ParityError, RewardError, VideoError, VideoFault
+from museg_ray.errors import LearnerError, LearnerLostError, MusegError, PoisonQueryError, VideoError
+from museg_ray.events import EventKind
+from museg_ray.ledger.ledger import OpenIssue, Outcome
 from museg_ray.metrics import names
-from museg_ray.metrics.groups import group_metrics
-from museg_ray.train.groups import GroupMaker, TimedGroup
-from museg_ray.train.ledger import Ledger, Outcome
+from museg_ray.rewards.phases import PhaseStep, phase_steps
+from museg_ray.runs.books import Books
+from museg_ray.runs.step_result import StepResult
+from museg_ray.train.checks import (
+    check_age,
+    check_empty_steps,
+    check_gap,
+    check_learner_losses,
+    comparable_groups,
+    unscored_reason,
+)
+from museg_ray.train.groups import GroupMaker
+from museg_ray.train.issues import IssueSource
 from museg_ray.train.parts import Parts
-from museg_ray.train.plan import StepPlan, lookahead, plan_steps
+from museg_ray.train.plan import StepPlan, lookahead
 from museg_ray.train.probe import probe_parity
-from museg_ray.train.quarantine import Quarantine
-from museg_ray.train.state import TrainerState
-from museg_ray.types import SampledGroup
+from museg_ray.train.pumps import Pumps
+from museg_ray.train.step_metrics import QueuePeaks, step_metrics
+from museg_ray.train.work import StepWork
+from museg_ray.types import Issue
 
-MAX_EMPTY_STEPS = 3
-QUEUE_WATCH_S = 0.05
-"""How often the queues are looked at; a step's queue metrics are the peaks seen."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    step: int
-    """From 1."""
-    phase: str
-    groups: list[SampledGroup]
-    unreadable: list[VideoError]
-    """Of the queries without a group, since the result before."""
-    metrics: dict[str, float]
-
-
-@dataclass(slots=True)
-class _QueuePeaks:
-    """Most groups at once in each queue during a step."""
-
-    rollout: int = 0
-    reward: int = 0
-
-
-class StepListener(Protocol):
-    """Is told of every finished step: display, recorder, rollout log."""
-
-    def __call__(self, result: StepResult) -> None: ...
-
-
-class AfterStep(Protocol):
-    """Is told where the run stands after each step, also after one without an update: checkpoints. Training waits for
-    it."""
-
-    async def __call__(self, reached: TrainerState) -> None: ...
+WATCH_EVERY_S = 0.05
+EQUAL_REWARDS = "its responses all earned the same: nothing to learn from"
 
 
 class Trainer:
-    """Runs the steps of all phases over started parts."""
+    """Makes the steps of all phases over started parts."""
 
     def __init__(
-        self,
-        config: Config,
-        parts: Parts,
-        samplers: Mapping[str, QuerySampler],
-        ledger: Ledger,
-        quarantine: Quarantine,
-        reached: TrainerState | None = None,
+        self, config: Config, parts: Parts, source: IssueSource, books: Books, checkpoints: Checkpointer
     ) -> None:
         """
         Args:
             config: of the run.
             parts: started.
-            samplers: by annotation file, as the phases name it: `Config.train_file`; in a resumed run restored to the
-                states in `reached`.
-            ledger: gets every query.
-            quarantine: gets every response that could not be scored, every query whose video could not be read.
-            reached: where a resumed run goes on; its learner holds the weights of then, its engines still those of the
-                model folder.
+            source: of the issues.
+            books: get every issue, group, step and event.
+            checkpoints: of the run.
         """
-        self._config = config
-        self._parts = parts
-        self._samplers = samplers
-        self._ledger = ledger
-        self._quarantine = quarantine
-        self._maker = GroupMaker(config, parts, quarantine)
-        self._queues = _QueuePeaks()
-        self._num_decoded = parts.clips.num_decoded
-        self._steps_made = reached.step if reached else 0
-        self._num_empty = reached.num_empty if reached else 0  # steps in a row without a readable video
-        told_later = reached.unreadable if reached else []
-        self._unreadable = [VideoError(message, VideoFault(fault)) for fault, message in told_later]  # not yet told
-        self.weight_version = reached.weight_version if reached else 0
+        self._config, self._parts, self._source = config, parts, source
+        self._books, self._checkpoints = books, checkpoints
+        self._maker = GroupMaker(config, parts)
+        self._peaks = QueuePeaks()
+        self._version = 0
+        self._num_decoded = 0
+        self._num_losses = 0  # of the learner, in a row
 
-    async def run(self, listener: StepListener, after_step: AfterStep) -> None:
+    def _stand(self, reached: TrainerState | None, left_open: Sequence[OpenIssue]) -> None:
+        """At a checkpoint, or at the very beginning, whatever was before."""
+        self._step = reached.step if reached else 0
+        self._issued_step = reached.issued_step if reached else 0
+        self._sampler_states = reached.sampler_states if reached else {}
+        self._num_empty = reached.num_empty if reached else 0  # steps in a row without a group
+        self._untold: list[VideoError | PoisonQueryError] = (
+            reached.untold_failures() if reached else []
+        )  # told with the next result
+        self._source.restore(self._books.ledger.num_issues, reached)
+        self._works: dict[int, StepWork] = {}
+        self._left_open: dict[int, list[Issue]] = defaultdict(list)
+        for issue in self._source.reopened(left_open):
+            self._left_open[issue.step].append(issue)
+        self._slots_freed = asyncio.Event()
+        self._is_probed = False
+        self._step_ended_s = 0.0
+
+    async def run(self, reached: TrainerState | None = None, left_open: Sequence[OpenIssue] = ()) -> None:
         """All steps that are left.
 
-        Invariant: a run that is killed at any moment and resumed from a checkpoint gives the numbers of one that was
-        never interrupted, but for times, rates, queue peaks and counts of cached clips. So all that a step depends on
-        is a function of its number, or in the `TrainerState`, or in the learner's part of the checkpoint.
+        Invariant: with k = 0 a run that is killed at any moment and resumed from a checkpoint gives the numbers of one
+        that was never interrupted, but for times, rates, queue peaks and counts of cached clips. So all that a step
+        depends on is a function of its number, or in the books up to their marks, or in the `TrainerState`, or in the
+        learner's part of the checkpoint.
+
+        Args:
+            reached: where a resumed run goes on; its learner holds the weights of then, its engines those of the model
+                folder.
+            left_open: issues that had not ended then.
 
         Raises:
-            MusegError: a part failed, or rollout and learner disagree; the run cannot go on.
+            MusegError: a part failed for good, or rollout and learner disagree; the run cannot go on.
         """
-        if self.weight_version > 0:
-            await self._push_weights(self.weight_version)
-        is_probed = False
-        plans = plan_steps(self._config, self._samplers, self._steps_made + 1)
-        for plan, ahead in lookahead(plans, self._config.video.steps_ahead):
-            is_probed = is_probed or await probe_parity(self._config, self._parts, self._maker, plan)
-            if plan.is_first and (plan.phase.fresh_optimizer or plan.phase.fresh_reference):
-                await self._parts.learner.start_phase(plan.phase)
-            self._parts.clips.prefetch(query.video for step in (plan, *ahead) for query in step.queries)
-            result = await self._step(plan)
-            if result is not None:
-                listener(result)
-            await after_step(self._state_after(plan))
-
-    def _state_after(self, plan: StepPlan) -> TrainerState:
-        return TrainerState(
-            step=plan.step,
-            phase=plan.phase.name,
-            weight_version=self.weight_version,
-            sampler_states=plan.sampler_states,
-            num_empty=self._num_empty,
-            unreadable=[(error.fault.value, str(error)) for error in self._unreadable],
-        )
-
-    async def _step(self, plan: StepPlan) -> StepResult | None:
-        """None when no video of the step can be read: it makes no update, and the next result tells of it."""
-        start_s = time.monotonic()
-        issues = [self._ledger.issue(query, plan.step) for query in plan.queries]
-        try:
-            results = await self._roll_out(plan)
-            rolled_out_s = time.monotonic()
-            timed = [result for result in results if isinstance(result, TimedGroup)]
-            self._unreadable += [result for result in results if isinstance(result, VideoError)]
-            self._count_empty(plan.step, is_empty=not timed)
-            learned = await self._learn(plan.step, timed) if timed else {}
-        except Exception as error:
-            for issue in issues:
-                self._ledger.finish(issue, Outcome.FAILED, reason=f"{type(error).__name__}: {error}")
-            raise
-        for issue, result in zip(issues, results, strict=True):
-            self._finish(issue, result)
-        if not timed:
-            return None
-        learned_s = time.monotonic()
-        await self._push_weights(self.weight_version + 1)
-        end_s = time.monotonic()
-        groups = [t.sampled for t in timed]
-        metrics = group_metrics(groups, rolled_out_s - start_s) | learned | self._stage_metrics(timed)
-        unreadable, self._unreadable = self._unreadable, []
-        metrics[names.VIDEO_PREPARED] = float(self._parts.clips.num_decoded - self._num_decoded)
-        metrics[names.VIDEO_UNREADABLE] = float(len(unreadable))
         self._num_decoded = self._parts.clips.num_decoded
-        metrics[names.TIME_LEARNER_S] = learned_s - rolled_out_s
-        metrics[names.TIME_SYNC_S] = end_s - learned_s
-        metrics[names.TIME_STEP_S] = end_s - start_s
-        return StepResult(plan.step, plan.phase.name, groups, unreadable, metrics)
-
-    def _count_empty(self, step: int, is_empty: bool) -> None:
-        """
-        Raises:
-            VideoError: too many steps in a row had no readable video: the storage is gone.
-        """
-        self._num_empty = self._num_empty + 1 if is_empty else 0
-        if self._num_empty == MAX_EMPTY_STEPS:
-            raise VideoError(
-                f"No video of the last {MAX_EMPTY_STEPS} steps up to step {step} can be read. {self._unreadable[-1]}"
-            )
-
-    def _finish(self, issue: int, result: TimedGroup | VideoError) -> None:
-        if isinstance(result, VideoError):
-            self._ledger.finish(issue, Outcome.FAILED, reason=str(result))
-            return
-        reason = result.sampled.filtered_because
-        outcome = Outcome.FILTERED if reason else Outcome.TRAINED
-        self._ledger.finish(issue, outcome, reason=reason, weight_version=self.weight_version)
-
-    def _stage_metrics(self, timed: list[TimedGroup]) -> dict[str, float]:
-        return {
-            names.REWARD_QUARANTINED: float(sum(len(t.sampled.unscored) for t in timed)),
-            names.TIME_CLIPS_S: max(t.clip_s for t in timed),
-            names.TIME_ROLLOUT_S: max(t.rollout_s for t in timed),
-            names.TIME_REWARD_S: max(t.reward_s for t in timed),
-            names.WEIGHTS_VERSION: float(self.weight_version),
-            names.QUEUE_ROLLOUT: float(self._queues.rollout),
-            names.QUEUE_REWARD: float(self._queues.reward),
-        }
-
-    async def _roll_out(self, plan: StepPlan) -> list[TimedGroup | VideoError]:
-        """The step's scored groups, in the order of its queries; each is scored as soon as it is generated. A query
-        whose video cannot be read has the reason in its place, and no other video."""
-        self._queues = _QueuePeaks()
-        tasks = [
-            asyncio.create_task(self._maker.make(query, plan.step, index, plan.phase))
-            for index, query in enumerate(plan.queries)
-        ]
-        watch = asyncio.create_task(self._watch_queues())
+        self._stand(reached, left_open)
         try:
-            return list(await asyncio.gather(*tasks))
-        finally:
-            for task in (*tasks, watch):  # after a failure: the others' results have no one to go to
-                task.cancel()
-            # Until they have ended: a group that is still being scored would take the pool's closing for a failure.
-            await asyncio.gather(*tasks, watch, return_exceptions=True)
+            if reached is not None and reached.weight_version > 0:
+                await self._publish(reached.weight_version)
+            while self._step < self._config.total_steps:
+                await self._run_pumps()
+        except Exception as error:
+            self._books.fail_open(f"{type(error).__name__}: {error}")
+            raise
 
-    async def _watch_queues(self) -> None:
+    async def _run_pumps(self) -> None:
+        """Until the last step, or until the learner is lost and has gone back."""
+        self._pumps = Pumps()
+        self._pumps.start(self._issue())
+        self._pumps.start(self._watch())
+        try:
+            await self._pumps.run(self._train())
+        except LearnerLostError as error:
+            await self._go_back(error)
+
+    async def _issue(self) -> None:
+        for step in range(self._step + 1, self._issued_step + 1):
+            self._begin_again(self._work(step))
+        plans = self._source.plans(self._issued_step + 1)
+        for plan, ahead in lookahead(plans, self._config.video.steps_ahead):
+            self._parts.clips.prefetch(query.video for each in (plan, *ahead) for query in each.queries)
+            await self._slots_for(plan)
+            await self._probe(plan)
+            self._begin(self._work(plan.step), self._source.issues(plan.step, plan.phase.name, plan.queries))
+            self._issued_step, self._sampler_states = plan.step, plan.sampler_states
+
+    async def _make(self, issue: Issue, work: StepWork) -> None:
+        try:
+            made = await self._maker.make(issue)
+        except (VideoError, PoisonQueryError) as error:  # of this query alone: the others go on
+            self._books.quarantine.add_query(issue, error)
+            self._books.ledger.end(issue.issue_id, Outcome.FAILED, reason=str(error))
+            work.fail(issue, error)
+        else:
+            self._books.quarantine.add(made.group)
+            work.finish(issue, made)
+        if not work.open:
+            self._refill_or_complete(work)
+
+    async def _train(self) -> None:
+        for step in phase_steps(self._config.train.phases, self._step + 1):
+            waited_from_s = now_s()
+            work = self._work(step.step)
+            await work.is_complete.wait()
+            waited_s = now_s() - waited_from_s
+            if step.is_first:
+                await self._begin_phase(step)
+            await self._make_step(step, work, waited_s)
+            self._step, self._num_losses = step.step, 0
+            del self._works[step.step]
+            self._checkpoints.raise_if_failed()
+            if self._checkpoints.is_due(step.step):
+                await self._checkpoints.begin(self._books.at_checkpoint(self._state(step)))
+            self._slots_freed.set()
+        await self._checkpoints.finish()
+
+    async def _watch(self) -> None:
         while True:
-            self._queues.rollout = max(self._queues.rollout, self._parts.rollouts.num_waiting)
-            self._queues.reward = max(self._queues.reward, self._parts.rewards.num_waiting)
-            await asyncio.sleep(QUEUE_WATCH_S)
+            num_ready = sum(work.is_complete.is_set() for work in self._works.values())
+            self._peaks.see(self._parts.rollouts.num_waiting, self._parts.rewards.num_waiting, num_ready)
+            await asyncio.sleep(WATCH_EVERY_S)
 
-    async def _learn(self, step: int, timed: list[TimedGroup]) -> dict[str, float]:
-        """One optimiser step.
+    # issue ------------------------------------------------------------------------------------------------------------
+
+    async def _slots_for(self, plan: StepPlan) -> None:
+        """Until the weights trained on the step k + 1 before this one serve."""
+        while plan.step > self._step + 1 + self._config.train.max_staleness:
+            self._slots_freed.clear()
+            await self._slots_freed.wait()
+
+    async def _probe(self, plan: StepPlan) -> None:
+        """Once, while nothing that was issued is still to be trained."""
+        if not self._is_probed and plan.step == self._step + 1:
+            self._is_probed = await probe_parity(self._config, self._parts, self._maker, plan)
+
+    def _begin(self, work: StepWork, issues: Sequence[Issue]) -> None:
+        """All of them at once: a checkpoint sees a step's issues or none of them."""
+        self._books.ledger.issue(issues)
+        work.begin(issues)
+        for issue in issues:
+            self._pumps.start(self._make(issue, work))
+
+    def _begin_again(self, work: StepWork) -> None:
+        """A step that was issued before the checkpoint: those of its issues that had no end then."""
+        issues = self._left_open.get(work.step, [])
+        work.begin(issues)
+        for issue in issues:
+            self._pumps.start(self._make(issue, work))
+        if not issues:
+            work.complete()
+
+    # make -------------------------------------------------------------------------------------------------------------
+
+    def _refill_or_complete(self, work: StepWork) -> None:
+        """All that was issued for the step has come to an end. Groups that teach nothing are replaced in one go, in the
+        order of issue: who replaces whom must not depend on who was quicker."""
+        if self._config.train.refill == "zero_variance":
+            equal = work.drop_equal()
+            for group in equal:
+                self._books.ledger.end(group.issue.issue_id, Outcome.FILTERED, EQUAL_REWARDS, group.weight_version)
+            count = min(len(equal), self._config.train.max_refills - work.num_refills)
+            if count > 0:
+                work.num_refills += count
+                self._begin(work, self._source.refill(work.step, equal[0].issue.phase, count))
+                return
+        work.complete()
+
+    # train ------------------------------------------------------------------------------------------------------------
+
+    async def _begin_phase(self, step: PhaseStep) -> None:
+        """Exactly at its first step: what is fresh must not have been trained in it yet."""
+        self._books.events.add(EventKind.PHASE, f"phase {step.phase.name} begins", phase=step.phase.name)
+        if step.phase.fresh_optimizer or step.phase.fresh_reference:
+            await self._parts.learner.start_phase(step.phase)
+
+    async def _make_step(self, step: PhaseStep, work: StepWork, waited_s: float) -> None:
+        """One optimiser step; or none, when no group came of its queries: the next result tells of those."""
+        self._untold += work.failures
+        self._num_empty = 0 if work.made else self._num_empty + 1
+        check_empty_steps(self._num_empty, step.step, self._untold)
+        if not work.made:
+            return
+        started_s, version = now_s(), self._version
+        learned = await self._learn(step.step, work)
+        learned_s = now_s()
+        await self._publish(version + 1)
+        self._end_groups(work)
+        ended_s = now_s()
+        times = {
+            names.TIME_WAIT_S: waited_s,
+            names.TIME_LEARNER_S: learned_s - started_s,
+            names.TIME_SYNC_S: ended_s - learned_s,
+            names.TIME_STEP_S: ended_s - max(work.begun_s, self._step_ended_s),
+        }
+        self._step_ended_s = ended_s
+        metrics = step_metrics(work, version, self._peaks.take()) | learned | times | self._told_metrics()
+        failures, self._untold = self._untold, []
+        groups = [made.group for made in work.in_order] + work.dropped
+        self._books.on_step(StepResult(step.step, step.phase.name, groups, failures, metrics))
+
+    async def _learn(self, step: int, work: StepWork) -> dict[str, float]:
+        """The update of one step.
 
         Raises:
             RewardError: no group of the step is left to learn from.
             LearnerError: see `LearnerHandle.update`; its groups are kept for inspection.
-            ParityError: the mean log-prob gap exceeds `train.max_logprob_gap`. At staleness 0 both sides hold the same
-                weights, so a gap means stale weights or positions, and training would be off-policy without a sign.
+            ParityError: see `check_gap`.
         """
-        groups = [t.sampled.scored for t in timed if t.sampled.scored is not None]
-        if not groups:
-            raise RewardError(
-                f"No group of the step could be scored: {timed[-1].sampled.filtered_because}. "
-                f"Their texts and all reasons are in {self._quarantine.path}."
-            )
-        clips = {t.sampled.group.clip_key: t.clip for t in timed if t.sampled.scored is not None}
+        groups = comparable_groups(work, self._books.quarantine.path)
+        check_age(groups, self._version, self._config.train.max_staleness)
+        clips = {made.group.clip_key: made.clip for made in work.in_order}
         try:
             learned = await self._parts.learner.update(groups, clips, step)
+        except LearnerLostError:
+            raise
         except LearnerError as error:
-            path = self._quarantine.keep_update(step, groups)
+            path = self._books.quarantine.keep_update(step, groups)
             raise LearnerError(f"{error} The groups of step {step} are in {path}.") from error
-        gap, limit = learned[names.PARITY_GAP_MEAN], self._config.train.max_logprob_gap
-        if not gap <= limit:  # also for a gap that is no number
-            raise ParityError(
-                f"Rollout and learner log-probs of the same tokens differ by {gap:.2e} nats on average "
-                f"(largest {learned[names.PARITY_GAP_MAX]:.2e}), more than train.max_logprob_gap = {limit:.0e}, "
-                f"at weight version {self.weight_version}. A push that left weights behind or wrong video positions "
-                "look like this; for bfloat16 engines a limit of about 0.1 is usual."
-            )
+        check_gap(learned, self._version, self._config.train.max_logprob_gap)
         return learned
 
-    async def _push_weights(self, version: int) -> None:
-        blob = await self._parts.learner.export_weights()
-        await self._parts.rollouts.push_weights(version, blob)
-        self.weight_version = version
+    def _end_groups(self, work: StepWork) -> None:
+        for made in work.in_order:
+            issue, group = made.group.issue, made.group
+            if group.is_comparable:
+                self._books.ledger.end(issue.issue_id, Outcome.TRAINED, weight_version=group.weight_version)
+            else:
+                reason = unscored_reason(group)
+                self._books.ledger.end(issue.issue_id, Outcome.FILTERED, reason, group.weight_version)
+
+    async def _publish(self, version: int) -> None:
+        """Give the learner's weights to the engines, under a version above all before."""
+        weights = await self._parts.learner.export_weights(version)
+        await self._parts.rollouts.publish(version, weights)
+        self._version = version
+
+    def _told_metrics(self) -> dict[str, float]:
+        """Of this step and those without an update before it."""
+        num_decoded = self._parts.clips.num_decoded
+        since, self._num_decoded = num_decoded - self._num_decoded, num_decoded
+        return {
+            names.VIDEO_PREPARED: float(since),
+            names.VIDEO_UNREADABLE: float(len(self._untold)),
+            names.WEIGHTS_VERSION: float(self._version),
+        }
+
+    # where it stands --------------------------------------------------------------------------------------------------
+
+    def _work(self, step: int) -> StepWork:
+        return self._works.setdefault(step, StepWork(step))
+
+    def _state(self, step: PhaseStep) -> TrainerState:
+        return TrainerState(
+            step=step.step,
+            phase=step.phase.name,
+            weight_version=self._version,
+            issued_step=self._issued_step,
+            sampler_states=self._sampler_states,
+            refill_states=self._source.refill_states,
+            num_empty=self._num_empty,
+            untold=as_untold(self._untold),
+        )
+
+    async def _go_back(self, error: MusegError) -> None:
+        """Take all up again from the last checkpoint, with a new learner group. The engines stay."""
+        self._num_losses += 1
+        check_learner_losses(self._num_losses, error)
+        self._books.events.add(EventKind.LOSS, f"the learner is lost: {error}", role="learner")
+        checkpoint = await self._checkpoints.newest()
+        state = checkpoint.read_state() if checkpoint else None
+        left_open = self._books.rewind(state)
+        self._stand(state.trainer if state else None, left_open)
+        await self._parts.learner.restart(checkpoint.learner_dir if checkpoint else None)
+        await self._publish(self._version + 1)
+        self._books.events.add(EventKind.RESTART, f"the learner goes on from step {self._step}", role="learner")

@@ -6,16 +6,21 @@ go names and sizes.
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 
-from museg_ray.config.schema import VideoConfig
+from museg_ray.config.schema import Config, VideoConfig
 from museg_ray.errors import ResourceError, VideoError, VideoFault
+from museg_ray.events import EventSink
+from museg_ray.fleet.crew import Crew
+from museg_ray.fleet.errors import MemberLost, result_of
+from museg_ray.fleet.member import CrewStatus
+from museg_ray.fleet.worker import Worker
 from museg_ray.types import Clip
 from museg_ray.video.frames import largest_clip_bytes
 from museg_ray.video.loader import ClipHandle
@@ -26,6 +31,8 @@ from museg_ray.video.store import GIB
 START_TIMEOUT_S = 300.0
 RETRY_AFTER_S = (2.0, 10.0)
 """Pauses before storage that did not answer is asked again."""
+MAX_DEATHS = 2
+"""So many actors may die over a video."""
 SEND_TRIES = 3
 """Between being prepared and being sent a clip may be driven out by others."""
 
@@ -52,17 +59,75 @@ class PrepareActor:
         raise ResourceError(f"The clip of {video} leaves the frame store at once: raise video.store_gib.")
 
 
+class ClipWorker:
+    """One preparation actor, as a crew sees it."""
+
+    def __init__(self, config: VideoConfig) -> None:
+        # Ray leaves GPUs visible to actors that reserve none; a CUDA context here would take memory from the engines.
+        cpu_only = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
+        remote_class: Any = ray.remote(num_cpus=config.num_cpus, runtime_env=cpu_only)(PrepareActor)
+        self._actor: ActorHandle = remote_class.remote(config)
+        self._is_preparing = False
+
+    async def start(self) -> None:
+        """
+        Raises:
+            ResourceError: its process did not start.
+        """
+        try:
+            await self._actor.ready.remote()
+        except RayError as error:
+            raise ResourceError(f"A clip preparation actor did not start: {error}") from error
+
+    async def ping(self) -> bool:
+        """Of an idle one: a video has a deadline of its own."""
+        if not self._is_preparing:
+            await result_of(self._actor.ready.remote())
+        return False
+
+    async def prepare(self, video: str) -> ClipHandle:
+        """
+        Raises:
+            VideoError, ResourceError: as the reader raises them.
+            MemberLost: the actor died.
+        """
+        self._is_preparing = True
+        try:
+            return ClipHandle(await result_of(self._actor.prepare.remote(video)), self._actor)
+        finally:
+            self._is_preparing = False
+
+    async def close(self) -> None:
+        """The kernel ends its reader process with it."""
+
+    def kill(self) -> None:
+        ray.kill(self._actor)
+
+
+class PreparingWorker(Worker, Protocol):
+    """What the pool asks of a member, besides what a crew does."""
+
+    async def prepare(self, video: str) -> ClipHandle: ...
+
+
 class ClipPool:
     """Prepared clips by video. For one event loop.
 
     An actor that dies is replaced.
     """
 
-    def __init__(self, config: VideoConfig) -> None:
-        self._config = config
-        self._turns = asyncio.Semaphore(config.num_actors)
-        self._actors: list[ActorHandle] = []  # all that live
-        self._idle: list[ActorHandle] = []
+    def __init__(self, config: Config, events: EventSink, make: Callable[[], PreparingWorker] | None = None) -> None:
+        """Start `video.num_actors` actors.
+
+        Args:
+            config: of the run.
+            events: are told of joins and losses.
+            make: a new worker; None: a Ray actor.
+        """
+        self._config = config.video
+        make_worker = make or (lambda: ClipWorker(config.video))
+        self._crew = Crew[PreparingWorker]("clips", make_worker, config.fleet, events)
+        self._crew.resize(config.video.num_actors)
         self._pending: dict[str, asyncio.Task[ClipHandle]] = {}  # being prepared, or prepared ahead and not yet used
         self._ahead: dict[str, int] = {}  # bytes that each clip prepared ahead takes, or may take
         self._later: deque[str] = deque()  # to prepare ahead once there is room
@@ -70,12 +135,26 @@ class ClipPool:
         """Clips that no store had yet."""
 
     async def ready(self) -> None:
-        """Start all actors.
+        """Wait until all actors are up.
 
         Raises:
-            ResourceError: one does not start.
+            ResourceError: one does not start, or finds no place.
         """
-        self._idle += await asyncio.gather(*(self._start_actor() for _ in range(self._config.num_actors)))
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await self._crew.ready()
+        except TimeoutError:
+            raise ResourceError(
+                f"A clip preparation actor found no place in the cluster within {START_TIMEOUT_S:g} s; it reserves "
+                f"{self._config.num_cpus:g} CPUs. Lower video.num_actors or video.num_cpus, or add machines."
+            ) from None
+
+    def resize(self, size: int) -> None:
+        """Have `size` actors from now on."""
+        self._crew.resize(size)
+
+    def status(self) -> CrewStatus:
+        return self._crew.status()
 
     async def get(self, video: str) -> ClipHandle:
         """The clip's handle; callers that ask for a video while it is being prepared share that.
@@ -102,15 +181,12 @@ class ClipPool:
         self._later.extend(video for video in videos if video not in self._pending and video not in self._later)
         self._work_ahead()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Stop all actors, also busy ones."""
         self._later.clear()
         for task in self._pending.values():
             task.cancel()
-        for actor in self._actors:
-            ray.kill(actor)  # the kernel ends its reader process with it
-        self._actors.clear()
-        self._idle.clear()
+        await self._crew.close()
 
     def _start(self, video: str) -> asyncio.Task[ClipHandle]:
         task = asyncio.create_task(self._prepare(video))
@@ -135,7 +211,7 @@ class ClipPool:
         room_bytes = self._config.ahead_gib * GIB - sum(self._ahead.values())
         num_running = sum(not self._pending[video].done() for video in self._ahead)
         largest_bytes = largest_clip_bytes(self._config)
-        while self._later and num_running < self._config.num_actors and room_bytes >= largest_bytes:
+        while self._later and num_running < self._crew.num_wanted and room_bytes >= largest_bytes:
             video = self._later.popleft()
             self._ahead[video] = largest_bytes
             self._start(video)
@@ -152,55 +228,15 @@ class ClipPool:
         return await self._prepare_once(video)
 
     async def _prepare_once(self, video: str) -> ClipHandle:
-        async with self._turns:
-            handle = await self._prepare_guarded(video)
-        self.num_decoded += handle.prepared.was_decoded
-        return handle
-
-    async def _prepare_guarded(self, video: str) -> ClipHandle:
-        try:
-            return await self._ask(self._idle.pop() if self._idle else await self._start_actor(), video)
-        except RayError:
-            pass  # Dead: lost with its node, or for lack of memory. A fresh process tells whether it was the video.
-        try:
-            return await self._ask(await self._start_actor(), video)
-        except RayError as error:
-            reason = VideoError(f"it ended the actor that read it, twice ({error})", VideoFault.CRASHED)
-        raise refused(video, reason)
-
-    async def _ask(self, actor: ActorHandle, video: str) -> ClipHandle:
-        """Raises RayError, but never RayTaskError, when the actor is dead."""
-        try:
-            prepared: PreparedClip = await actor.prepare.remote(video)
-        except RayTaskError as error:
-            self._idle.append(actor)
-            raise error.cause from None
-        except RayError:
-            self._give_up(actor)
-            raise
-        self._idle.append(actor)
-        return ClipHandle(prepared, actor)
-
-    async def _start_actor(self) -> ActorHandle:
-        # Ray leaves GPUs visible to actors that reserve none; a CUDA context here would take memory from the engines.
-        cpu_only = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
-        remote_class: Any = ray.remote(num_cpus=self._config.num_cpus, runtime_env=cpu_only)(PrepareActor)
-        actor: ActorHandle = remote_class.remote(self._config)
-        self._actors.append(actor)
-        try:
-            async with asyncio.timeout(START_TIMEOUT_S):
-                await actor.ready.remote()
-        except TimeoutError:
-            self._give_up(actor)
-            raise ResourceError(
-                f"A clip preparation actor found no place in the cluster within {START_TIMEOUT_S:g} s; it reserves "
-                f"{self._config.num_cpus:g} CPUs. Lower video.num_actors or video.num_cpus, or add machines."
-            ) from None
-        except RayError as error:
-            self._give_up(actor)
-            raise ResourceError(f"A clip preparation actor did not start: {error}") from error
-        return actor
-
-    def _give_up(self, actor: ActorHandle) -> None:
-        ray.kill(actor)
-        self._actors.remove(actor)
+        """A fresh process tells whether it was the video that ended the first one."""
+        reasons: list[str] = []
+        while len(reasons) < MAX_DEATHS:
+            async with self._crew.lease() as member:
+                try:
+                    handle = await member.run(member.worker.prepare(video))
+                    self.num_decoded += handle.prepared.was_decoded
+                    return handle
+                except MemberLost as error:  # with its node, or for lack of memory
+                    self._crew.lose(member, str(error))
+                    reasons.append(str(error))
+        raise refused(video, VideoError(f"it ended the actor that read it, twice ({reasons[-1]})", VideoFault.CRASHED))

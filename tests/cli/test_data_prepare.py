@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from museg_ray.cli.main import app
 from museg_ray.config.load import load_config
-from museg_ray.data.synthetic.corpus import ensure_corpus
+from museg_ray.demo.corpus import ensure_corpus
 from museg_ray.errors import VideoError
 
 REPOSITORY = Path(__file__).resolve().parents[2]

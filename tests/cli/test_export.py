@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from museg_ray.checkpoints import folder as checkpoints
+from museg_ray.checkpoints.state import DriverState, Notes, TrainerState
 from museg_ray.cli.main import main
 from museg_ray.config.load import MODEL_CONFIG_FILE, load_config, save_config
 from museg_ray.config.schema import Config, PhaseConfig
 from museg_ray.model.qwen_vl import PACKAGED_MODEL_DIR, load_policy, load_tokenizer
-from museg_ray.train import checkpoint as checkpoints
-from museg_ray.train.state import DriverState, Notes, TrainerState
 
 NUM_SHARDS = 2
 

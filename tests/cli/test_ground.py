@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from museg_ray.data.synthetic.corpus import encode_video
-from museg_ray.data.synthetic.scene import draw_scene
+from museg_ray.demo.corpus import encode_video
+from museg_ray.demo.scene import draw_scene
 from museg_ray.evaluation.metrics import segment_f1
 
 TIMEOUT_S = 300

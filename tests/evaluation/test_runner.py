@@ -11,7 +11,7 @@ import pytest
 from museg_ray.errors import CheckpointError, VideoError, VideoFault
 from museg_ray.evaluation.runner import Evaluation, evaluate, read_answers, swap_videos, write_answers
 from museg_ray.model.qwen_vl import load_tokenizer
-from museg_ray.types import GroundingQuery, Response, ResponseGroup
+from museg_ray.types import GroundingQuery, Group, Issue, Response
 
 QUERIES = [GroundingQuery(f"q/{i}", f"{i}.mp4", "it happens", ((1.0, 2.0),), 12.0) for i in range(4)]
 RIGHT, WRONG = "<think>1 to 2</think><answer>1-2</answer>", "<think>5 to 6</think><answer>5-6</answer>"
@@ -28,12 +28,12 @@ class Answering:
             raise VideoError(f"{video} is broken", VideoFault.CORRUPT)
         return video
 
-    async def generate(self, query: GroundingQuery, prompt_ids: Any, clip: Any, sampling: Any) -> ResponseGroup:
-        if query.video in self.lost:
-            self.lost.remove(query.video)
+    async def generate(self, issue: Issue, prompt_ids: Any, clip: Any, sampling: Any) -> Group:
+        if (video := issue.query.video) in self.lost:
+            self.lost.remove(video)
             raise VideoError("its machine is gone", VideoFault.UNREACHABLE)
-        text = WRONG if query.video == "1.mp4" else RIGHT
-        return ResponseGroup(query, clip, 12.0, (1,), (Response((1,), np.zeros(1, np.float32), text, True),), 0)
+        text = WRONG if video == "1.mp4" else RIGHT
+        return Group(issue, clip, 12.0, (1,), (Response((1,), np.zeros(1, np.float32), text, True),), 0)
 
 
 def ask(model_dir: Path, unreadable: set[str], lost: set[str]) -> Evaluation:

@@ -15,7 +15,7 @@ from museg_ray.model.policy import PolicyModel, Videos
 from museg_ray.model.positions import prompt_positions, seconds_per_grid
 from museg_ray.model.prompt import chat_prompt_ids, expand_video
 from museg_ray.model.qwen_vl import forbidden_token_ids, load_policy, load_tokenizer, load_vision_spec
-from museg_ray.types import Clip, GroundingQuery, Response, ResponseGroup, RewardParts, ScoredGroup
+from museg_ray.types import Clip, GroundingQuery, Group, Issue, Response, RewardParts
 from tests.learner.rank_processes import RankProcesses
 
 QUERY = GroundingQuery(
@@ -91,10 +91,10 @@ def policy_inputs(tiny_model_dir: Path, clip: Clip) -> PolicyInputs:
 @pytest.fixture
 def make_group(
     fresh_policy: Callable[[torch.dtype], PolicyModel], policy_inputs: PolicyInputs, clip: Clip
-) -> Callable[..., ScoredGroup]:
+) -> Callable[..., Group]:
     """A scored group about `clip`, with log-probs under the tiny model's own weights in `dtype`."""
 
-    def make(completions: Completions, advantages: Sequence[float], dtype: torch.dtype = torch.float32) -> ScoredGroup:
+    def make(completions: Completions, advantages: Sequence[float], dtype: torch.dtype = torch.float32) -> Group:
         pack, videos = policy_inputs(completions, dtype)
         with torch.no_grad():
             logprobs = fresh_policy(dtype)(pack, videos)[0].numpy()
@@ -104,8 +104,8 @@ def make_group(
             for completion, part in zip(completions, np.split(logprobs, ends), strict=True)
         )
         prompt_ids = tuple(pack.input_ids[: pack.spans[0].num_prompt].tolist())
-        group = ResponseGroup(QUERY, clip.key, clip.duration_s, prompt_ids, responses, weight_version=0)
-        rewards = tuple(RewardParts(0.0, 0.0, 0.0, 0.0, 0.0, 0.0) for _ in completions)
-        return ScoredGroup(group, rewards, np.array(advantages, dtype=np.float32))
+        issue, rewards = Issue(0, QUERY, "only", 0), (RewardParts(0.0, 0.0, 0.0, 0.0, 0.0, 0.0),) * len(completions)
+        of_each = np.array(advantages, dtype=np.float32)
+        return Group(issue, clip.key, clip.duration_s, prompt_ids, responses, 0, rewards, of_each)
 
     return make

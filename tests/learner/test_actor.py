@@ -13,7 +13,7 @@ from museg_ray.config.schema import Config, PhaseConfig
 from museg_ray.errors import LearnerError, ModelError
 from museg_ray.learner.actor import LearnerHandle
 from museg_ray.metrics import names
-from museg_ray.types import ScoredGroup
+from museg_ray.types import Group
 from museg_ray.video.loader import ClipHandle
 
 
@@ -22,7 +22,7 @@ def test_updates_weights_and_checkpoints_through_the_actors(
     ray_local: None,
     config: Config,
     tiny_model_dir: Path,
-    make_group: Callable[..., ScoredGroup],
+    make_group: Callable[..., Group],
     stored_clip: tuple[ClipHandle, str],
     tmp_path: Path,
     num_ranks: int,
@@ -36,11 +36,11 @@ def test_updates_weights_and_checkpoints_through_the_actors(
         learner = LearnerHandle(config, tiny_model_dir)
         try:
             await learner.ready()
-            before = ray.get(await learner.export_weights())
+            before = ray.get(await learner.export_weights(0))
             group = make_group([[40, 41], [50]], [1.0, -1.0])
             assert (await learner.score([group], clips))[names.PARITY_GAP_MAX] < 1e-5
             assert (await learner.update([group], clips, 1))[names.PARITY_GAP_MAX] < 1e-5
-            after = ray.get(await learner.export_weights())
+            after = ray.get(await learner.export_weights(0))
             assert load(before.tobytes()).keys() == load(after.tobytes()).keys()
             assert not np.array_equal(before, after)
             await learner.start_phase(PhaseConfig(name="next", fresh_optimizer=True, fresh_reference=True))
@@ -64,7 +64,7 @@ def test_updates_weights_and_checkpoints_through_the_actors(
         resumed = LearnerHandle(config, tiny_model_dir, tmp_path / "learner")
         try:
             await resumed.ready()
-            assert np.array_equal(ray.get(await resumed.export_weights()), after)
+            assert np.array_equal(ray.get(await resumed.export_weights(0)), after)
         finally:
             await resumed.close()
 

@@ -29,12 +29,12 @@ from museg_ray.model.qwen_vl import (
     load_tokenizer,
     load_vision_spec,
 )
-from museg_ray.types import Clip, GroundingQuery, Response, ResponseGroup, RewardParts, ScoredGroup
+from museg_ray.types import Clip, GroundingQuery, Group, Issue, Response, RewardParts
 from tests.learner.rank_processes import RankProcesses
 from tests.learner.test_ranks import assert_same, train
 
 StartLearner = Callable[..., Learner]
-MakeGroup = Callable[..., ScoredGroup]
+MakeGroup = Callable[..., Group]
 CPU = torch.device("cpu")
 CHUNK_TOKENS = 3
 FORBIDDEN = 7
@@ -56,7 +56,7 @@ def clips_of(spec: VisionSpec) -> dict[str, Clip]:
     return clips
 
 
-def group_of(spec: VisionSpec, clip: Clip, completions: Sequence[Sequence[int]], number: int) -> ScoredGroup:
+def group_of(spec: VisionSpec, clip: Clip, completions: Sequence[Sequence[int]], number: int) -> Group:
     """Log-probs and advantages are all different, so that a mix-up shows."""
     query = GroundingQuery(f"test/{number}", clip.video, "it", ((0.0, 1.0),))
     prompt = (1, *[spec.video_token_id] * spec.num_video_tokens(video_grid(clip.frames, spec)), 2)
@@ -64,9 +64,10 @@ def group_of(spec: VisionSpec, clip: Clip, completions: Sequence[Sequence[int]],
         Response(tuple(ids), -(number * 100 + index * 10 + np.arange(len(ids), dtype=np.float32)), "", True)
         for index, ids in enumerate(completions)
     )
-    group = ResponseGroup(query, clip.key, clip.duration_s, prompt, responses, 0)
+    rewards = (RewardParts(0, 0, 0, 0, 0, 0),) * len(completions)
     advantages = np.array([number + index / 10 for index in range(len(completions))], np.float32)
-    return ScoredGroup(group, tuple(RewardParts(0, 0, 0, 0, 0, 0) for _ in completions), advantages)
+    issue = Issue(0, query, "only", 0)
+    return Group(issue, clip.key, clip.duration_s, prompt, responses, 0, rewards, advantages)
 
 
 def batcher_of(spec: VisionSpec, rank: Rank, pack_tokens: int, loss_mean: str = "sequence") -> Batcher:
@@ -106,12 +107,12 @@ def test_every_token_is_in_one_micro_batch_of_one_rank_with_what_belongs_to_it(
 ) -> None:
     clips = clips_of(spec)
     groups = [group_of(spec, clips[key], ids, number) for number, (key, ids) in enumerate(shapes)]
-    num_tokens = [[sum(t != FORBIDDEN for t in r.token_ids) for r in each.group.responses] for each in groups]
+    num_tokens = [[sum(t != FORBIDDEN for t in r.token_ids) for r in each.responses] for each in groups]
     weights = token_weights(loss_mean, num_tokens, Config().rollout.max_completion_tokens)
     expected = [
         (token, logprob, float(each.advantages[index]), float(weights[number][index]))
         for number, each in enumerate(groups)
-        for index, response in enumerate(each.group.responses)
+        for index, response in enumerate(each.responses)
         for token, logprob in zip(response.token_ids, response.logprobs.tolist(), strict=True)
         if token != FORBIDDEN
     ]
@@ -120,7 +121,7 @@ def test_every_token_is_in_one_micro_batch_of_one_rank_with_what_belongs_to_it(
     for index in range(num_ranks):
         batcher = batcher_of(spec, Rank(index, num_ranks), pack_tokens, loss_mean)
         keys = batcher.clip_keys(groups)
-        batches = batcher.micro_batches(groups, {key: clips[key] for key in keys})  # needs no other clip
+        batches = batcher.micro_batches(groups, {key: clips[key] for key in keys}, 0)  # needs no other clip
         counts.add(tuple(batch.num_chunks for batch in batches))
         assert {clip.key for batch in batches for clip in batch.clips} == keys
         for batch in batches:
@@ -147,7 +148,7 @@ def test_the_weights_of_an_update_add_up_to_one_over_all_ranks(spec: VisionSpec)
     groups = [group_of(spec, clips[key], [[3, 4, 5], [6]], number) for number, key in enumerate("aba")]
     for loss_mean in ("sequence", "token"):
         batchers = [batcher_of(spec, Rank(index, 2), 11, loss_mean) for index in range(2)]
-        batches = [batch for batcher in batchers for batch in batcher.micro_batches(groups, clips)]
+        batches = [batch for batcher in batchers for batch in batcher.micro_batches(groups, clips, 0)]
         assert sum(float(batch.weights.sum()) for batch in batches) == pytest.approx(1.0)
 
 
@@ -156,7 +157,7 @@ def test_a_rank_without_a_part_makes_a_pass_that_adds_nothing(spec: VisionSpec) 
     batcher = batcher_of(spec, Rank(1, 2), 1000)
     groups = [group_of(spec, clips["b"], [[3, 4], [5]], 0)]
     assert batcher.clip_keys(groups) == {"b"}
-    (batch,) = batcher.micro_batches(groups, clips)
+    (batch,) = batcher.micro_batches(groups, clips, 0)
     assert len(batch.pack.targets) == 1
     assert all(len(x) == 0 for x in (batch.kept, batch.advantages, batch.weights, batch.rollout_logprobs))
 
@@ -166,11 +167,11 @@ def test_a_broken_rollout_log_prob_names_the_query_that_has_it(spec: VisionSpec,
     clips = clips_of(spec)
     groups = [group_of(spec, clips["a"], [[3, FORBIDDEN], [5]], number) for number in range(3)]
     batcher = batcher_of(spec, Rank(), 1000)
-    groups[0].group.responses[0].logprobs[1] = value  # of a token that is left out: nobody reads it
-    assert len(batcher.micro_batches(groups, clips)) == 1
-    groups[1].group.responses[1].logprobs[0] = value
+    groups[0].responses[0].logprobs[1] = value  # of a token that is left out: nobody reads it
+    assert len(batcher.micro_batches(groups, clips, 0)) == 1
+    groups[1].responses[1].logprobs[0] = value
     with pytest.raises(LearnerError, match="query test/1 "):
-        batcher.micro_batches(groups, clips)
+        batcher.micro_batches(groups, clips, 0)
 
 
 # Updates, by a whole learner.
@@ -185,7 +186,7 @@ def learning(config: Config) -> Config:
 
 
 @pytest.fixture
-def groups(make_group: MakeGroup) -> list[ScoredGroup]:
+def groups(make_group: MakeGroup) -> list[Group]:
     return [
         make_group([[40, 41, 42, 43], [50, 51, 52], []], [1.0, -0.5, -0.5]),
         make_group([[60], [61, 62]], [-1.0, 1.0]),
@@ -194,10 +195,10 @@ def groups(make_group: MakeGroup) -> list[ScoredGroup]:
 
 
 def weights_of(learner: Learner) -> dict[str, torch.Tensor]:
-    return load(learner.export_weights().tobytes())  # type: ignore[union-attr]
+    return load(learner.export_weights(0).tobytes())  # type: ignore[union-attr]
 
 
-def updated(learner: Learner, groups: Sequence[ScoredGroup], clip: Clip) -> tuple[list[dict[str, float]], Any]:
+def updated(learner: Learner, groups: Sequence[Group], clip: Clip) -> tuple[list[dict[str, float]], Any]:
     metrics = [learner.update(groups, {clip.key: clip}, step) for step in (1, 2)]
     return metrics, weights_of(learner)
 
@@ -206,7 +207,7 @@ def updated(learner: Learner, groups: Sequence[ScoredGroup], clip: Clip) -> tupl
 def test_an_update_does_not_depend_on_how_it_is_computed(
     learning: Config,
     start_learner: StartLearner,
-    groups: list[ScoredGroup],
+    groups: list[Group],
     clip: Clip,
     change: str,
 ) -> None:
@@ -215,7 +216,7 @@ def test_an_update_does_not_depend_on_how_it_is_computed(
     if change == "order":
         groups = [groups[2], groups[0], groups[1]]
     elif change == "pack_tokens":
-        learner.pack_tokens = len(groups[0].group.prompt_ids) + 10
+        learner.pack_tokens = len(groups[0].prompt_ids) + 10
     elif change == "dense":
         learner.attention = "dense"
     elif change == "chunk_tokens":
@@ -259,7 +260,7 @@ def test_no_mixture_of_tokens_ends_a_run_and_those_that_may_not_be_sampled_are_l
         ]
         advantages = rng.normal(size=len(lengths))
         group = make_group(completions, advantages)
-        for response in group.group.responses:
+        for response in group.responses:
             is_out = np.isin(response.token_ids, forbidden)
             response.logprobs[is_out] = rng.choice([0.0, -1e30, np.nan], is_out.sum())  # nobody reads it
         metrics = learner.update([group], {clip.key: clip}, step)
@@ -289,7 +290,7 @@ def test_tokens_that_may_not_be_sampled_at_the_end_of_a_response_change_no_updat
 def test_a_learner_with_adapters_resumes_bit_for_bit(
     learning: Config,
     start_learner: StartLearner,
-    groups: list[ScoredGroup],
+    groups: list[Group],
     clip: Clip,
     tmp_path: Path,
     tiny_model_dir: Path,
@@ -306,7 +307,7 @@ def test_a_learner_with_adapters_resumes_bit_for_bit(
     resumed = start_learner(learning, tiny_model_dir, tmp_path)
     for step in (3, 4):
         assert resumed.update(groups, clips, step) == learner.update(groups, clips, step)
-    assert np.array_equal(learner.export_weights(), resumed.export_weights())  # type: ignore[arg-type]
+    assert np.array_equal(learner.export_weights(0), resumed.export_weights(1))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("setting", ["trained", "frozen", "lora"])
@@ -314,7 +315,7 @@ def test_two_ranks_with_groups_split_over_both_make_the_updates_of_one(
     two_ranks: RankProcesses,
     learning: Config,
     tiny_model_dir: Path,
-    groups: list[ScoredGroup],
+    groups: list[Group],
     clip: Clip,
     setting: str,
 ) -> None:
@@ -327,7 +328,7 @@ def test_two_ranks_with_groups_split_over_both_make_the_updates_of_one(
     learner.zero_stage = 0
     alone = train(Rank(), learning, tiny_model_dir, steps, clips)
     learner.zero_stage, learner.gradient_checkpointing, learner.chunk_tokens = 3, True, 3
-    learner.pack_tokens = len(groups[0].group.prompt_ids) + 10
+    learner.pack_tokens = len(groups[0].prompt_ids) + 10
     together, _ = two_ranks.run(train, learning, tiny_model_dir, steps, clips)
     assert alone is not None
     assert_same(together, alone, tolerance=2e-5)

@@ -14,7 +14,7 @@ from museg_ray.learner.learner import Learner
 from museg_ray.metrics import names
 from museg_ray.model.policy import PolicyModel
 from museg_ray.model.qwen_vl import load_policy, load_vision_spec, resolve_model_path
-from museg_ray.types import Clip, ScoredGroup
+from museg_ray.types import Clip, Group
 from museg_ray.weights.blob import Part, part_of
 
 RISING, FALLING = [40, 41, 42, 43], [50, 51, 52]
@@ -22,19 +22,19 @@ EMPTY: list[int] = []
 
 StartLearner = Callable[..., Learner]
 FreshPolicy = Callable[[torch.dtype], PolicyModel]
-MakeGroup = Callable[..., ScoredGroup]
+MakeGroup = Callable[..., Group]
 PolicyInputs = Callable[..., tuple]
 
 
 def weights_of(learner: Learner) -> dict[str, torch.Tensor]:
-    return load(learner.export_weights().tobytes())
+    return load(learner.export_weights(0).tobytes())
 
 
-def plain_loss(policy: PolicyModel, inputs: tuple, scored: ScoredGroup) -> torch.Tensor:
+def plain_loss(policy: PolicyModel, inputs: tuple, scored: Group) -> torch.Tensor:
     """The loss of one group without a reference, in the on-policy form: written out from the formula."""
     logprobs, _ = policy(*inputs)  # [N]
     total, start = torch.zeros(()), 0
-    for response, advantage in zip(scored.group.responses, scored.advantages, strict=True):
+    for response, advantage in zip(scored.responses, scored.advantages, strict=True):
         mine = logprobs[start : start + len(response.token_ids)]
         start += len(mine)
         if len(mine):
@@ -57,7 +57,7 @@ def test_an_update_raises_good_responses_and_lowers_bad_ones(
     policy.model.load_state_dict(weights_of(learner), strict=False)  # tied weights come once
     with torch.no_grad():
         after = policy(*policy_inputs([RISING, FALLING]))[0].numpy()
-    rising, falling = scored.group.responses
+    rising, falling = scored.responses
     assert after[: len(RISING)].sum() > rising.logprobs.sum()
     assert after[len(RISING) :].sum() < falling.logprobs.sum()
     assert metrics[names.LEARNER_GRAD_NORM] > 0
@@ -86,7 +86,7 @@ def test_a_step_equals_a_plain_torch_step_on_the_mean_loss_of_the_groups(
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learner.learning_rate, weight_decay=0.0)
     for groups in batches:
         metrics = learner.update(groups, {clip.key: clip}, 1)
-        inputs = [policy_inputs([response.token_ids for response in scored.group.responses]) for scored in groups]
+        inputs = [policy_inputs([response.token_ids for response in scored.responses]) for scored in groups]
         losses = [plain_loss(policy, *pair) for pair in zip(inputs, groups, strict=True)]
         loss = torch.stack(losses).mean()
         optimizer.zero_grad()
@@ -117,7 +117,7 @@ def test_special_tokens_in_responses_do_not_crash_and_are_left_out_of_loss_and_g
 ) -> None:
     video = load_vision_spec(tiny_model_dir).video_token_id
     scored = make_group([[video, 40, video, 41, video], [video] * 3], [1.0, -1.0])
-    scored.group.responses[1].logprobs[:] = 0.0  # whatever is claimed of a forbidden token is no gap
+    scored.responses[1].logprobs[:] = 0.0  # whatever is claimed of a forbidden token is no gap
     metrics = start_learner(config).update([scored], {clip.key: clip}, 1)
     assert all(np.isfinite(list(metrics.values())))
     assert metrics[names.PARITY_GAP_MAX] < 1e-5

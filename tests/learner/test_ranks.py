@@ -17,12 +17,12 @@ from museg_ray.config.schema import Config, PhaseConfig
 from museg_ray.learner.learner import Learner
 from museg_ray.learner.rank import Rank
 from museg_ray.metrics import names
-from museg_ray.types import Clip, ScoredGroup
+from museg_ray.types import Clip, Group
 from tests.learner.rank_processes import RankProcesses
 
 StartLearner = Callable[..., Learner]
-MakeGroup = Callable[..., ScoredGroup]
-Steps = Sequence[Sequence[ScoredGroup]]
+MakeGroup = Callable[..., Group]
+Steps = Sequence[Sequence[Group]]
 Trained = tuple[list[dict[str, float]], dict[str, torch.Tensor]]
 """Metrics of each step, and the weights after the last one."""
 
@@ -61,7 +61,7 @@ def train(
             metrics.append(learner.update(groups, mine, step))
         if save_to is not None:
             learner.snapshot().write(save_to)
-        blob = learner.export_weights()
+        blob = learner.export_weights(0)
     finally:
         learner.close()
     return None if blob is None else (metrics, load(blob.tobytes()))
@@ -214,7 +214,7 @@ def test_a_resumed_learner_makes_the_very_updates_of_one_that_was_not_interrupte
     for step in (4, 5):
         expected, found = (each.update(groups, clips, step) for each in (learner, resumed))
         assert found == expected
-    assert np.array_equal(learner.export_weights(), resumed.export_weights())
+    assert np.array_equal(learner.export_weights(0), resumed.export_weights(1))
 
 
 def test_a_checkpoint_before_the_first_update_and_one_after_a_skipped_one_are_read(
@@ -233,10 +233,10 @@ def test_rates_of_vision_tower_and_merger_are_their_own(
 ) -> None:
     config.learner = replace(config.learner, vision_learning_rate=0.0, merger_learning_rate=1e-5)
     learner = start_learner(config)
-    before = load(learner.export_weights().tobytes())
+    before = load(learner.export_weights(0).tobytes())
     learner.update([make_group([[40], [50]], [1.0, -1.0])], clips, 1)
     moved: dict[str, float] = {"tower": 0.0, "merger": 0.0, "language": 0.0}
-    for name, tensor in load(learner.export_weights().tobytes()).items():
+    for name, tensor in load(learner.export_weights(0).tobytes()).items():
         part = "merger" if ".merger." in name else "tower" if ".visual." in name else "language"
         moved[part] = max(moved[part], (tensor - before[name]).abs().max().item())
     assert moved["tower"] == 0.0

@@ -24,7 +24,7 @@ from museg_ray.model.patchify import patchify, video_grid
 from museg_ray.model.positions import completion_positions, prompt_positions, seconds_per_grid
 from museg_ray.model.prompt import chat_prompt_ids, expand_video
 from museg_ray.model.qwen_vl import VisionSpec, forbidden_token_ids, load_policy, load_tokenizer, load_vision_spec
-from museg_ray.types import Clip, GroundingQuery, Response, ResponseGroup, RewardParts, ScoredGroup
+from museg_ray.types import Clip, GroundingQuery, Group, Issue, Response, RewardParts
 from tests.model.timed_prompt import expand_timed_video
 
 StartLearner = Callable[..., Learner]
@@ -60,7 +60,7 @@ class Stock:
     def __post_init__(self) -> None:
         self.model = load_policy(self.folder, torch.float32)
 
-    def row(self, group: ResponseGroup, response: Response) -> tuple[Tensor, Tensor]:
+    def row(self, group: Group, response: Response) -> tuple[Tensor, Tensor]:
         """[C] log-probs and [C] entropies of one response."""
         clip, num_tokens = self.clips[group.clip_key], len(response.token_ids)
         if not num_tokens:
@@ -81,10 +81,10 @@ class Stock:
         entropies = -(logprobs.exp() * logprobs).sum(-1)
         return logprobs.gather(-1, torch.tensor(response.token_ids)[:, None])[:, 0], entropies
 
-    def fixed(self, groups: Sequence[ScoredGroup]) -> dict[int, Tensor]:
+    def fixed(self, groups: Sequence[Group]) -> dict[int, Tensor]:
         """Log-probs by the response's `id`."""
         with torch.no_grad():
-            return {id(r): self.row(each.group, r)[0] for each in groups for r in each.group.responses}
+            return {id(r): self.row(each.group, r)[0] for each in groups for r in each.responses}
 
     def kept(self, response: Response) -> Tensor:
         return self.bias[list(response.token_ids)] == 0
@@ -109,7 +109,7 @@ def stock(request: pytest.FixtureRequest, tiny_model_dir: Path, tiny_qwen3_dir: 
 
 
 @pytest.fixture(scope="module")
-def steps(stock: Stock) -> list[list[ScoredGroup]]:
+def steps(stock: Stock) -> list[list[Group]]:
     """Two steps of groups that the first policy "sampled", with rollout log-probs that are off by about 0.4 nats."""
     rng = np.random.default_rng(0)
     allowed = (stock.bias == 0).nonzero()[:, 0].tolist()
@@ -126,18 +126,20 @@ def steps(stock: Stock) -> list[list[ScoredGroup]]:
     ]
 
 
-def scored(stock: Stock, clip: str, completions: Sequence[Sequence[int]], rng: np.random.Generator) -> ScoredGroup:
+def scored(stock: Stock, clip: str, completions: Sequence[Sequence[int]], rng: np.random.Generator) -> Group:
     query = GroundingQuery("test/0", f"{clip}.mp4", "it", ((0.0, 1.0),))
     empty = np.empty(0, np.float32)
     unknown = tuple(Response(tuple(tokens), empty, "", True) for tokens in completions)
-    group = ResponseGroup(query, clip, stock.clips[clip].duration_s, tuple(stock.prompts[clip]), unknown, 0)
+    group = Group(
+        Issue(0, query, "only", 0), clip, stock.clips[clip].duration_s, tuple(stock.prompts[clip]), unknown, 0
+    )
     with torch.no_grad():
         exact = [stock.row(group, response)[0].numpy() for response in unknown]
     noisy = [values + rng.normal(0, 0.4, values.shape).astype(np.float32) for values in exact]
     responses = [replace(each, logprobs=values) for each, values in zip(unknown, noisy, strict=True)]
     advantages = rng.normal(0, 1, len(completions)).astype(np.float32)
     rewards = tuple(RewardParts(0, 0, 0, 0, 0, 0) for _ in completions)
-    return ScoredGroup(replace(group, responses=tuple(responses)), rewards, advantages)
+    return replace(group, responses=tuple(responses), outcomes=rewards, advantages=advantages)
 
 
 @pytest.fixture
@@ -207,7 +209,7 @@ class PlainGrpo:
             parameters, lr=RATE, betas=learner.adam_betas, weight_decay=learner.weight_decay
         )
 
-    def step(self, groups: Sequence[ScoredGroup]) -> dict[str, float]:
+    def step(self, groups: Sequence[Group]) -> dict[str, float]:
         """One step of the learner, and its metrics."""
         algo = self.config.algo
         self.old, self.references = self.stock.fixed(groups), self.reference.fixed(groups)
@@ -225,7 +227,7 @@ class PlainGrpo:
                 self.optimizer.step()
         weight = self.sums.pop("weight")
         means = {name: total / weight for name, total in self.sums.items()}
-        responses = [response for each in groups for response in each.group.responses]
+        responses = [response for each in groups for response in each.responses]
         gaps = [(self.old[id(r)] - torch.tensor(r.logprobs))[self.stock.kept(r)].abs() for r in responses]
         return means | {
             names.LEARNER_LOSS: sum(losses) / len(losses),
@@ -236,13 +238,13 @@ class PlainGrpo:
             names.PARITY_GAP_MAX: torch.cat(gaps).max().item(),
         }
 
-    def loss(self, groups: Sequence[ScoredGroup]) -> Tensor:
+    def loss(self, groups: Sequence[Group]) -> Tensor:
         """Of one update."""
         algo = self.config.algo
-        num_tokens = sum(int(self.stock.kept(r).sum()) for each in groups for r in each.group.responses)
+        num_tokens = sum(int(self.stock.kept(r).sum()) for each in groups for r in each.responses)
         total = torch.zeros(())
         for each in groups:
-            for response, advantage in zip(each.group.responses, each.advantages, strict=True):
+            for response, advantage in zip(each.responses, each.advantages, strict=True):
                 kept = self.stock.kept(response)
                 if not kept.any():
                     continue
@@ -273,7 +275,7 @@ def _arguments(stock: Stock) -> tuple[Any, ...]:
 
 
 def weights_of(learner: Learner) -> dict[str, Tensor]:
-    return load(learner.export_weights().tobytes())  # type: ignore[union-attr]
+    return load(learner.export_weights(0).tobytes())  # type: ignore[union-attr]
 
 
 def assert_close_weights(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -316,7 +318,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def assert_steps_equal(
-    config: Config, stock: Stock, steps: Sequence[Sequence[ScoredGroup]], start_learner: StartLearner
+    config: Config, stock: Stock, steps: Sequence[Sequence[Group]], start_learner: StartLearner
 ) -> list[dict[str, float]]:
     """The learner's metrics of each step."""
     learner, plain = start_learner(config, stock.folder), PlainGrpo(stock, config)
@@ -337,7 +339,7 @@ CASES = [("qwen2_5_vl", name) for name in VARIANTS] + [("qwen3_vl", name) for na
 
 @pytest.mark.parametrize(("stock", "variant"), CASES, indirect=["stock"])
 def test_two_steps_equal_plain_grpo(
-    variant: str, config: Config, stock: Stock, steps: list[list[ScoredGroup]], start_learner: StartLearner
+    variant: str, config: Config, stock: Stock, steps: list[list[Group]], start_learner: StartLearner
 ) -> None:
     algo = config.algo = AlgoConfig(**({"beta": 0.0} | VARIANTS[variant]))
     _, second = assert_steps_equal(config, stock, steps, start_learner)
@@ -368,7 +370,7 @@ SETTING_CASES = [("qwen2_5_vl", name) for name in SETTINGS] + [
 
 @pytest.mark.parametrize(("stock", "setting"), SETTING_CASES, indirect=["stock"])
 def test_two_steps_equal_plain_grpo_in_every_setting(
-    setting: str, config: Config, stock: Stock, steps: list[list[ScoredGroup]], start_learner: StartLearner
+    setting: str, config: Config, stock: Stock, steps: list[list[Group]], start_learner: StartLearner
 ) -> None:
     config.algo = AlgoConfig(beta=0.04, entropy_bonus=0.01)
     config.learner = replace(config.learner, **SETTINGS[setting])

@@ -11,16 +11,16 @@ from museg_ray.config.schema import Config
 from museg_ray.errors import LearnerError
 from museg_ray.learner.learner import Learner
 from museg_ray.metrics import names
-from museg_ray.types import Clip, ScoredGroup
+from museg_ray.types import Clip, Group
 
 RISING, FALLING = [40, 41, 42, 43], [50, 51, 52]
 
 StartLearner = Callable[..., Learner]
-MakeGroup = Callable[..., ScoredGroup]
+MakeGroup = Callable[..., Group]
 
 
 def weights_of(learner: Learner) -> dict[str, torch.Tensor]:
-    return load(learner.export_weights().tobytes())
+    return load(learner.export_weights(0).tobytes())
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,6 @@ def test_a_rollout_log_prob_that_is_not_finite_is_an_error_that_names_the_query(
     config: Config, start_learner: StartLearner, make_group: MakeGroup, clip: Clip
 ) -> None:
     scored = make_group([RISING, FALLING], [1.0, -1.0])
-    scored.group.responses[0].logprobs[0] = np.nan
+    scored.responses[0].logprobs[0] = np.nan
     with pytest.raises(LearnerError, match=r"query test/0 .*not finite"):
         start_learner(config).update([scored], {clip.key: clip}, 1)

@@ -1,21 +1,13 @@
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from museg_ray.metrics import names
 from museg_ray.metrics.groups import group_metrics
-from museg_ray.types import (
-    GroundingQuery,
-    Response,
-    ResponseGroup,
-    RewardParts,
-    SampledGroup,
-    ScoredGroup,
-    Segment,
-    Unscored,
-)
+from museg_ray.types import GroundingQuery, Group, Issue, Response, RewardParts, Segment, Unscored
 
 DURATION_S = 10.0
 ONE = ((1.0, 3.0),)
@@ -30,18 +22,19 @@ def reward(total: float = 1.0, predicted: tuple[Segment, ...] = ONE, **parts: fl
 
 def scored(
     rewards: Sequence[RewardParts], truth: tuple[Segment, ...] = ONE, video: str = "a.mp4", finished: bool = True
-) -> ScoredGroup:
+) -> Group:
     responses = tuple(Response((1, 2, 3), np.zeros(3, np.float32), "text", finished) for _ in rewards)
-    group = ResponseGroup(GroundingQuery("q/0", video, "question", truth), "clip", DURATION_S, (1,), responses, 0)
-    return ScoredGroup(group, tuple(rewards), np.zeros(len(rewards), np.float32))
+    issue = Issue(0, GroundingQuery("q/0", video, "question", truth), "only", 0)
+    advantages = np.zeros(len(rewards), np.float32)
+    return Group(issue, "clip", DURATION_S, (1,), responses, 0, tuple(rewards), advantages)
 
 
-def answered(*answers: tuple[Segment, ...], truth: tuple[Segment, ...] = ONE, video: str = "a.mp4") -> ScoredGroup:
+def answered(*answers: tuple[Segment, ...], truth: tuple[Segment, ...] = ONE, video: str = "a.mp4") -> Group:
     return scored([reward(predicted=answer) for answer in answers], truth, video)
 
 
-def metrics_of(*groups: ScoredGroup) -> dict[str, float]:
-    return group_metrics([SampledGroup(g.group, g.rewards, g) for g in groups], rollout_s=2.0)
+def metrics_of(*groups: Group) -> dict[str, float]:
+    return group_metrics(groups, rollout_s=2.0)
 
 
 def test_rewards_are_means_over_the_responses_of_all_groups():
@@ -108,7 +101,7 @@ def test_an_answer_that_only_one_video_got_is_not_the_same_for_different_ones():
 
 
 @pytest.mark.parametrize("other", [answered(ONE, ONE, video="a.mp4"), answered(INVALID, INVALID, video="b.mp4")])
-def test_with_answers_for_one_video_alone_nothing_is_said_about_same_answers(other: ScoredGroup):
+def test_with_answers_for_one_video_alone_nothing_is_said_about_same_answers(other: Group):
     assert names.ANSWER_SAME_SHARE not in metrics_of(answered(ONE, ONE, video="a.mp4"), other)
 
 
@@ -135,11 +128,10 @@ def test_where_the_truth_is_the_whole_video_a_full_length_answer_is_no_sign():
 
 def test_unscored_responses_count_as_rolled_out_and_in_no_reward():
     whole = scored([reward(1.0), reward(3.0), reward(5.0)], finished=False)
-    kept = scored([reward(1.0), reward(3.0)], finished=False)
     filtered = scored([reward(9.0)] * 3)
     died = Unscored("text", ("died", "died"))
-    partly = SampledGroup(whole.group, (*kept.rewards, died), kept)
-    metrics = group_metrics([partly, SampledGroup(filtered.group, (died,) * 3, None)], rollout_s=2.0)
+    partly = replace(whole, outcomes=(*whole.rewards[:2], died))
+    metrics = group_metrics([partly, replace(filtered, outcomes=(died,) * 3)], rollout_s=2.0)
     assert metrics[names.ROLLOUT_RESPONSES_PER_S] == 3.0
     assert metrics[names.ROLLOUT_TRUNCATED_SHARE] == 0.5
     assert metrics[names.REWARD_TOTAL] == 2.0

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from museg_ray.config import Config, PhaseConfig, RewardWeights, save_config
+from museg_ray.ledger.ledger import RolloutLog
 from museg_ray.metrics import names
 from museg_ray.metrics.recorder import Recorder
 from museg_ray.report.page import write_report
-from museg_ray.train.ledger import RolloutLog
-from museg_ray.types import GroundingQuery, Response, ResponseGroup, RewardParts, SampledGroup, ScoredGroup, Segment
+from museg_ray.types import GroundingQuery, Group, Issue, Response, RewardParts, Segment
 
 GROUP_SIZE = 4
 SCORES = {"miou": 0.48, "r1_at_05": 0.51, "multi_f1_at_05": 0.31, "count_accuracy": 0.41, "format_rate": 0.94}
@@ -44,7 +44,7 @@ def step_metrics(step: int, cites: bool, rng: np.random.Generator) -> dict[str, 
     }
 
 
-def sampled_group(query: GroundingQuery, version: int) -> SampledGroup:
+def sampled_group(query: GroundingQuery, version: int) -> Group:
     rewards, responses = [], []
     for index in range(GROUP_SIZE):
         shift = 0.4 * index
@@ -55,9 +55,8 @@ def sampled_group(query: GroundingQuery, version: int) -> SampledGroup:
         text = f"<think>It shows at {answer}.</think><answer>{answer}</answer>"
         responses.append(Response(tuple(range(40)), np.zeros(40, np.float32), text, finished=True))
     totals = np.array([reward.total for reward in rewards], np.float32)
-    group = ResponseGroup(query, "clip", 12.0, (1, 2), tuple(responses), version)
-    scored = ScoredGroup(group, tuple(rewards), (totals - totals.mean()) / totals.std())
-    return SampledGroup(group, scored.rewards, scored)
+    issue, advantages = Issue(0, query, "only", 0), (totals - totals.mean()) / totals.std()
+    return Group(issue, "clip", 12.0, (1, 2), tuple(responses), version, tuple(rewards), advantages)
 
 
 def write_answers(path: Path, queries: Sequence[GroundingQuery], error_s: float, rng: np.random.Generator) -> None:

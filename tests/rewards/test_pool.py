@@ -15,7 +15,7 @@ from museg_ray.config.schema import RewardConfig, RewardWeights
 from museg_ray.errors import RewardError
 from museg_ray.rewards.pool import CALLS_PER_ACTOR, RewardPool
 from museg_ray.rewards.recipe import Recipe
-from museg_ray.types import GroundingQuery, Response, ResponseGroup, RewardParts, Unscored
+from museg_ray.types import GroundingQuery, Group, Issue, Response, RewardParts, Unscored
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -31,12 +31,12 @@ TEXTS = [
 ]
 
 
-def group_of(texts: Sequence[str]) -> ResponseGroup:
+def group_of(texts: Sequence[str]) -> Group:
     responses = tuple(Response((1,), np.zeros(1, dtype=np.float32), text, finished=True) for text in texts)
-    return ResponseGroup(QUERY, "clip", 12.0, prompt_ids=(0,), responses=responses, weight_version=0)
+    return Group(Issue(0, QUERY, "only", 0), "clip", 12.0, prompt_ids=(0,), responses=responses, weight_version=0)
 
 
-def doing(*deeds: str) -> ResponseGroup:
+def doing(*deeds: str) -> Group:
     return group_of([f"<think>{deed}</think><answer>1-2</answer>" for deed in deeds])
 
 

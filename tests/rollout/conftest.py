@@ -18,7 +18,7 @@ from museg_ray.model.qwen_vl import (
     load_tokenizer,
     load_vision_spec,
 )
-from museg_ray.types import Clip, GroundingQuery
+from museg_ray.types import Clip, GroundingQuery, Issue
 from museg_ray.video.loader import ClipHandle
 
 Weights = dict[str, torch.Tensor]
@@ -37,6 +37,11 @@ def rollout_config(stored_clip: tuple[ClipHandle, str]) -> Config:
 @pytest.fixture(scope="session")
 def query() -> GroundingQuery:
     return GroundingQuery("test/0", "test.mp4", "the red circle is visible", ((1.0, 3.0),))
+
+
+@pytest.fixture(scope="session")
+def issue(query: GroundingQuery) -> Issue:
+    return Issue(0, query, "only", seed=7)
 
 
 @pytest.fixture(scope="session")

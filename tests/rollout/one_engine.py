@@ -6,10 +6,11 @@ from typing import Any
 import torch
 
 from museg_ray.rollout.engine import RolloutEngine, Sampling
-from museg_ray.types import Clip, GroundingQuery, ResponseGroup
+from museg_ray.types import Clip, GroundingQuery, Group, Issue
 from museg_ray.weights.blob import Part, part_of, weights_to_blob
 
-SAMPLING = Sampling(group_size=4, temperature=0.9, max_completion_tokens=24, seed=7)
+SAMPLING = Sampling(group_size=4, temperature=0.9, max_completion_tokens=24)
+SEED = 7
 Weights = dict[str, torch.Tensor]
 
 
@@ -20,22 +21,22 @@ class Rollout:
         self.runner, self.run, self.engine = runner, runner.run, engine
         self.query, self.prompt_ids = query, prompt_ids
 
-    async def generate(self, clip: Clip, sampling: Sampling) -> ResponseGroup:
-        return await self.engine.generate(self.query, self.prompt_ids, clip, sampling)
+    async def generate(self, clip: Clip, sampling: Sampling, seed: int = SEED) -> Group:
+        return await self.engine.generate(Issue(0, self.query, "only", seed), self.prompt_ids, clip, sampling)
 
-    def sample(self, clip: Clip, sampling: Sampling = SAMPLING) -> ResponseGroup:
-        return self.sample_many([(clip, sampling)])[0]
+    def sample(self, clip: Clip, sampling: Sampling = SAMPLING, seed: int = SEED) -> Group:
+        return self.sample_many([(clip, sampling, seed)])[0]
 
-    def sample_many(self, requests: list[tuple[Clip, Sampling]]) -> list[ResponseGroup]:
-        async def gather() -> list[ResponseGroup]:
+    def sample_many(self, requests: list[tuple[Clip, Sampling, int]]) -> list[Group]:
+        async def gather() -> list[Group]:
             return await asyncio.gather(*(self.generate(*request) for request in requests))
 
         return self.run(gather())
 
-    def bytes_of(self, clip: Clip, sampling: Sampling = SAMPLING) -> int:
+    def bytes_of(self, clip: Clip, sampling: Sampling = SAMPLING, seed: int = SEED) -> int:
         """What a group sends to the engine's process."""
         before = self.engine.bytes_sent
-        self.sample(clip, sampling)
+        self.sample(clip, sampling, seed)
         return self.engine.bytes_sent - before
 
     def push(self, weights: Weights, version: int | None = None, frozen: frozenset[Part] = frozenset()) -> int:

@@ -21,12 +21,12 @@ from museg_ray.model.prompt import chat_prompt_ids
 from museg_ray.model.qwen_vl import load_tokenizer, load_vision_spec
 from museg_ray.rollout.engine import RolloutEngine, Sampling, _check_version
 from museg_ray.rollout.vllm_setup import clip_cache_bytes, engine_environment
-from museg_ray.types import Clip, GroundingQuery, ResponseGroup
+from museg_ray.types import Clip, GroundingQuery, Group, Issue
 from museg_ray.weights.blob import VISION, Part, part_of, weights_to_blob
 from tests.rollout import one_engine
 from tests.rollout.one_engine import SAMPLING, Rollout, Weights
 
-GREEDY = Sampling(group_size=1, temperature=0.0, max_completion_tokens=8, seed=0)
+GREEDY = Sampling(group_size=1, temperature=0.0, max_completion_tokens=8)
 LARGE_CLIP_TOKENS = 480
 """Of the 512 of the test model: the engine process's cache of pixels holds one such clip, not two."""
 EMBEDDING = "model.language_model.embed_tokens.weight"
@@ -96,15 +96,15 @@ def test_greedy_answer_and_its_logprobs_at_temperature_one_are_those_of_hugging_
 
 
 def test_same_seed_gives_the_same_group_and_another_seed_another(rollout: Rollout, clip: Clip) -> None:
-    first, again, other = (rollout.sample(clip, replace(SAMPLING, seed=seed)) for seed in (7, 7, 8))
+    first, again, other = (rollout.sample(clip, seed=seed) for seed in (7, 7, 8))
     tokens = [[response.token_ids for response in group.responses] for group in (first, again, other)]
     assert tokens[0] == tokens[1]
     assert not set(tokens[0]) & set(tokens[2])
 
 
 def test_seeded_groups_that_do_not_fit_into_one_step_are_sampled(rollout: Rollout, clip: Clip) -> None:
-    sampling = Sampling(group_size=32, temperature=1.0, max_completion_tokens=8, seed=0)
-    requests = [(replace(clip, key=f"copy {seed}"), replace(sampling, seed=seed)) for seed in range(4)]
+    sampling = Sampling(group_size=32, temperature=1.0, max_completion_tokens=8)
+    requests = [(replace(clip, key=f"copy {seed}"), sampling, seed) for seed in range(4)]
     groups = rollout.sample_many(requests)  # 128 sequences for 32 places, and more prompt tokens than a step takes
     assert [len(group.responses) for group in groups] == [32] * 4
     assert len({response.token_ids for group in groups for response in group.responses}) == 128
@@ -206,14 +206,14 @@ def test_merger_that_is_trained_behind_a_frozen_tower_renews_the_features(
 
 def after_full_push(
     rollout: Rollout, weights: Weights, noisy_weights: Weights, trained: set[Part], clip: Clip
-) -> ResponseGroup:
+) -> Group:
     """A group under the noisy weights of the trained parts and the plain ones of all others, every one of them sent."""
     pushed = {name: noisy_weights[name] if part_of(name) in trained else weights[name] for name in weights}
     rollout.push(pushed)
     return rollout.sample(clip)
 
 
-def assert_same(group: ResponseGroup, expected: ResponseGroup, atol: float) -> None:
+def assert_same(group: Group, expected: Group, atol: float) -> None:
     for response, other in zip(group.responses, expected.responses, strict=True):
         assert response.token_ids == other.token_ids
         np.testing.assert_allclose(response.logprobs, other.logprobs, atol=atol, rtol=0)
@@ -225,12 +225,12 @@ def test_push_of_a_version_that_is_not_new_is_refused(rollout: Rollout, weights:
 
 
 def test_push_while_a_group_is_sampled_is_refused(
-    rollout: Rollout, weights: Weights, clip: Clip, query: GroundingQuery, prompt_ids: list[int]
+    rollout: Rollout, weights: Weights, clip: Clip, issue: Issue, prompt_ids: list[int]
 ) -> None:
     blob, version = weights_to_blob(weights.items()), rollout.engine.version
 
-    async def push_meanwhile() -> ResponseGroup:
-        group = asyncio.ensure_future(rollout.engine.generate(query, prompt_ids, clip, SAMPLING))
+    async def push_meanwhile() -> Group:
+        group = asyncio.ensure_future(rollout.engine.generate(issue, prompt_ids, clip, SAMPLING))
         await asyncio.sleep(0)
         with pytest.raises(WeightSyncError, match="1 groups were being sampled"):
             await rollout.engine.update_weights(version + 1, blob)
@@ -250,10 +250,10 @@ def test_a_rollout_never_uses_weights_other_than_the_version_it_is_tagged_with(
 
 
 def test_what_vllm_refuses_becomes_a_rollout_error_that_survives_pickling(
-    rollout: Rollout, clip: Clip, query: GroundingQuery, prompt_ids: list[int]
+    rollout: Rollout, clip: Clip, issue: Issue, prompt_ids: list[int]
 ) -> None:
     with pytest.raises(RolloutError, match=r"test/0.*512") as caught:
-        rollout.run(rollout.engine.generate(query, [*prompt_ids, *[0] * 600], clip, SAMPLING))
+        rollout.run(rollout.engine.generate(issue, [*prompt_ids, *[0] * 600], clip, SAMPLING))
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
@@ -286,7 +286,7 @@ def test_cache_of_pixels_holds_one_clip_that_fills_the_models_length(tiny_model_
 
 def test_groups_frames_reach_the_engines_process_once_and_as_bytes(short: Rollout) -> None:
     clip, sampling = large_clip(0), replace(SAMPLING, group_size=8)
-    sent = [short.bytes_of(clip, replace(sampling, seed=seed)) for seed in range(2)]  # two groups about one clip
+    sent = [short.bytes_of(clip, sampling, seed) for seed in range(2)]  # two groups about one clip
     assert all(clip.frames.nbytes <= num_bytes <= 1.2 * clip.frames.nbytes for num_bytes in sent)
 
 
@@ -302,13 +302,13 @@ def test_naive_way_sends_the_frames_with_each_response_and_gets_the_same_ones(
 def test_many_groups_at_once_see_their_own_clips_though_the_cache_holds_one_and_some_are_cancelled(
     short: Rollout, weights: Weights
 ) -> None:
-    sampling = Sampling(group_size=8, temperature=1.0, max_completion_tokens=6, seed=0)
+    sampling = Sampling(group_size=8, temperature=1.0, max_completion_tokens=6)
     clips = [large_clip(seed) for seed in range(20)]
-    requests = [(clip, replace(sampling, seed=seed)) for seed in range(2) for clip in clips]
+    requests = [(clip, sampling, seed) for seed in range(2) for clip in clips]
 
-    async def sample_all_and_cancel_some() -> list[ResponseGroup]:
+    async def sample_all_and_cancel_some() -> list[Group]:
         kept = [asyncio.ensure_future(short.generate(*request)) for request in requests]
-        for clip, _ in requests[::4]:
+        for clip, _, _ in requests[::4]:
             cancelled = asyncio.ensure_future(short.generate(clip, sampling))
             await asyncio.sleep(0.1)  # in all stages: being prepared, sent, waiting, sampled
             cancelled.cancel()

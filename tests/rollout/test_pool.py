@@ -17,25 +17,25 @@ from museg_ray.config.schema import Config
 from museg_ray.errors import ModelError, ResourceError, RolloutError, WeightSyncError
 from museg_ray.rollout.engine import Sampling
 from museg_ray.rollout.pool import RolloutPool
-from museg_ray.types import Clip, GroundingQuery, ResponseGroup
+from museg_ray.types import Clip, Group, Issue
 from museg_ray.video.loader import ClipHandle
 from museg_ray.weights.blob import weights_to_blob
 
-GREEDY = Sampling(group_size=1, temperature=0.0, max_completion_tokens=8, seed=0)
+GREEDY = Sampling(group_size=1, temperature=0.0, max_completion_tokens=8)
 Weights = dict[str, torch.Tensor]
 
 
 class Pool:
     """The pool with its event loop and one query, so that a test reads as plain calls."""
 
-    def __init__(self, runner: asyncio.Runner, pool: RolloutPool, query: GroundingQuery, prompt_ids: list[int]):
+    def __init__(self, runner: asyncio.Runner, pool: RolloutPool, issue: Issue, prompt_ids: list[int]):
         self.run, self.pool = runner.run, pool
-        self._query, self._prompt_ids = query, prompt_ids
+        self._issue, self._prompt_ids = issue, prompt_ids
 
-    def sample(self, clip: ClipHandle, num_groups: int) -> list[ResponseGroup]:
-        async def gather() -> list[ResponseGroup]:
+    def sample(self, clip: ClipHandle, num_groups: int) -> list[Group]:
+        async def gather() -> list[Group]:
             groups = [
-                asyncio.ensure_future(self.pool.generate(self._query, self._prompt_ids, clip, GREEDY))
+                asyncio.ensure_future(self.pool.generate(self._issue, self._prompt_ids, clip, GREEDY))
                 for _ in range(num_groups)
             ]
             await asyncio.sleep(0)
@@ -50,12 +50,12 @@ class Pool:
 
 @pytest.fixture(scope="module")
 def pool(
-    ray_local: None, tiny_model_dir: Path, rollout_config: Config, query: GroundingQuery, prompt_ids: list[int]
+    ray_local: None, tiny_model_dir: Path, rollout_config: Config, issue: Issue, prompt_ids: list[int]
 ) -> Iterator[Pool]:
     with asyncio.Runner() as runner:
         rollout_pool = RolloutPool(rollout_config, tiny_model_dir)
         runner.run(rollout_pool.ready())
-        yield Pool(runner, rollout_pool, query, prompt_ids)
+        yield Pool(runner, rollout_pool, issue, prompt_ids)
         runner.run(rollout_pool.close())
 
 

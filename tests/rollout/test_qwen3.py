@@ -16,12 +16,12 @@ from museg_ray.model.prompt import chat_prompt_ids
 from museg_ray.model.qwen_vl import forbidden_token_ids, load_policy, load_tokenizer, load_vision_spec
 from museg_ray.rollout.engine import RolloutEngine, Sampling
 from museg_ray.rollout.vllm_setup import clip_cache_bytes, engine_environment
-from museg_ray.types import Clip, GroundingQuery, ResponseGroup
+from museg_ray.types import Clip, GroundingQuery, Group, Issue
 from museg_ray.weights.blob import VISION, Part, part_of, weights_to_blob
 from tests.model.timed_prompt import expand_timed_video
 from tests.rollout.conftest import Reference
 
-SAMPLING = Sampling(group_size=4, temperature=0.9, max_completion_tokens=24, seed=7)
+SAMPLING = Sampling(group_size=4, temperature=0.9, max_completion_tokens=24)
 MAX_TOKENS = 1024
 Weights = dict[str, torch.Tensor]
 
@@ -81,23 +81,23 @@ CLIPS = [
 
 
 def sample(
-    engine: RolloutEngine, runner: asyncio.Runner, query: GroundingQuery, prompt_ids: list[int], *clips: Clip
-) -> list[ResponseGroup]:
-    async def gather() -> list[ResponseGroup]:
-        return await asyncio.gather(*(engine.generate(query, prompt_ids, clip, SAMPLING) for clip in clips))
+    engine: RolloutEngine, runner: asyncio.Runner, issue: Issue, prompt_ids: list[int], *clips: Clip
+) -> list[Group]:
+    async def gather() -> list[Group]:
+        return await asyncio.gather(*(engine.generate(issue, prompt_ids, clip, SAMPLING) for clip in clips))
 
     return runner.run(gather())
 
 
 @pytest.fixture
 def sample_all(
-    engine: RolloutEngine, runner: asyncio.Runner, query: GroundingQuery, prompt_ids: list[int]
-) -> Callable[..., list[ResponseGroup]]:
+    engine: RolloutEngine, runner: asyncio.Runner, issue: Issue, prompt_ids: list[int]
+) -> Callable[..., list[Group]]:
     """`sample_all(*clips)`: a group about each, all at once."""
-    return partial(sample, engine, runner, query, prompt_ids)
+    return partial(sample, engine, runner, issue, prompt_ids)
 
 
-def largest_gap(model_dir: Path, weights: Weights, clip: Clip, group: ResponseGroup) -> float:
+def largest_gap(model_dir: Path, weights: Weights, clip: Clip, group: Group) -> float:
     """Between the engine's log-probs and those of the stock model with our positions."""
     reference, tokenizer = Reference(model_dir, weights, clip), load_tokenizer(model_dir)
     forbidden = forbidden_token_ids(tokenizer, len(weights["model.language_model.embed_tokens.weight"]))
@@ -109,7 +109,7 @@ def largest_gap(model_dir: Path, weights: Weights, clip: Clip, group: ResponseGr
 
 
 def test_prompts_hold_the_clips_own_times(
-    sample_all: Callable[..., list[ResponseGroup]], tiny_qwen3_dir: Path, prompt_ids: list[int]
+    sample_all: Callable[..., list[Group]], tiny_qwen3_dir: Path, prompt_ids: list[int]
 ) -> None:
     tokenizer, spec = load_tokenizer(tiny_qwen3_dir), load_vision_spec(tiny_qwen3_dir)
     for clip, group in zip(CLIPS, sample_all(*CLIPS), strict=True):
@@ -121,7 +121,7 @@ def test_prompts_hold_the_clips_own_times(
 
 
 def test_logprobs_of_groups_sampled_together_agree_with_hugging_face(
-    sample_all: Callable[..., list[ResponseGroup]], tiny_qwen3_dir: Path, weights: Weights
+    sample_all: Callable[..., list[Group]], tiny_qwen3_dir: Path, weights: Weights
 ) -> None:
     groups = sample_all(*CLIPS)
     for clip, group in zip(CLIPS, groups, strict=True):
@@ -135,7 +135,7 @@ def test_logprobs_of_groups_sampled_together_agree_with_hugging_face(
 def test_pushed_weights_reach_every_layer_that_is_not_frozen(
     engine: RolloutEngine,
     runner: asyncio.Runner,
-    sample_all: Callable[..., list[ResponseGroup]],
+    sample_all: Callable[..., list[Group]],
     tiny_qwen3_dir: Path,
     weights: Weights,
     frozen: frozenset[Part],
@@ -157,7 +157,7 @@ def test_pushed_weights_reach_every_layer_that_is_not_frozen(
 
 
 def test_pixels_of_a_clip_that_fills_the_models_length_are_sent_once(
-    engine: RolloutEngine, sample_all: Callable[..., list[ResponseGroup]], tiny_qwen3_dir: Path, weights: Weights
+    engine: RolloutEngine, sample_all: Callable[..., list[Group]], tiny_qwen3_dir: Path, weights: Weights
 ) -> None:
     clip = make_clip(9, 8, 12, 16, 2.0)
     spec = load_vision_spec(tiny_qwen3_dir)

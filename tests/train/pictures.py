@@ -1,14 +1,16 @@
 """All that a run leaves, but for what depends on the clock: two runs that did the same have equal pictures."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from museg_ray.checkpoints.folder import list_checkpoints
+from museg_ray.ledger.ledger import read_ledger
 from museg_ray.metrics import names
-from museg_ray.train.checkpoint import list_checkpoints
 
 FREE_METRICS = (
     "time_s",
@@ -23,7 +25,7 @@ FREE_OF_SUMMARY = ("wall_s", "rollouts_per_s", "resumed_at_steps")
 def books(folder: Path) -> dict[str, Any]:
     """By name, each in a form that compares and prints well."""
     rollouts = pq.read_table(folder / "rollouts.parquet").to_pylist()
-    ledger = pq.read_table(folder / "ledger.parquet").to_pylist()
+    ledger = [asdict(row) for row in read_ledger(folder / "ledger.jsonl")]
     checkpoints = list_checkpoints(folder / "checkpoints")
     return {
         "metrics": [_without(row, *FREE_METRICS) for row in _lines(folder / "metrics.jsonl")],

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from museg_ray.checkpoints.folder import list_checkpoints, verify
 from museg_ray.metrics import names
-from museg_ray.train.checkpoint import list_checkpoints, verify
 from tests.train.fakes import EVERY_STEPS, NUM_STEPS, Ended, RunServer, write_data
 from tests.train.pictures import books
 
@@ -167,4 +167,4 @@ def test_a_run_whose_books_were_cut_is_refused(folder: Path, server: RunServer, 
     metrics = folder / "cut" / "metrics.jsonl"
     metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[1:]))
     ended = server.run("cut", RESUME)
-    assert ended.code == 1 and "metrics.jsonl holds" in ended.printed
+    assert ended.code == 1 and "metrics.jsonl does not begin with" in ended.printed

@@ -32,7 +32,7 @@ def make(phases: list[PhaseConfig]) -> tuple[Config, dict[str, QuerySampler]]:
         file: [GroundingQuery(f"{file}/{i}", "/v.mp4", "event", one if i < 5 else two) for i in range(12)]
         for file in FILES
     }
-    return config, build_samplers(config, queries)
+    return config, build_samplers(config, queries, seed=0)
 
 
 def run_plans(phases: list[PhaseConfig]) -> Iterator[StepPlan]:

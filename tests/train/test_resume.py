@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from museg_ray.train.checkpoint import list_checkpoints
+from museg_ray.checkpoints.folder import list_checkpoints
 from tests.train.pictures import books
 
 Start = Callable[..., subprocess.Popen[str]]

@@ -12,13 +12,13 @@ import torch
 import vllm
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from museg_ray.checkpoints.folder import list_checkpoints, verify
 from museg_ray.cli.demo import demo_config_path
 from museg_ray.config import load_config
 from museg_ray.data.prompts import render_prompt
 from museg_ray.model.export import export_checkpoint
 from museg_ray.model.prompt import chat_prompt_ids
 from museg_ray.model.qwen_vl import PACKAGED_MODEL_DIR, load_tokenizer
-from museg_ray.train.checkpoint import list_checkpoints, verify
 from museg_ray.video.prepare import read_clip
 
 RUN_TIMEOUT_S = 600

@@ -2,25 +2,31 @@
 
 import asyncio
 import json
+import shutil
+import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
-from museg_ray.config.schema import Config, PhaseConfig, RewardWeights
-from museg_ray.data.sampler import QuerySampler
+from museg_ray.checkpoints.state import DriverState, Notes, TrainerState
+from museg_ray.config.schema import Config, PhaseConfig, RewardWeights, TrainConfig
 from museg_ray.errors import LearnerError, ParityError, RewardError, VideoError, VideoFault
+from museg_ray.ledger.ledger import read_ledger
 from museg_ray.metrics import names
 from museg_ray.model.qwen_vl import load_tokenizer
-from museg_ray.train.ledger import Ledger
+from museg_ray.runs.books import Books
+from museg_ray.runs.step_result import StepResult
+from museg_ray.terminal.display import Display
+from museg_ray.train.issues import IssueSource
 from museg_ray.train.parts import Parts
-from museg_ray.train.quarantine import Quarantine
-from museg_ray.train.state import TrainerState
-from museg_ray.train.trainer import StepResult, Trainer
-from museg_ray.types import GroundingQuery, Response, ResponseGroup, RewardParts, ScoredGroup, Unscored
+from museg_ray.train.trainer import Trainer
+from museg_ray.types import GroundingQuery, Group, Issue, Response, RewardParts, Unscored
 
 LEARNED = {names.LEARNER_LOSS: 0.0, names.PARITY_GAP_MEAN: 0.0, names.PARITY_GAP_MAX: 0.0}
 TEXTS = ("good", "bad", "worse")
@@ -40,10 +46,12 @@ class NotingParts:
         self.num_waiting = self.num_decoded = 0
         self.ahead: list[str] = []
         self.gone_once: set[str] = set()
+        self.equal: set[str] = set()
+        """Queries whose responses all earn the same."""
         self.weights: list[RewardWeights] = []
-        self.updates: list[Sequence[ScoredGroup]] = []
+        self.updates: list[Sequence[Group]] = []
         self.steps: list[int] = []
-        self.scored: list[ScoredGroup] = []
+        self.scored: list[Group] = []
         self.gap = 0.0
         self.pushed: list[int] = []
         self.started: list[tuple[int, str]] = []  # updates made before, name of the phase
@@ -56,34 +64,35 @@ class NotingParts:
             raise VideoError(f"{video} is broken", VideoFault.CUT_OFF)
         return video
 
-    async def generate(self, query: GroundingQuery, prompt_ids: Any, clip: Any, sampling: Any) -> ResponseGroup:
-        if query.video in self.gone_once:
-            self.gone_once.remove(query.video)
+    async def sample(self, issue: Issue, prompt_ids: Any, clip: Any, sampling: Any) -> Group:
+        video = issue.query.video
+        if video in self.gone_once:
+            self.gone_once.remove(video)
             raise VideoError("its machine is gone", VideoFault.UNREACHABLE)
         responses = tuple(Response((1,), np.zeros(1, np.float32), text, True) for text in TEXTS)
-        return ResponseGroup(query, query.video, 12.0, (1,), responses, weight_version=0)
+        return Group(issue, video, 12.0, (1,), responses, weight_version=self.pushed[-1] if self.pushed else 0)
 
-    async def score(self, group: ResponseGroup, weights: RewardWeights) -> tuple[RewardParts | Unscored, ...]:
+    async def score(self, group: Group, weights: RewardWeights) -> tuple[RewardParts | Unscored, ...]:
         self.weights.append(weights)
         return tuple(
             Unscored(text, ("died", "died again"))
             if (group.query.query_id, text) in self.unscored
-            else RewardParts(1.0 / (1 + index), 0, 0, 0, 0, 0)
+            else RewardParts(1.0 if group.query.query_id in self.equal else 1.0 / (1 + index), 0, 0, 0, 0, 0)
             for index, text in enumerate(TEXTS)
         )
 
     async def start_phase(self, phase: PhaseConfig) -> None:
         self.started.append((len(self.updates), phase.name))
 
-    async def update(self, groups: Sequence[ScoredGroup], clips: Any, step: int) -> dict[str, float]:
+    async def update(self, groups: Sequence[Group], clips: Any, step: int) -> dict[str, float]:
         self.updates.append(groups)
         self.steps.append(step)
         return LEARNED
 
-    async def export_weights(self) -> str:
+    async def export_weights(self, version: int) -> str:
         return "weights"
 
-    async def push_weights(self, version: int, blob: str) -> None:
+    async def publish(self, version: int, weights: str) -> None:
         self.pushed.append(version)
 
 
@@ -96,7 +105,7 @@ class NotingLearner:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._parts, name)
 
-    async def score(self, groups: Sequence[ScoredGroup], clips: Any) -> dict[str, float]:
+    async def score(self, groups: Sequence[Group], clips: Any) -> dict[str, float]:
         self._parts.scored += groups
         return {names.PARITY_GAP_MEAN: self._parts.gap, names.PARITY_GAP_MAX: self._parts.gap}
 
@@ -104,6 +113,25 @@ class NotingLearner:
 def queries(stem: str, count: int, num_segments: int = 1) -> list[GroundingQuery]:
     segments = tuple((float(2 * i), 2.0 * i + 1) for i in range(num_segments))
     return [GroundingQuery(f"{stem}/{i}-{num_segments}", f"{stem}{i}.mp4", "it", segments) for i in range(count)]
+
+
+class NotingCheckpoints:
+    """Stands for the checkpoints of a run; one is due after every step."""
+
+    def __init__(self) -> None:
+        self.reached: list[DriverState] = []
+
+    def is_due(self, step: int) -> bool:
+        return True
+
+    async def begin(self, state: DriverState) -> None:
+        self.reached.append(state)
+
+    def raise_if_failed(self) -> None:
+        pass
+
+    async def finish(self) -> None:
+        pass
 
 
 class Run:
@@ -116,37 +144,50 @@ class Run:
         phases: list[PhaseConfig],
         unscored: set[tuple[str, str]],
         unreadable: set[str] | None = None,
-        state: TrainerState | None = None,
+        goes_on: "tuple[Run, int] | None" = None,
+        **train: Any,
     ) -> None:
-        config = Config()
-        config.train.phases, config.train.prompts_per_step = phases, 2
+        config = Config(train=TrainConfig(prompts_per_step=2, phases=phases, **train))
         config.data.train, config.data.multi_segment_share = "main.jsonl", 0.5
         self.parts = NotingParts(unscored, unreadable or set())
         actors = [self.parts, self.parts, self.parts, NotingLearner(self.parts)]
         parts = Parts(load_tokenizer(model_dir), *actors)  # type: ignore[arg-type]
-        samplers = {
-            "main.jsonl": QuerySampler(queries("main", 9) + queries("main", 9, 2), seed=0),
-            "other.jsonl": QuerySampler(queries("other", 9) + queries("other", 9, 2), seed=0),
-        }
-        self.ledger, self.folder, self.results = Ledger(), folder, list[StepResult]()
-        self.reached: list[TrainerState] = []
-        quarantine = Quarantine(folder / "quarantine.jsonl")
-        if state is not None:
-            for path, sampler in samplers.items():
-                sampler.restore(state.sampler_states[path])
-        self.trainer = Trainer(config, parts, samplers, self.ledger, quarantine, state)
+        files = {f"{stem}.jsonl": queries(stem, 9) + queries(stem, 9, 2) for stem in ("main", "other")}
+        used = {config.train_file(phase) for phase in phases}
+        source = IssueSource(config, {path: of_file for path, of_file in files.items() if path in used})
+        self.folder, self.results = Path(tempfile.mkdtemp(dir=folder)), list[StepResult]()
+        self.state: DriverState | None = None
+        if goes_on is not None:
+            before, step = goes_on
+            self.state = before.checkpoints.reached[step - 1]
+            shutil.copytree(before.folder, self.folder, dirs_exist_ok=True)
+        self.checkpoints: Any = NotingCheckpoints()
+        display = Display("test", phases, config.total_steps, Console(file=StringIO()))
+        self.books = Books(config, self.folder, display, Notes())
+        self.trainer = Trainer(config, parts, source, self.books, self.checkpoints)
 
     def to_end(self) -> "Run":
-        asyncio.run(self.trainer.run(self.results.append, self._after_step))
+        tell = self.books.on_step
+
+        def on_step(result: StepResult) -> None:
+            self.results.append(result)
+            tell(result)
+
+        self.books.on_step = on_step  # type: ignore[method-assign]
+        left_open = self.books.rewind(self.state) if self.state else []
+        try:
+            asyncio.run(self.trainer.run(self.state.trainer if self.state else None, left_open))
+        finally:
+            self.books.close()
         return self
 
-    async def _after_step(self, reached: TrainerState) -> None:
-        self.reached.append(reached)
+    @property
+    def reached(self) -> list[TrainerState]:
+        return [state.trainer for state in self.checkpoints.reached]
 
     @property
     def issued(self) -> list[dict[str, Any]]:
-        self.ledger.write(self.folder / "ledger.parquet")
-        return pq.read_table(self.folder / "ledger.parquet").to_pylist()
+        return [asdict(row) for row in read_ledger(self.folder / "ledger.jsonl")]
 
     @property
     def quarantined(self) -> list[dict[str, Any]]:
@@ -187,10 +228,10 @@ def test_a_response_without_a_score_leaves_its_group_and_goes_into_quarantine(
     drawn = Run(tmp_path, tiny_model_dir, phases, set()).to_end().issued
     run = Run(tmp_path, tiny_model_dir, phases, {(drawn[0]["query_id"], "bad")}).to_end()
     first, second = run.parts.updates[0]
-    assert [response.text for response in first.group.responses] == ["good", "worse"]
+    assert [response.text for response in first.responses] == ["good", "worse"]
     assert [reward.total for reward in first.rewards] == [1.0, pytest.approx(1 / 3)]
     assert first.advantages == pytest.approx([0.707, -0.707], abs=1e-3)
-    assert len(second.group.responses) == 3
+    assert len(second.responses) == 3
     assert run.results[0].metrics[names.REWARD_QUARANTINED] == 1.0
     (row,) = run.quarantined
     assert (row["query_id"], row["response_index"], row["text"]) == (drawn[0]["query_id"], 1, "bad")
@@ -203,7 +244,7 @@ def test_a_group_with_fewer_than_two_scores_is_filtered_with_its_reason(tmp_path
     drawn = Run(tmp_path, tiny_model_dir, phases, set()).to_end().issued
     unscored = {(drawn[0]["query_id"], text) for text in ("bad", "worse")}
     run = Run(tmp_path, tiny_model_dir, phases, unscored).to_end()
-    assert [scored.group.query.query_id for scored in run.parts.updates[0]] == [drawn[1]["query_id"]]
+    assert [scored.query.query_id for scored in run.parts.updates[0]] == [drawn[1]["query_id"]]
     assert [(row["outcome"], row["reason"]) for row in run.issued] == [
         ("filtered", "2 of its responses could not be scored, the last one: died again"),
         ("trained", ""),
@@ -232,7 +273,7 @@ def test_an_update_that_fails_ends_the_run_and_keeps_its_groups_for_inspection(
     monkeypatch.setattr(run.parts, "update", diverged)
     with pytest.raises(LearnerError, match=r"not finite\. The groups of step 1 are in .*failed_update\.jsonl\.$"):
         run.to_end()
-    rows = [json.loads(line) for line in (tmp_path / "failed_update.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (run.folder / "failed_update.jsonl").read_text().splitlines()]
     assert [row["query_id"] for row in rows] == [issue["query_id"] for issue in run.issued]
     first = rows[0]["responses"][0]
     assert (first["text"], first["reward"], first["token_ids"], first["logprobs"]) == (TEXTS[0], 1.0, [1], [0.0])
@@ -249,8 +290,8 @@ def test_a_query_with_an_unreadable_video_is_accounted_for_and_the_run_goes_on(
     assert failed and all(row["outcome"] == "failed" and "is broken" in row["reason"] for row in failed)
     assert all(row["outcome"] == "trained" for row in run.issued if row["video"] != broken)
     assert {(row["video"], row["fault"]) for row in run.quarantined} == {(broken, "cut_off")}
-    assert broken not in [scored.group.query.video for groups in run.parts.updates for scored in groups]
-    assert sum(len(result.unreadable) for result in run.results) == len(failed)
+    assert broken not in [scored.query.video for groups in run.parts.updates for scored in groups]
+    assert sum(len(result.failures) for result in run.results) == len(failed)
     assert sum(result.metrics[names.VIDEO_UNREADABLE] for result in run.results) == len(failed)
 
 
@@ -296,11 +337,11 @@ def test_the_learner_is_told_the_number_of_each_step(three_phases: Run) -> None:
 def test_a_run_that_goes_on_pushes_the_weights_first_and_makes_the_steps_that_are_left(
     three_phases: Run, tmp_path: Path, tiny_model_dir: Path
 ) -> None:
-    resumed = Run(tmp_path, tiny_model_dir, PHASES, set(), state=three_phases.reached[2]).to_end()
+    resumed = Run(tmp_path, tiny_model_dir, PHASES, set(), goes_on=(three_phases, 3)).to_end()
     assert resumed.parts.pushed == [3, 4, 5]
     assert resumed.parts.steps == [4, 5]
     assert resumed.reached == three_phases.reached[3:]
-    assert [row["query_id"] for row in resumed.issued] == [row["query_id"] for row in three_phases.issued[6:]]
+    assert [row["query_id"] for row in resumed.issued] == [row["query_id"] for row in three_phases.issued]
 
 
 def test_a_step_without_a_readable_video_is_kept_in_mind_when_the_run_goes_on(
@@ -308,10 +349,10 @@ def test_a_step_without_a_readable_video_is_kept_in_mind_when_the_run_goes_on(
 ) -> None:
     unreadable = {row["video"] for row in three_phases.issued if row["step"] <= 2}
     whole = Run(tmp_path, tiny_model_dir, PHASES, set(), unreadable).to_end()
-    assert (whole.reached[1].num_empty, len(whole.reached[1].unreadable)) == (2, 4)
-    resumed = Run(tmp_path, tiny_model_dir, PHASES, set(), unreadable, whole.reached[1]).to_end()
+    assert (whole.reached[1].num_empty, len(whole.reached[1].untold)) == (2, 4)
+    resumed = Run(tmp_path, tiny_model_dir, PHASES, set(), unreadable, goes_on=(whole, 2)).to_end()
     assert resumed.parts.pushed == [1, 2, 3], "weights that were never updated are those of the model folder"
-    told = [[(error.fault, str(error)) for error in run.results[0].unreadable] for run in (whole, resumed)]
+    told = [[(error.fault, str(error)) for error in run.results[0].failures] for run in (whole, resumed)]
     assert told[0] == told[1] and len(told[0]) == 4
 
 
@@ -320,12 +361,12 @@ def test_the_probe_looks_at_the_first_readable_query_and_leaves_no_trace(
 ) -> None:
     first = three_phases.issued[0]
     (probed,) = three_phases.parts.scored
-    assert probed.group.query.query_id == first["query_id"]
+    assert probed.query.query_id == first["query_id"]
     assert not probed.advantages.any() and len(probed.rewards) == len(TEXTS)
     assert len(three_phases.issued) == 10, "no issue of the ledger"
     run = Run(tmp_path, tiny_model_dir, PHASES, set(), {first["video"]}).to_end()
     (probed,) = run.parts.scored
-    assert probed.group.query.query_id == three_phases.issued[1]["query_id"]
+    assert probed.query.query_id == three_phases.issued[1]["query_id"]
 
 
 @pytest.mark.parametrize("gap", [0.6, float("nan"), float("inf")])

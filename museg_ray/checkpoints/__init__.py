@@ -1,0 +1,1 @@
+"""Whole states of a run, on disk."""

@@ -1,0 +1,244 @@
+"""Checkpoints on disk: written aside, renamed when whole, verified before they are used, retired when there are enough.
+
+    RUN/checkpoints/step-000050/
+        learner/         what the learner's ranks write: weights, optimiser, random states
+        driver.json      `state.DriverState`: samplers, weight version, books
+        config.yaml      the configuration that trained up to here
+        manifest.json    size and BLAKE3 of every other file; written last
+
+Invariant: a folder of this name is whole. It is built under `step-000050.partial`, its files and folders are synced to
+the disk, and only then does it get its name; it loses the name before the first of its files is deleted. So a crash at
+any moment leaves older checkpoints as they are, and no half one that could be taken for whole.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from blake3 import blake3
+
+from museg_ray.checkpoints.state import DriverState, read_state
+from museg_ray.config.learning import CheckpointConfig
+from museg_ray.errors import CheckpointError
+from museg_ray.files import PARTIAL, sync
+from museg_ray.model.shards import expected_files
+
+CHECKPOINTS_DIR = "checkpoints"
+LEARNER_DIR, STATE_FILE, CONFIG_FILE, MANIFEST_FILE = "learner", "driver.json", "config.yaml", "manifest.json"
+MANIFEST_FORMAT = 1
+_NAME = re.compile(r"step-(\d{6,})")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One checkpoint by its name; `verify` tells whether it can be used."""
+
+    folder: Path
+    step: int
+    """The last one that it holds."""
+
+    @property
+    def learner_dir(self) -> Path:
+        return self.folder / LEARNER_DIR
+
+    @property
+    def config_path(self) -> Path:
+        return self.folder / CONFIG_FILE
+
+    def read_state(self) -> DriverState:
+        """
+        Raises:
+            CheckpointError: `driver.json` cannot be read, or is of another format.
+        """
+        return read_state(self.folder / STATE_FILE)
+
+
+def partial_folder(parent: Path, step: int) -> Path:
+    """Where the checkpoint of a step is built."""
+    return parent / f"{_name(step)}{PARTIAL}"
+
+
+def as_checkpoint(folder: Path) -> Checkpoint:
+    """
+    Raises:
+        CheckpointError: the folder is not named like a checkpoint, or is not there.
+    """
+    match = _NAME.fullmatch(folder.name)
+    if match is None or not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a checkpoint; expected a folder such as RUN/checkpoints/step-000050.")
+    return Checkpoint(folder, int(match[1]))
+
+
+def list_checkpoints(parent: Path) -> list[Checkpoint]:
+    """All of a run, oldest first, whole or damaged; none where the folder is not there."""
+    folders = [path for path in parent.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted((as_checkpoint(folder) for folder in folders), key=lambda checkpoint: checkpoint.step)
+
+
+def publish(partial: Path) -> Checkpoint:
+    """Give a complete partial folder its manifest and its name. All of it is on the disk before it is renamed.
+
+    Raises:
+        OSError: disk full and the like; the folder keeps its partial name.
+        CheckpointError: a file of the learner's is not there, though its rank has written it.
+    """
+    _check_files(partial)
+    files = {path.relative_to(partial).as_posix(): _described(path) for path in _files(partial)}
+    _write_synced(partial / MANIFEST_FILE, json.dumps({"format": MANIFEST_FORMAT, "files": files}, indent=1))
+    for folder, _, _ in os.walk(partial):
+        sync(Path(folder))
+    whole = partial.with_name(partial.name.removesuffix(PARTIAL))
+    partial.rename(whole)
+    sync(whole.parent)
+    return as_checkpoint(whole)
+
+
+def verify(checkpoint: Checkpoint) -> None:
+    """Compare every file with the manifest, bit by bit.
+
+    Raises:
+        CheckpointError: names the first file that is missing, or of another size or content.
+    """
+    described = _read_manifest(checkpoint.folder / MANIFEST_FILE)
+    for name, expected in described.items():
+        try:
+            _verify_file(checkpoint.folder / name, expected)
+        except OSError as error:
+            raise CheckpointError(f"{checkpoint.folder / name} cannot be read: {error.strerror or error}.") from error
+    for name in _check_files(checkpoint.folder):
+        if name not in described:
+            raise CheckpointError(f"{checkpoint.folder / MANIFEST_FILE} does not list {name}: it is damaged.")
+
+
+def _verify_file(path: Path, expected: dict[str, object]) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing.")
+    size_bytes = path.stat().st_size
+    if size_bytes != expected["size_bytes"]:
+        raise CheckpointError(f"{path} has {size_bytes} bytes; {expected['size_bytes']} were written.")
+    if _hash(path) != expected["blake3"]:
+        raise CheckpointError(f"{path} does not hold what was written to it: its BLAKE3 differs.")
+
+
+def _check_files(folder: Path) -> list[str]:
+    """The files that every checkpoint has, all ranks' among them.
+
+    Raises:
+        CheckpointError: one is missing: a manifest that lists what happens to be there would not tell.
+    """
+    learner_files = [f"{LEARNER_DIR}/{name}" for name in expected_files(folder / LEARNER_DIR)]
+    names = [STATE_FILE, CONFIG_FILE, *learner_files]
+    for name in names:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name} is missing.")
+    return names
+
+
+def first_whole(candidates: Iterable[Checkpoint]) -> tuple[Checkpoint | None, list[str]]:
+    """The first one that verifies, and why those before it do not."""
+    refusals: list[str] = []
+    for checkpoint in candidates:
+        try:
+            verify(checkpoint)
+            return checkpoint, refusals
+        except CheckpointError as error:
+            refusals.append(f"The checkpoint of step {checkpoint.step} cannot be used: {error}")
+    return None, refusals
+
+
+def newest_whole(parent: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that verifies, and why those that are newer do not."""
+    return first_whole(reversed(list_checkpoints(parent)))
+
+
+def choose(parent: Path, best: bool) -> tuple[Checkpoint, list[str]]:
+    """The newest checkpoint, or the one with the best score, that verifies; and why those before it do not.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    present = list_checkpoints(parent)
+    order = reversed(_ranked(present) if best else present)
+    checkpoint, refusals = first_whole(order)
+    if checkpoint is None:
+        raise CheckpointError(
+            f"{parent} holds no whole checkpoint{' with a score' if best else ''}. {' '.join(refusals)}".rstrip()
+        )
+    return checkpoint, refusals
+
+
+def retire(parent: Path, config: CheckpointConfig) -> None:
+    """Delete what neither `keep_last` nor `keep_best` keeps; of equally good ones the newer counts as better."""
+    present = list_checkpoints(parent)
+    ranked = _ranked(present)
+    kept = {*present[-config.keep_last :], *(ranked[-config.keep_best :] if config.keep_best else ())}
+    for checkpoint in present:
+        if checkpoint not in kept:
+            remove(checkpoint)
+
+
+def remove(checkpoint: Checkpoint) -> None:
+    """It loses its name first: a crash in between leaves a leftover and no half checkpoint."""
+    doomed = checkpoint.folder.with_name(checkpoint.folder.name + PARTIAL)
+    shutil.rmtree(doomed, ignore_errors=True)
+    checkpoint.folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Delete what a crash, or a checkpoint that was given up, left half. No checkpoint may be under way."""
+    for path in parent.glob(f"*{PARTIAL}"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:06d}"
+
+
+def _ranked(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
+    """Those with a score by the newest one's metric, the best one last, and of equal ones the newest."""
+    scored: list[tuple[str, float, int, Checkpoint]] = []
+    for checkpoint in checkpoints:
+        try:
+            state = checkpoint.read_state()
+        except CheckpointError:  # damaged: whoever wants to use it is told so by `verify`
+            continue
+        if state.score is not None:
+            scored.append((state.best_metric, state.score, checkpoint.step, checkpoint))
+    newest = max(scored, key=lambda each: each[2], default=None)
+    compared = [each for each in scored if newest is not None and each[0] == newest[0]]
+    return [checkpoint for *_, checkpoint in sorted(compared, key=lambda each: each[1:3])]
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_FILE)
+
+
+def _described(path: Path) -> dict[str, object]:
+    sync(path)
+    return {"size_bytes": path.stat().st_size, "blake3": _hash(path)}
+
+
+def _hash(path: Path) -> str:
+    return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
+
+
+def _write_synced(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+    sync(path)
+
+
+def _read_manifest(path: Path) -> dict[str, dict[str, object]]:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        found, files = manifest["format"], manifest["files"]
+        described = {str(name): {key: file[key] for key in ("size_bytes", "blake3")} for name, file in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error}).") from None
+    if found != MANIFEST_FORMAT:
+        raise CheckpointError(f"{path} is of format {found}; this version of museg_ray reads {MANIFEST_FORMAT}.")
+    return described

@@ -1,0 +1,150 @@
+"""Takes checkpoints while training goes on.
+
+    begin(state) ─▶ the learner copies its state aside ─▶ training goes on
+                     └─▶ its ranks write the copy ─▶ hashes, manifest, name (checkpoint.publish) ─▶ retention
+
+At most one is under way; the next one waits for it.
+"""
+
+import asyncio
+import shutil
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from museg_ray.checkpoints import folder as checkpoint
+from museg_ray.checkpoints.state import DriverState
+from museg_ray.config.load import save_config
+from museg_ray.config.schema import Config
+from museg_ray.errors import ConfigError, MusegError, ResourceError
+from museg_ray.metrics.names import METRICS
+
+Result = TypeVar("Result")
+
+
+def check_best_metric(config: Config) -> None:
+    """
+    Raises:
+        ConfigError: `checkpoint.best_metric` is no metric.
+    """
+    metric = config.checkpoint.best_metric
+    if metric not in METRICS:
+        raise ConfigError(f"checkpoint.best_metric is {metric!r}; it may be one of {', '.join(METRICS)}.")
+
+
+class CheckpointedLearner(Protocol):
+    """What is asked of the learner."""
+
+    async def begin_checkpoint(self, folder: Path) -> None: ...
+
+    async def finish_checkpoint(self) -> None: ...
+
+
+class Checkpointer:
+    """The checkpoints of one run, from one event loop."""
+
+    def __init__(self, config: Config, run_dir: Path, learner: CheckpointedLearner) -> None:
+        """The run's configuration goes into each checkpoint: what goes on from it compares itself with that."""
+        self._config = config
+        self._learner = learner
+        self._under_way: asyncio.Task[None] | None = None
+        self.folder = run_dir / checkpoint.CHECKPOINTS_DIR
+        checkpoint.retire(self.folder, config.checkpoint)  # a crash may have come between the last one and this
+
+    def is_due(self, step: int) -> bool:
+        """True every `every_steps` steps and at the last one."""
+        every = self._config.checkpoint.every_steps
+        return step == self._config.total_steps or (every > 0 and step % every == 0)
+
+    async def begin(self, state: DriverState) -> None:
+        """Start a checkpoint; returns once the learner has copied its state aside, and training may go on.
+
+        Raises:
+            ResourceError, LearnerError: this one, or the one before, could not be written.
+        """
+        await self.finish()
+        partial = checkpoint.partial_folder(self.folder, state.step)
+        try:
+            _prepare(partial, self._config, state)
+        except OSError as error:
+            raise _not_written(partial, error) from error
+        await self._learner.begin_checkpoint(partial / checkpoint.LEARNER_DIR)
+        self._under_way = asyncio.create_task(self._complete(partial))
+
+    def raise_if_failed(self) -> None:
+        """
+        Raises:
+            ResourceError, LearnerError: the checkpoint under way has failed by now.
+        """
+        if self._under_way is not None and self._under_way.done():
+            self._take().result()
+
+    async def finish(self) -> None:
+        """Wait until the checkpoint under way, if any, is whole.
+
+        Raises:
+            ResourceError, LearnerError: it could not be written.
+        """
+        if self._under_way is not None:
+            await self._take()
+
+    async def close(self) -> MusegError | None:
+        """Give up what is under way; the failure of it that nobody was told of, if there is one."""
+        if self._under_way is None:
+            return None
+        self._under_way.cancel()
+        (outcome,) = await asyncio.gather(self._take(), return_exceptions=True)
+        return outcome if isinstance(outcome, MusegError) else None
+
+    async def newest(self) -> checkpoint.Checkpoint | None:
+        """The newest one that is whole, for a learner that was lost; one under way is given up."""
+        await self.close()
+        found, _ = await asyncio.to_thread(checkpoint.newest_whole, self.folder)
+        return found
+
+    def _take(self) -> asyncio.Task[None]:
+        """The task under way, whose end the caller now sees to."""
+        assert self._under_way is not None
+        task, self._under_way = self._under_way, None
+        return task
+
+    async def _complete(self, partial: Path) -> None:
+        await self._learner.finish_checkpoint()
+        try:
+            # To the end also when it is given up: what is deleted under a thread that lists files would be missing in
+            # a manifest that looks whole.
+            await to_the_end(asyncio.to_thread(checkpoint.publish, partial))
+        except OSError as error:
+            raise _not_written(partial, error) from error
+        try:
+            await to_the_end(asyncio.to_thread(checkpoint.retire, self.folder, self._config.checkpoint))
+        except OSError as error:
+            raise ResourceError(
+                f"An old checkpoint in {self.folder} could not be deleted: {error.strerror or error}. Make the folder "
+                "writable, then go on with --resume (run.resume=true)."
+            ) from error
+
+
+async def to_the_end(closing: Coroutine[None, None, Result]) -> Result:
+    """Await something that a Ctrl-C meanwhile must not break off; the Ctrl-C takes effect after it."""
+    task = asyncio.ensure_future(closing)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise
+
+
+def _prepare(partial: Path, config: Config, state: DriverState) -> None:
+    if partial.exists():
+        shutil.rmtree(partial)
+    (partial / checkpoint.LEARNER_DIR).mkdir(parents=True)
+    save_config(config, partial / checkpoint.CONFIG_FILE)
+    (partial / checkpoint.STATE_FILE).write_text(state.to_json(), encoding="utf-8")
+
+
+def _not_written(partial: Path, error: OSError) -> ResourceError:
+    return ResourceError(
+        f"The checkpoint {partial} could not be written: {error.strerror or error}. Free disk space there (lower "
+        "checkpoint.keep_last or keep_best, or delete old checkpoints), then go on with --resume (run.resume=true)."
+    )

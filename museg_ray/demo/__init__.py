@@ -1,0 +1,1 @@
+"""The synthetic corpus and museg-tiny: what the demo runs on."""

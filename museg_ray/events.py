@@ -1,0 +1,35 @@
+"""What happens to a run beside its steps: who joined, who was lost and why, what was pushed, scaled, taken back."""
+
+from enum import StrEnum
+from typing import Protocol
+
+
+class EventKind(StrEnum):
+    JOIN = "join"
+    """A member serves from now on."""
+    LOSS = "loss"
+    """A member, or the learner, is gone without having been asked to go."""
+    DRAIN = "drain"
+    """A member gets nothing new and leaves when it is idle."""
+    REQUEUE = "requeue"
+    """Issues of a lost member go to the others."""
+    RESTART = "restart"
+    """Another takes the place of what was lost."""
+    PUSH = "push"
+    """New weights serve."""
+    SCALE = "scale"
+    """Another number of members is wanted."""
+    PHASE = "phase"
+    CHECKPOINT = "checkpoint"
+    REWIND = "rewind"
+    """Training was taken back to a checkpoint."""
+
+
+class EventSink(Protocol):
+    """Takes an event: what kind, in words, and its numbers."""
+
+    def __call__(self, kind: EventKind, text: str, **fields: object) -> None: ...
+
+
+def no_events(kind: EventKind, text: str, **fields: object) -> None:
+    """A sink for parts that are used beside a run, whose events nobody follows."""

@@ -1,0 +1,1 @@
+"""Crews of actors: how they start, serve, are lost and leave."""

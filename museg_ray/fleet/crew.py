@@ -1,0 +1,293 @@
+"""Crews: the life of every actor that serves a run, from joining to leaving.
+
+    starting ─▶ serving ─▶ draining ─▶ gone
+        └──────────┴───────────┴──────▶ lost: killed, and replaced where it is still wanted
+
+A member starts, is prepared (rollouts: it loads the newest weights and is probed), and only then serves. One that dies,
+or does not answer, is lost: what was inside it goes back to whoever put it there (`MemberLost`), and another starts.
+Restarts are bounded: a crew that fails again and again has failed as a whole, for one reason that ends the run.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from itertools import count
+from typing import Any, Generic
+
+from museg_ray.clock import now_s
+from museg_ray.config.schema import FleetConfig
+from museg_ray.errors import MusegError, ResourceError
+from museg_ray.events import EventKind, EventSink
+from museg_ray.fleet.errors import MemberLost
+from museg_ray.fleet.leases import Leases
+from museg_ray.fleet.member import CrewStatus, Member, MemberState, MemberStatus, W
+
+CLOSE_TIMEOUT_S = 20.0
+"""For a member to end by itself; then it is killed."""
+MAX_BACKOFF_S = 60.0
+
+
+class Crew(Generic[W]):
+    """The members of one role. For one event loop.
+
+    Invariant: a member gets a job only while it serves, so none that has older weights than the others, or was not
+    probed, ever takes part.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        make: Callable[[], W],
+        limits: FleetConfig,
+        events: EventSink,
+        room: int = 1,
+        prepare: Callable[[Member[W]], Awaitable[str]] | None = None,
+    ) -> None:
+        """
+        Args:
+            role: `rollout`; names members and events.
+            make: a new worker, which is still to be started.
+            limits: of restarts, and how often members are looked at.
+            events: are told of every join and loss.
+            room: of a member, in the unit of `lease`.
+            prepare: of a member that has started and does not serve yet; says in words what it did.
+        """
+        self._role, self._make, self._limits, self._events = role, make, limits, events
+        self._prepare = prepare
+        self.members: list[Member[W]] = []
+        self._numbers = count()
+        self._leases = Leases[W](room)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._losses: deque[float] = deque()  # when, within the restart window
+        self._reasons: list[str] = []
+        self._has_served = self._is_closed = False
+        self._failed_start = ""  # the reason of the last one, until one succeeds
+        self.failure: MusegError | None = None
+        """Why the crew as a whole has failed."""
+        self.num_wanted = self._num_losses = 0
+        self._changed = asyncio.Event()
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when a member serves or is free again, and when the crew has failed."""
+
+    @property
+    def serving(self) -> list[Member[W]]:
+        return [member for member in self.members if member.state is MemberState.SERVING]
+
+    @property
+    def num_queued(self) -> int:
+        """Jobs that wait for a member."""
+        return self._leases.num_waiting
+
+    def resize(self, size: int) -> None:
+        """Have `size` members from now on: what is too many leaves, first those that do not serve yet."""
+        assert size >= 1, "a crew needs a member"
+        if size != self.num_wanted:
+            self._events(EventKind.SCALE, f"{self._role}: {self.num_wanted} to {size} members", role=self._role)
+        self.num_wanted = size
+        staying = [m for m in self.members if m.state in (MemberState.STARTING, MemberState.SERVING)]
+        staying.sort(key=lambda m: (m.state is MemberState.STARTING, m.num_jobs))
+        for member in staying[::-1][: max(0, len(staying) - size)]:
+            self.drain(member, "fewer are wanted")
+        self._fill()
+
+    async def ready(self) -> None:
+        """Return when all that are wanted serve.
+
+        Raises:
+            MusegError: the crew has failed.
+        """
+        while len(self.serving) < self.num_wanted:
+            if self.failure is not None:
+                raise self.failure
+            self._changed.clear()
+            await self._changed.wait()
+
+    @asynccontextmanager
+    async def lease(self, order: int = 0, size: int = 1, alone: bool = False) -> AsyncIterator[Member[W]]:
+        """The least busy member that serves and has room, for the time of one job.
+
+        Args:
+            order: who has the lowest number is served first.
+            size: what it takes of the member's room; the last one in may exceed it.
+            alone: nothing else is inside the member meanwhile.
+
+        Raises:
+            MusegError: the crew has failed.
+        """
+        if self.failure is not None:
+            raise self.failure
+        lease = self._leases.ask(order, size, alone)
+        self._leases.grant(self.serving)
+        try:
+            yield await lease.member
+        finally:
+            self._leases.end(lease)
+            if lease.member.done() and not lease.member.cancelled() and not lease.member.exception():
+                self._leave_if_idle(lease.member.result())
+            self._leases.grant(self.serving)
+            self.on_change()
+
+    def begin_job(self, member: Member[W], size: int) -> None:
+        """For a pool with a queue of its own, in place of `lease`."""
+        member.num_jobs += 1
+        member.load += size
+
+    def end_job(self, member: Member[W], size: int) -> None:
+        """What `begin_job` began is over."""
+        member.num_jobs -= 1
+        member.load -= size
+        self._leave_if_idle(member)
+
+    def lose(self, member: Member[W], reason: str) -> None:
+        """The member is gone, or has to go at once; all its jobs may come here, the later ones find it gone."""
+        if member.state is MemberState.GONE:
+            return
+        was = member.state
+        self._remove(member)
+        member.num_jobs_lost = member.num_jobs
+        member.lost.set_result(reason)
+        member.worker.kill()
+        self._num_losses += 1
+        about = {"role": self._role, "member": member.name, "num_jobs": member.num_jobs}
+        self._events(EventKind.LOSS, f"{member.name} is lost while {was}: {reason}", reason=reason, **about)
+        self._count_loss(reason)
+        self._fill()
+        self._tell()
+
+    def drain(self, member: Member[W], why: str) -> None:
+        """It gets nothing new and leaves when it is idle; where it is still wanted another one starts."""
+        if member.state not in (MemberState.STARTING, MemberState.SERVING):
+            return
+        self._events(EventKind.DRAIN, f"{member.name} leaves: {why}", role=self._role, member=member.name)
+        member.state = MemberState.DRAINING
+        self._leave_if_idle(member)
+        self._fill()
+
+    async def close(self) -> None:
+        """End all members: first by asking them, then by killing them."""
+        self._is_closed = True
+        for task in self._tasks:
+            task.cancel()
+        members, self.members = self.members, []
+        await asyncio.gather(*(self._end(member) for member in members))
+        self._leases.cancel()
+
+    def status(self) -> CrewStatus:
+        members = [MemberStatus(m.name, m.state.value, now_s() - m.born_s, m.num_jobs) for m in self.members]
+        return CrewStatus(self.num_wanted, self._num_losses, self.num_queued, members)
+
+    # a member's life --------------------------------------------------------------------------------------------------
+
+    def _fill(self) -> None:
+        """Start as many as are wanted and missing."""
+        while not self._is_closed and self.failure is None:
+            staying = [m for m in self.members if m.state in (MemberState.STARTING, MemberState.SERVING)]
+            if len(staying) >= self.num_wanted:
+                return
+            member = Member(f"{self._role}-{next(self._numbers)}", self._make(), now_s())
+            self.members.append(member)
+            self._spawn(self._live(member, self._pause_s()))
+
+    async def _live(self, member: Member[W], pause_s: float) -> None:
+        await asyncio.sleep(pause_s)
+        try:
+            await member.worker.start()
+            prepared = await self._prepare(member) if self._prepare else ""
+        except MemberLost as error:
+            self.lose(member, str(error))
+            return
+        except MusegError as error:
+            self._start_failed(member, error)
+            return
+        if member.state is not MemberState.STARTING:
+            return
+        member.state = MemberState.SERVING
+        self._has_served, self._failed_start = True, ""
+        seconds = now_s() - member.born_s
+        text = f"{member.name} serves after {seconds:.1f} s{prepared}"
+        self._events(EventKind.JOIN, text, role=self._role, member=member.name, start_s=round(seconds, 2))
+        self._tell()
+        await self._watch(member)
+
+    async def _watch(self, member: Member[W]) -> None:
+        while member.state is not MemberState.GONE:
+            await asyncio.sleep(self._limits.ping_every_s)
+            try:
+                async with asyncio.timeout(self._limits.ping_timeout_s):
+                    is_leaving = await member.worker.ping()
+            except MemberLost as error:
+                self.lose(member, str(error))
+            except TimeoutError:
+                self.lose(member, f"it did not answer for {self._limits.ping_timeout_s:g} s (fleet.ping_timeout_s)")
+            else:
+                if is_leaving:
+                    self.drain(member, "its machine is about to be taken away")
+
+    def _start_failed(self, member: Member[W], error: MusegError) -> None:
+        """A mistake of the user's, or one that is there from the first start on, will not go away; neither will one
+        that comes twice while nobody serves."""
+        if member.state is MemberState.GONE:
+            return
+        reason = str(error)
+        is_hopeless = isinstance(error, ValueError) or not self._has_served
+        if is_hopeless or (not self.serving and reason == self._failed_start):
+            self._fail(error)
+        self._failed_start = reason
+        self.lose(member, reason)
+
+    def _count_loss(self, reason: str) -> None:
+        now = now_s()
+        self._losses.append(now)
+        while self._losses and self._losses[0] < now - self._limits.restart_window_s:
+            self._losses.popleft()
+        self._reasons = [*self._reasons, reason][-len(self._losses) :]
+        if len(self._losses) > self._limits.max_restarts:
+            seen = "; ".join(dict.fromkeys(self._reasons))
+            self._fail(
+                ResourceError(
+                    f"{len(self._losses)} {self._role} actors were lost within {self._limits.restart_window_s:g} s; "
+                    f"fleet.max_restarts is {self._limits.max_restarts}. Their reasons: {seen}"
+                )
+            )
+
+    def _pause_s(self) -> float:
+        """Before a start: none after the first loss, then longer and longer."""
+        if len(self._losses) < 2:
+            return 0.0
+        return min(MAX_BACKOFF_S, self._limits.backoff_s * 2.0 ** (len(self._losses) - 2))
+
+    def _fail(self, error: MusegError) -> None:
+        if self.failure is None:
+            self.failure = error
+        self._leases.fail(self.failure)
+        self._tell()
+
+    def _leave_if_idle(self, member: Member[W]) -> None:
+        if member.state is MemberState.DRAINING and not member.num_jobs:
+            self._remove(member)
+            self._spawn(self._end(member))
+
+    async def _end(self, member: Member[W]) -> None:
+        member.state = MemberState.GONE
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await member.worker.close()
+        except (MemberLost, TimeoutError, MusegError):
+            pass  # it is killed all the same
+        finally:
+            member.worker.kill()
+
+    def _remove(self, member: Member[W]) -> None:
+        member.state = MemberState.GONE
+        self.members.remove(member)
+
+    def _tell(self) -> None:
+        self._leases.grant(self.serving)
+        self._changed.set()
+        self.on_change()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

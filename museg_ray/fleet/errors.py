@@ -1,0 +1,41 @@
+"""How a member of a crew fails: the one place that unwraps Ray's errors."""
+
+import asyncio
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+
+from museg_ray.errors import MusegError
+
+
+class MemberLost(Exception):
+    """The process, the engine or the node of a member is gone, or it is stuck: what was inside it has no result."""
+
+
+async def result_of(reference: ray.ObjectRef) -> Any:
+    """What a call of an actor returns. Whoever gives up waiting takes the call back from the actor.
+
+    Raises:
+        MemberLost: the actor's process or node is gone.
+        MusegError: as the actor raised it.
+        RayTaskError: the actor raised something else, which is a fault of ours.
+    """
+    try:
+        return await reference
+    except asyncio.CancelledError:
+        ray.cancel(reference, recursive=False)
+        raise
+    except (RayTaskError, TaskCancelledError) as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, MusegError | MemberLost):
+            raise cause from None
+        raise
+    except RayError as error:
+        raise MemberLost(first_line(error)) from None
+
+
+def first_line(error: BaseException) -> str:
+    """`ActorDiedError: The actor died unexpectedly before finishing this task.`"""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,77 @@
+"""One member of a crew: a worker, and where it is in its life."""
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Generic, TypeVar
+
+from museg_ray.fleet.errors import MemberLost
+from museg_ray.fleet.worker import Worker
+
+W = TypeVar("W", bound=Worker)
+Result = TypeVar("Result")
+
+
+class MemberState(StrEnum):
+    STARTING = "starting"
+    SERVING = "serving"
+    DRAINING = "draining"
+    """Gets nothing new, and leaves when it is idle."""
+    GONE = "gone"
+
+
+@dataclass(slots=True, eq=False)
+class Member(Generic[W]):
+    """One worker and where it is in its life."""
+
+    name: str
+    """`rollout-3`; no other member of the run ever gets it."""
+    worker: W
+    born_s: float
+    state: MemberState = MemberState.STARTING
+    num_jobs: int = 0
+    """Inside it."""
+    load: int = 0
+    """Of these jobs, in the unit of the crew's room."""
+    is_reserved: bool = False
+    """Somebody has it alone, or waits until it is idle."""
+    num_jobs_lost: int = 0
+    """Inside it when it was lost."""
+    lost: asyncio.Future[str] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    """Done with the reason once it is lost."""
+
+    async def run(self, call: Coroutine[Any, Any, Result]) -> Result:
+        """The result of a call of the worker.
+
+        Raises:
+            MemberLost: it is lost meanwhile, also where the call itself would hang.
+        """
+        task = asyncio.create_task(call)
+        either: list[asyncio.Future[Any]] = [task, self.lost]
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise MemberLost(self.lost.result())
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+@dataclass(frozen=True, slots=True)
+class MemberStatus:
+    name: str
+    state: str
+    age_s: float
+    num_jobs: int
+
+
+@dataclass(frozen=True, slots=True)
+class CrewStatus:
+    num_wanted: int
+    num_losses: int
+    """Since the run was started."""
+    num_queued: int
+    """Jobs that no member has taken."""
+    members: list[MemberStatus]

@@ -1,0 +1,1 @@
+"""What became of every issue, and every response: books that only grow."""

@@ -1,0 +1,156 @@
+"""What became of every issue: `ledger.jsonl`, one line when it is issued and one when it ends."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from museg_ray.append_log import AppendLog, Row, Watermark, read_rows
+from museg_ray.errors import CheckpointError
+from museg_ray.types import Issue
+
+ISSUED = "issued"
+
+
+class Outcome(StrEnum):
+    """How an issue ends."""
+
+    TRAINED = "trained"
+    """The learner updated on its group."""
+    FILTERED = "filtered"
+    """Its group was left out of the update; the reason is written beside it."""
+    FAILED = "failed"
+    """No group came of it; the reason is written beside it."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenIssue:
+    """An issue without an end, as the ledger has it."""
+
+    issue_id: int
+    query_id: str
+    video: str
+    phase: str
+    step: int
+
+
+@dataclass(slots=True)
+class LedgerRow:
+    """An issue and its end, for reports and audits."""
+
+    issue_id: int
+    query_id: str
+    video: str
+    phase: str
+    step: int
+    issued_unix_s: float
+    ended_unix_s: float | None = None
+    outcome: str | None = None
+    """None: it has no end."""
+    reason: str = ""
+    weight_version: int | None = None
+    """Weights that its group was begun with; None when there was no group."""
+
+
+class Ledger:
+    """Every issue from its draw to its end. In memory are the open ones alone: the millionth costs what the first did.
+
+    Invariant: an issue ends exactly once. Twice would count a group's gradient twice, never would lose a query
+    without a trace; both break resume and every audit that sums the rows.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """
+        Raises:
+            ResourceError: the file cannot be read or written.
+            CheckpointError: a line of it is damaged.
+        """
+        self._log = AppendLog(path)
+        self._read()
+
+    @property
+    def num_issues(self) -> int:
+        """The id of the next one."""
+        return self._num_issues
+
+    @property
+    def open_issues(self) -> tuple[OpenIssue, ...]:
+        """Without an end, in the order of issue; none after a run that ended well."""
+        return tuple(self._open[issue_id] for issue_id in sorted(self._open))
+
+    def issue(self, issues: Sequence[Issue]) -> None:
+        """Open the next issues, in the order of their ids."""
+        rows = []
+        for issue in issues:
+            assert issue.issue_id == self._num_issues, f"issue {issue.issue_id} came where {self._num_issues} was next"
+            query = issue.query
+            opened = OpenIssue(issue.issue_id, query.query_id, query.video, issue.phase, issue.step)
+            self._open[issue.issue_id] = opened
+            self._num_issues += 1
+            rows.append({"event": ISSUED, **asdict(opened), "seed": issue.seed, "unix_s": time.time()})
+        self._log.append(rows)
+
+    def end(self, issue_id: int, outcome: Outcome, reason: str = "", weight_version: int | None = None) -> None:
+        """End an issue.
+
+        Args:
+            issue_id: of an open one.
+            outcome: trained, or filtered or failed, which need their reason.
+            weight_version: weights that the group was begun with; None when there was none.
+        """
+        assert issue_id in self._open, f"issue {issue_id} was never issued, or has ended already"
+        assert reason or outcome is Outcome.TRAINED, f"issue {issue_id} {outcome} without a reason"
+        del self._open[issue_id]
+        row = {"event": outcome.value, "issue_id": issue_id, "reason": reason, "weight_version": weight_version}
+        self._log.append([row | {"unix_s": time.time()}])
+
+    def mark(self) -> Watermark:
+        return self._log.mark()
+
+    def rewind(self, mark: Watermark) -> None:
+        """Drop what came after `mark`: what has ended since is open again.
+
+        Raises:
+            CheckpointError: the file does not hold what it held then.
+        """
+        self._log.rewind(mark)
+        self._read()
+
+    def _read(self) -> None:
+        self._open: dict[int, OpenIssue] = {}
+        self._num_issues = 0
+        for row in self._log.rows():
+            if row["event"] == ISSUED:
+                self._open[row["issue_id"]] = _opened(row)
+                self._num_issues += 1
+            else:
+                del self._open[row["issue_id"]]
+
+
+def read_ledger(path: Path) -> list[LedgerRow]:
+    """Every issue of a run, in the order of issue.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    issues: dict[int, LedgerRow] = {}
+    for row in read_rows(path):
+        try:
+            if row["event"] == ISSUED:
+                opened = _opened(row)
+                issues[opened.issue_id] = LedgerRow(
+                    opened.issue_id, opened.query_id, opened.video, opened.phase, opened.step, row["unix_s"]
+                )
+                continue
+            issue = issues[row["issue_id"]]
+        except KeyError as error:
+            raise CheckpointError(f"{path} is damaged: a line without {error}; restore it.") from None
+        assert issue.outcome is None, f"issue {issue.issue_id} ended twice"
+        issue.outcome, issue.reason, issue.weight_version = row["event"], row["reason"], row["weight_version"]
+        issue.ended_unix_s = row["unix_s"]
+    return list(issues.values())
+
+
+def _opened(row: Row) -> OpenIssue:
+    return OpenIssue(row["issue_id"], row["query_id"], row["video"], row["phase"], row["step"])

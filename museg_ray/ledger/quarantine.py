@@ -1,0 +1,96 @@
+"""What went wrong, for whoever wants to know why: responses that could not be scored and queries that got no group in
+`quarantine.jsonl`, one line each; the groups of an update that failed in `failed_update.jsonl`."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from museg_ray.append_log import AppendLog, Watermark
+from museg_ray.errors import PoisonQueryError, VideoError
+from museg_ray.files import whole_file
+from museg_ray.types import Group, Issue, Unscored
+
+KILLED_ENGINES = "killed_engines"
+"""In place of a video's fault: the query ended the engines that sampled it."""
+
+
+class Quarantine:
+    """Keeps every unscored response with its text and reasons, and every query without a group with its fault. Rows are
+    appended at once, so that a run that ends over them leaves them behind."""
+
+    def __init__(self, path: Path) -> None:
+        """
+        Raises:
+            ResourceError: the file cannot be read or written.
+        """
+        self._log = AppendLog(path)
+
+    @property
+    def path(self) -> Path:
+        """The file is there once something is in it."""
+        return self._log.path
+
+    def add(self, group: Group) -> None:
+        """Append the group's unscored responses."""
+        about = {"step": group.issue.step, "query_id": group.query.query_id, "issue_id": group.issue.issue_id}
+        self._log.append(
+            {
+                **about,
+                "response_index": index,
+                "weight_version": group.weight_version,
+                "reasons": outcome.reasons,
+                "text": outcome.text,
+            }
+            for index, outcome in enumerate(group.outcomes)
+            if isinstance(outcome, Unscored)
+        )
+
+    def add_query(self, issue: Issue, error: VideoError | PoisonQueryError) -> None:
+        """Append a query that got no responses."""
+        query, fault = issue.query, error.fault.value if isinstance(error, VideoError) else KILLED_ENGINES
+        about = {"step": issue.step, "query_id": query.query_id, "issue_id": issue.issue_id, "video": query.video}
+        self._log.append([{**about, "fault": fault, "reasons": [str(error)]}])
+
+    def mark(self) -> Watermark:
+        return self._log.mark()
+
+    def rewind(self, mark: Watermark) -> None:
+        """
+        Raises:
+            CheckpointError: the file does not hold what it held then.
+        """
+        self._log.rewind(mark)
+
+    def keep_update(self, step: int, groups: Sequence[Group]) -> Path:
+        """Write what the learner could not make an update of, one line a group, to `failed_update.jsonl`.
+
+        Returns:
+            The file's path. Its numbers may be `NaN` or `Infinity`, which Python's `json` reads.
+        """
+        path = self.path.with_name("failed_update.jsonl")
+        with whole_file(path) as partial:
+            partial.write_text("".join(json.dumps(_group_row(step, group)) + "\n" for group in groups), "utf-8")
+        return path
+
+
+def _group_row(step: int, group: Group) -> dict[str, object]:
+    responses = [
+        {
+            "text": response.text,
+            "finished": response.finished,
+            "reward": parts.total,
+            "advantage": float(advantage),
+            "token_ids": response.token_ids,
+            "logprobs": response.logprobs.tolist(),
+        }
+        for response, parts, advantage in zip(group.responses, group.rewards, group.advantages, strict=True)
+    ]
+    return {
+        "step": step,
+        "query_id": group.query.query_id,
+        "video": group.query.video,
+        "clip_key": group.clip_key,
+        "weight_version": group.weight_version,
+        "prompt_ids": group.prompt_ids,
+        "responses": responses,
+    }

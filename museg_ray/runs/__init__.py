@@ -1,0 +1,1 @@
+"""A run's folder: opened, kept, taken back, gone on with."""

@@ -1,0 +1,144 @@
+"""All that a run writes down while it trains: metrics, alarms, responses, the ledger, quarantine, events; and shows.
+
+Every book only grows; a checkpoint holds how far each went, and to go back is to drop what came after.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from museg_ray.checkpoints.state import BookMarks, DriverState, Notes, TrainerState
+from museg_ray.config.schema import Config
+from museg_ray.errors import ResourceError
+from museg_ray.events import EventKind
+from museg_ray.files import sync
+from museg_ray.ledger.ledger import Ledger, OpenIssue, Outcome
+from museg_ray.ledger.quarantine import Quarantine
+from museg_ray.ledger.rollout_log import RolloutLog
+from museg_ray.metrics import names
+from museg_ray.metrics.alarms import AlarmWatch
+from museg_ray.metrics.recorder import Recorder
+from museg_ray.runs.events import Events
+from museg_ray.runs.rewind import remove_later
+from museg_ray.runs.step_result import StepResult
+from museg_ray.terminal.display import Display
+
+
+class Books:
+    """The books of one run; `close` them in any case."""
+
+    def __init__(self, config: Config, run_dir: Path, display: Display, notes: Notes) -> None:
+        """Open them behind what is in them.
+
+        Args:
+            config: of the run.
+            run_dir: gets the files.
+            display: is told of every step.
+            notes: are kept up to date.
+
+        Raises:
+            CheckpointError: a book is damaged.
+            ResourceError: one cannot be read or written.
+        """
+        self._config, self._run_dir, self._display, self._notes = config, run_dir, display, notes
+        self._best_metric = config.checkpoint.best_metric
+        self._values: list[float] = []  # of `best_metric`, since the checkpoint before
+        self._watch = AlarmWatch(config.alarms, config.train.phases)
+        self._recorder = Recorder(run_dir, run_dir.name)
+        self._rollouts = RolloutLog(run_dir / "rollouts.parquet")
+        self.ledger = Ledger(run_dir / "ledger.jsonl")
+        self.quarantine = Quarantine(run_dir / "quarantine.jsonl")
+        self.events = Events(run_dir / "events.jsonl")
+
+    def on_step(self, result: StepResult) -> None:
+        """Write down and show a finished step."""
+        self._note(result)
+        self.events.step = result.step
+        alarms = self._watch.observe(result.step, result.phase, result.metrics)
+        metrics = result.metrics | self._watch.states()
+        self._display.step(result.step, result.phase, metrics)
+        self._recorder.log(result.step, result.phase, metrics)
+        for alarm in alarms:
+            self._display.alarm(alarm)
+            self._recorder.alarm(alarm)
+        for error in result.failures:
+            self._display.warn(f"step {result.step}: {error}")
+        if num_unscored := round(result.metrics[names.REWARD_QUARANTINED]):
+            self._display.warn(
+                f"step {result.step}: responses without a score: {num_unscored}; see {self.quarantine.path}"
+            )
+        self._rollouts.append(result.groups)
+
+    def at_checkpoint(self, reached: TrainerState) -> DriverState:
+        """Bring everything up to this step onto the disk; what the driver keeps in the checkpoint.
+
+        Invariant: once a checkpoint is whole, the run folder holds all steps up to it, so that a run that resumes from
+        it only ever drops what is later.
+
+        Raises:
+            ResourceError: disk full and the like.
+        """
+        try:
+            metrics, alarms = self._recorder.marks()
+            marks = BookMarks(metrics, alarms, self.quarantine.mark(), self.ledger.mark(), self._rollouts.mark())
+            sync(self._run_dir)
+        except OSError as error:
+            raise ResourceError(
+                f"The books of the run {self._run_dir} could not be written: {error.strerror or error}. Free disk "
+                "space there, then go on with --resume (run.resume=true)."
+            ) from error
+        self.events.add(EventKind.CHECKPOINT, f"checkpoint of step {reached.step}")
+        score, self._values = (fmean(self._values) if self._values else None), []
+        return DriverState(reached, marks, self._best_metric, score, self._notes.as_dict())
+
+    def rewind(self, state: DriverState | None) -> Sequence[OpenIssue]:
+        """Take the whole run folder back to a checkpoint, or to the beginning of training (None); the issues that were
+        open then. Newer checkpoints are deleted.
+
+        Raises:
+            CheckpointError: the folder does not hold all that it held then.
+        """
+        marks = state.books if state else BookMarks()
+        remove_later(self._run_dir, state.step if state else 0)
+        rows = self._recorder.rewind(marks.metrics, marks.alarms)
+        self.quarantine.rewind(marks.quarantine)
+        self.ledger.rewind(marks.ledger)
+        self._rollouts.rewind(marks.rollouts)
+        self._notes.go_back(Notes(**state.notes) if state else Notes())
+        self._values = []
+        self._replay(rows)
+        self.events.step = state.step if state else 0
+        self.events.add(EventKind.REWIND, f"taken back to step {self.events.step}")
+        return self.ledger.open_issues
+
+    def fail_open(self, reason: str) -> None:
+        """End all that is open: the run ends over it."""
+        for issue in self.ledger.open_issues:
+            self.ledger.end(issue.issue_id, Outcome.FAILED, reason)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._rollouts.flush()
+        self._recorder.close()
+
+    def _replay(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Alarms look at steps that are long done; so does the display."""
+        self._watch = AlarmWatch(self._config.alarms, self._config.train.phases)
+        self._display.forget_steps()
+        for row in rows:
+            self._watch.observe(row["step"], row["phase"], row)
+            self._display.earlier_step(row["step"], row["phase"], row)
+
+    def _note(self, result: StepResult) -> None:
+        metrics, notes = result.metrics, self._notes
+        num_responses = sum(len(group.responses) for group in result.groups)
+        notes.num_updates += 1
+        if names.PARITY_GAP_MEAN in metrics:
+            notes.num_gaps += 1
+            notes.gap_sum += metrics[names.PARITY_GAP_MEAN]
+            notes.gap_max = max(notes.gap_max, metrics[names.PARITY_GAP_MAX])
+        notes.num_responses += num_responses
+        notes.rollout_s += num_responses / metrics[names.ROLLOUT_RESPONSES_PER_S]
+        if self._best_metric in metrics:
+            self._values.append(metrics[self._best_metric])

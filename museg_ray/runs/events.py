@@ -1,0 +1,37 @@
+"""The log of what happens to a run beside its steps: `events.jsonl`.
+
+It is never taken back: it tells what happened to the run, also to steps that were made anew.
+"""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+from museg_ray.append_log import AppendLog, Row
+from museg_ray.events import EventKind
+
+NUM_RECENT = 50
+
+
+class Events:
+    """Appends events; `step` is the one that the run stands at."""
+
+    def __init__(self, path: Path) -> None:
+        """
+        Raises:
+            ResourceError: the file cannot be read or written.
+        """
+        self._log = AppendLog(path)
+        self._recent: deque[Row] = deque(maxlen=NUM_RECENT)
+        self.step = 0
+
+    def add(self, kind: EventKind, text: str, **fields: object) -> None:
+        row = {"unix_s": round(time.time(), 3), "step": self.step, "kind": kind.value, "text": text, **fields}
+        self._recent.append(row)
+        self._log.append([row])
+
+    @property
+    def recent(self) -> Sequence[Row]:
+        """The last ones of this process."""
+        return tuple(self._recent)

@@ -1,0 +1,19 @@
+"""A finished optimiser step, as the trainer tells of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from museg_ray.errors import PoisonQueryError, VideoError
+from museg_ray.types import Group
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    step: int
+    """From 1."""
+    phase: str
+    groups: Sequence[Group]
+    """All that were sampled for it."""
+    failures: Sequence[VideoError | PoisonQueryError]
+    """Of the queries without a group, since the result before."""
+    metrics: dict[str, float]

@@ -1,0 +1,120 @@
+"""A learner whose whole state is a few numbers, so that a run that lost or repeated anything shows other numbers."""
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from museg_ray.config.schema import PhaseConfig
+from museg_ray.metrics import names
+from museg_ray.simulate.script import Script
+from museg_ray.types import FloatArray, Group
+
+SHARD = "shard-00000-of-00001.safetensors"
+
+
+class FakeLearner:
+    """Obeys `LearnerPart`. Its weights are one number, which follows from every group, step, moment and random draw."""
+
+    def __init__(self, script: Script, checkpoint: Path | None = None, gap: float = 1e-7) -> None:
+        """
+        Args:
+            script: is asked before everything that it does.
+            checkpoint: folder that `begin_checkpoint` was given.
+            gap: mean log-prob gap that `score` finds.
+        """
+        self._script, self._gap = script, gap
+        self._writing: asyncio.Task[None] | None = None
+        self.num_updates = 0
+        """Made by this process, also those that were taken back."""
+        self._stand(checkpoint)
+
+    def _stand(self, checkpoint: Path | None) -> None:
+        self.weight = self.moment = self.reference = 0.0
+        self.version = 0
+        self.random = np.random.default_rng(0)
+        if checkpoint is not None:
+            state = json.loads((checkpoint / SHARD).read_text())
+            self.weight, self.moment, self.reference = state["weight"], state["moment"], state["reference"]
+            self.random.bit_generator.state = state["random"]
+
+    async def ready(self) -> None:
+        await self._script.moment("learner", "start")
+
+    async def restart(self, checkpoint: Path | None) -> None:
+        await self.close()
+        self._stand(checkpoint)
+        await self.ready()
+
+    async def update(self, groups: Sequence[Group], clips: Mapping[str, Any], step: int) -> dict[str, float]:
+        await self._script.moment("learner", "update")
+        assert groups and {group.clip_key for group in groups} <= clips.keys()
+        for group in groups:
+            assert len(group.responses) == len(group.rewards) == len(group.advantages) > 1
+        pull = sum(float(group.advantages @ _lengths(group)) for group in groups)
+        self.moment = 0.9 * self.moment + pull
+        self.weight += (0.01 * self.moment + 0.1 * self.random.random()) / step
+        self.num_updates += 1
+        learned = {names.LEARNER_LOSS: self.weight, names.LEARNER_KL: abs(self.weight - self.reference)}
+        if any(group.weight_version == self.version and not any(r.spans for r in group.responses) for group in groups):
+            learned[names.PARITY_GAP_MEAN] = 1e-7 * abs(self.weight)
+            learned[names.PARITY_GAP_MAX] = 1e-6 * abs(self.weight)
+        return learned
+
+    async def score(self, groups: Sequence[Group], clips: Mapping[str, Any]) -> dict[str, float]:
+        await self._script.moment("learner", "score")
+        assert {group.clip_key for group in groups} <= clips.keys()
+        return {names.PARITY_GAP_MEAN: self._gap, names.PARITY_GAP_MAX: 10 * self._gap}
+
+    async def export_weights(self, version: int) -> float:
+        await self._script.moment("learner", "export_weights")
+        self.version = version
+        return self.weight
+
+    async def start_phase(self, phase: PhaseConfig) -> None:
+        await self._script.moment("learner", "start_phase")
+        if phase.fresh_optimizer:
+            self.moment = 0.0
+        if phase.fresh_reference:
+            self.reference = self.weight
+
+    async def begin_checkpoint(self, folder: Path) -> None:
+        await self._script.moment("learner", "begin_checkpoint")
+        assert folder.is_dir()
+        assert self._writing is None, "one at a time"
+        state = {"weight": self.weight, "moment": self.moment, "reference": self.reference}
+        copy = state | {"random": dict(self.random.bit_generator.state)}
+        self._writing = asyncio.create_task(self._write(folder, json.dumps(copy)))
+
+    async def finish_checkpoint(self) -> None:
+        assert self._writing is not None
+        try:
+            await self._writing
+        finally:
+            self._writing = None
+
+    async def export_model(self, out_dir: Path) -> None:
+        await self._script.moment("learner", "export_model")
+        out_dir.mkdir()
+        (out_dir / "weight").write_text(repr(self.weight))
+
+    async def close(self) -> None:
+        if self._writing is not None:
+            self._writing.cancel()
+            self._writing = None
+
+    async def _write(self, folder: Path, content: str) -> None:
+        with (folder / SHARD).open("w") as file:
+            for start in range(0, len(content), 100):
+                file.write(content[start : start + 100])
+                file.flush()
+                await self._script.moment("learner", "write")
+        (folder / "rng-00000.pt").write_text("in the shard")
+        (folder / "learner.json").write_text(json.dumps({"format": 1, "num_shards": 1}))
+
+
+def _lengths(group: Group) -> FloatArray:  # [G]
+    return np.array([len(response.text) for response in group.responses], dtype=np.float32)

@@ -1,0 +1,67 @@
+"""A run's parts without a cluster: real crews and pools over workers of this process, a learner of a few numbers."""
+
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
+from itertools import count
+from pathlib import Path
+from typing import TypeVar
+
+from museg_ray.config.schema import Config
+from museg_ray.events import EventSink
+from museg_ray.model.qwen_vl import load_tokenizer
+from museg_ray.rewards.pool import RewardPool
+from museg_ray.rollout.pool import RolloutPool
+from museg_ray.simulate.learner import FakeLearner
+from museg_ray.simulate.script import Script
+from museg_ray.simulate.workers import FakeEngine, FakePreparer, FakeScorer
+from museg_ray.train.parts import Parts, StartParts
+from museg_ray.video.actor import ClipPool
+
+W = TypeVar("W")
+
+
+def fake_start(script: Script, unreadable: Collection[str] = ()) -> StartParts:
+    """For `run(config, start=...)`.
+
+    Args:
+        script: is asked at every moment of every part.
+        unreadable: names of video files that cannot be read.
+    """
+
+    @asynccontextmanager
+    async def start(
+        config: Config, model_dir: Path, checkpoint: Path | None, events: EventSink
+    ) -> AsyncIterator[Parts]:
+        parts = fake_parts(config, model_dir, checkpoint, events, script, unreadable)
+        try:
+            yield parts
+        finally:
+            await parts.close()
+
+    return start
+
+
+def fake_parts(
+    config: Config,
+    model_dir: Path,
+    checkpoint: Path | None,
+    events: EventSink,
+    script: Script,
+    unreadable: Collection[str] = (),
+) -> Parts:
+    """To be made and used on one event loop."""
+    engines = _named("engine", lambda name: FakeEngine(script, name, config.rollout))
+    scorers = _named("scorer", lambda name: FakeScorer(script, name))
+    preparers = _named("preparer", lambda name: FakePreparer(script, name, frozenset(unreadable)))
+    return Parts(
+        tokenizer=load_tokenizer(model_dir),
+        clips=ClipPool(config, events, preparers),
+        rollouts=RolloutPool(config, model_dir, events, engines),
+        rewards=RewardPool(config, events, lambda _num_cpus: scorers()),
+        learner=FakeLearner(script, checkpoint),
+    )
+
+
+def _named(role: str, make: Callable[[str], W]) -> Callable[[], W]:
+    numbers = count()
+    return lambda: make(f"{role}-{next(numbers)}")

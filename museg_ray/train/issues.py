@@ -1,0 +1,112 @@
+"""What a run trains on, issue by issue: who is asked next, under which id and seed."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from museg_ray.checkpoints.state import TrainerState
+from museg_ray.config.schema import Config
+from museg_ray.data.sampler import QuerySampler, SamplerState, build_samplers
+from museg_ray.errors import CheckpointError
+from museg_ray.ledger.ledger import OpenIssue
+from museg_ray.train.plan import StepPlan, plan_steps
+from museg_ray.types import GroundingQuery, Issue
+
+REFILL_SEED = 1 << 32
+"""Added to the run's seed for the queries that take the place of others: an order of its own, so that they do not shift
+what later steps draw."""
+
+
+class IssueSource:
+    """Draws queries for steps and turns them into issues.
+
+    Invariant: the seed of an issue follows from the run's seed and the issue's id alone, so that an issue that is
+    sampled again, elsewhere or by a resumed run, gets the same group from the same weights.
+    """
+
+    def __init__(self, config: Config, queries: Mapping[str, Sequence[GroundingQuery]]) -> None:
+        """
+        Args:
+            config: of the run.
+            queries: by annotation file, as the phases name it: `Config.train_file`.
+        """
+        self._config = config
+        self._phases = {phase.name: phase for phase in config.train.phases}
+        self._queries = {(path, query.query_id): query for path, of_file in queries.items() for query in of_file}
+        self._samplers = build_samplers(config, queries, config.run.seed)
+        self._refills = build_samplers(config, queries, config.run.seed + REFILL_SEED)
+        self._beginning = _states(self._samplers), _states(self._refills)
+        self._num_issued = 0
+
+    @property
+    def refill_states(self) -> dict[str, SamplerState]:
+        """Of the queries that take the place of others, by annotation file."""
+        return _states(self._refills)
+
+    def restore(self, num_issued: int, reached: TrainerState | None) -> None:
+        """Go on behind the issues that were made; None: from the very beginning.
+
+        Raises:
+            DataError: the states belong to other queries, weights, curriculum or seed.
+        """
+        self._num_issued = num_issued
+        _restore(self._samplers, self._beginning[0], reached.sampler_states if reached else {})
+        _restore(self._refills, self._beginning[1], reached.refill_states if reached else {})
+
+    def plans(self, first_step: int) -> Iterator[StepPlan]:
+        """The plan of every step from `first_step` on, each drawn when it is asked for."""
+        return plan_steps(self._config, self._samplers, first_step)
+
+    def issues(self, step: int, phase: str, queries: Sequence[GroundingQuery]) -> list[Issue]:
+        """The next issues, one a query, for a step of a phase."""
+        ids = range(self._num_issued, self._num_issued + len(queries))
+        self._num_issued = ids.stop
+        return [
+            Issue(issue_id, query, phase, self._seed(issue_id), step)
+            for issue_id, query in zip(ids, queries, strict=True)
+        ]
+
+    def refill(self, step: int, phase: str, count: int) -> list[Issue]:
+        """Issues of `count` other queries for a step whose own taught nothing."""
+        config = self._phases[phase]
+        sampler, share = self._refills[self._config.train_file(config)], self._config.multi_segment_share(config)
+        if sampler.multi_segment_share != share:
+            sampler.start_phase(share)
+        return self.issues(step, phase, sampler.draw(count))
+
+    def reopened(self, left_open: Sequence[OpenIssue]) -> list[Issue]:
+        """Issues that had not ended when the books were marked, with the ids and seeds they had.
+
+        Raises:
+            CheckpointError: the annotation file lacks a query that the ledger names.
+        """
+        return [self._reopened(issue) for issue in left_open]
+
+    def _reopened(self, left: OpenIssue) -> Issue:
+        path = self._config.train_file(self._phases[left.phase])
+        query = self._queries.get((path, left.query_id))
+        if query is None:
+            raise CheckpointError(
+                f"The ledger left query {left.query_id} open, but {path} has no such query: restore the file as it was."
+            )
+        return Issue(left.issue_id, query, left.phase, self._seed(left.issue_id), left.step)
+
+    def _seed(self, issue_id: int) -> int:
+        return issue_seed(self._config.run.seed, issue_id)
+
+
+def _states(samplers: Mapping[str, QuerySampler]) -> dict[str, SamplerState]:
+    return {path: sampler.state() for path, sampler in samplers.items()}
+
+
+def _restore(
+    samplers: Mapping[str, QuerySampler], beginning: Mapping[str, SamplerState], states: Mapping[str, SamplerState]
+) -> None:
+    """Files that only later phases name have no state yet: they stay at their beginning."""
+    for path, sampler in samplers.items():
+        sampler.restore(states.get(path, beginning[path]))
+
+
+def issue_seed(run_seed: int, issue_id: int) -> int:
+    """32 bits, different for every issue of a run."""
+    return int(np.random.SeedSequence((run_seed, issue_id)).generate_state(1)[0])

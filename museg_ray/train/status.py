@@ -1,0 +1,74 @@
+"""What a running job says of itself: one record, for `museg status` and for whoever reads it as JSON."""
+
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from museg_ray.config.schema import Config
+from museg_ray.train.parts import Parts
+from museg_ray.train.work import StepWork
+
+
+def run_status(
+    config: Config, parts: Parts, name: str, step: int, version: int, works: Sequence[StepWork], is_learning: bool
+) -> dict[str, Any]:
+    """Plain values, ready for JSON.
+
+    Args:
+        config: of the run.
+        parts: as they are now.
+        name: of the run's folder.
+        step: the last one that is done.
+        version: of the weights that serve.
+        works: of the steps that are issued, in their order.
+        is_learning: the learner is at work.
+    """
+    first = works[0] if works else None
+    return {
+        "run": name,
+        "driver": f"pid {os.getpid()} on {socket.gethostname()}",
+        "unix_s": time.time(),
+        "step": step,
+        "total_steps": config.total_steps,
+        "phase": phase_after(config, step),
+        "weight_version": version,
+        "max_staleness": config.train.max_staleness,
+        "crews": {role: asdict(crew.status()) for role, crew in parts.crews.items()},
+        "queues": {
+            "rollout": parts.rollouts.num_waiting,
+            "reward": parts.rewards.num_waiting,
+            "learner": sum(work.is_complete.is_set() for work in works),
+        },
+        "waits": _who_waits(first, is_learning, config.train.max_staleness),
+    }
+
+
+def phase_after(config: Config, step: int) -> str:
+    """Name of the phase of the step after `step`; the last phase's at the end."""
+    last_of_phase = 0
+    for phase in config.train.phases:
+        last_of_phase += phase.steps
+        if step < last_of_phase:
+            return phase.name
+    return config.train.phases[-1].name
+
+
+def _who_waits(first: StepWork | None, is_learning: bool, max_staleness: int) -> str:
+    if first is None:
+        return "nothing is issued yet"
+    if is_learning:
+        ahead = "works ahead" if max_staleness else "waits for it"
+        return f"the learner is at work on step {first.step}; the fleet {ahead}"
+    num_issues = len(first.open) + len(first.made) + len(first.failures)
+    return f"the learner waits for {len(first.open)} of {num_issues} groups of step {first.step}"
+
+
+def describe_members(status: Mapping[str, Any]) -> str:
+    """`3 of 3 serve`, `2 of 3 serve, 1 starting`."""
+    states = [member["state"] for member in status["members"]]
+    others = {state: states.count(state) for state in dict.fromkeys(states) if state != "serving"}
+    parts = [f"{states.count('serving')} of {status['num_wanted']} serve", *(f"{n} {s}" for s, n in others.items())]
+    return ", ".join(parts)

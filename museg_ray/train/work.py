@@ -1,0 +1,57 @@
+"""The groups of one optimiser step, from the issue of its queries to their update."""
+
+import asyncio
+from collections.abc import Iterable
+
+from museg_ray.clock import now_s
+from museg_ray.errors import PoisonQueryError, VideoError
+from museg_ray.train.groups import Made
+from museg_ray.types import Group, Issue
+
+
+class StepWork:
+    """Who is on the way, and what has come of the others."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.open: dict[int, Issue] = {}
+        """By id, of the issues that have no end yet."""
+        self.made: dict[int, Made] = {}
+        """By id of the issue: what the step trains on, or cannot compare."""
+        self.dropped: list[Group] = []
+        """Sampled, and left out because they teach nothing."""
+        self.failures: list[VideoError | PoisonQueryError] = []
+        """Why there is no group, one an issue."""
+        self.num_refills = 0
+        self.is_complete = asyncio.Event()
+        """No issue is on its way any more, and none will come."""
+        self.begun_s = self.ended_s = 0.0
+
+    def begin(self, issues: Iterable[Issue]) -> None:
+        self.begun_s = self.begun_s or now_s()
+        self.open |= {issue.issue_id: issue for issue in issues}
+
+    def finish(self, issue: Issue, made: Made) -> None:
+        del self.open[issue.issue_id]
+        self.made[issue.issue_id] = made
+
+    def fail(self, issue: Issue, error: VideoError | PoisonQueryError) -> None:
+        del self.open[issue.issue_id]
+        self.failures.append(error)
+
+    def drop_equal(self) -> list[Group]:
+        """Take out the groups whose responses all earned the same."""
+        equal = [made.group for made in self.made.values() if made.group.is_comparable and made.group.has_equal_rewards]
+        for group in equal:
+            del self.made[group.issue.issue_id]
+        self.dropped += equal
+        return equal
+
+    def complete(self) -> None:
+        self.ended_s = now_s()
+        self.is_complete.set()
+
+    @property
+    def in_order(self) -> list[Made]:
+        """In the order of issue: what was quick to be sampled has no say in where it comes."""
+        return [self.made[issue_id] for issue_id in sorted(self.made)]

@@ -1,0 +1,221 @@
+"""Checkpoint folders: whole or refused, whatever happens to them or while they are written."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from museg_ray.checkpoints import folder as checkpoints
+from museg_ray.checkpoints.state import DriverState, Notes, TrainerState
+from museg_ray.config.learning import CheckpointConfig
+from museg_ray.errors import CheckpointError
+
+FILES = (
+    "learner/shard-00000-of-00002.safetensors",
+    "learner/shard-00001-of-00002.safetensors",
+    "learner/rng-00000.pt",
+    "learner/rng-00001.pt",
+    "config.yaml",
+    "driver.json",
+    "learner/learner.json",
+)
+
+
+def state(step: int, score: float | None = None) -> DriverState:
+    reached = TrainerState(step, "only", step, {}, num_empty=0, unreadable=[("missing", "gone")])
+    return DriverState(
+        reached, num_issues=2 * step, best_metric="reward/matching", score=score, notes=Notes().as_dict()
+    )
+
+
+def build(parent: Path, step: int, score: float | None = None, size_bytes: int = 5000) -> Path:
+    """A complete partial folder."""
+    partial = checkpoints.partial_folder(parent, step)
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "learner").mkdir(parents=True)
+    for name in FILES[:-2]:
+        (partial / name).write_bytes(random.Random(step).randbytes(size_bytes))
+    (partial / "learner" / "learner.json").write_text('{"format": 1, "num_shards": 2}')
+    (partial / "driver.json").write_text(state(step, score).to_json())
+    return partial
+
+
+def steps_of(parent: Path) -> list[int]:
+    return [checkpoint.step for checkpoint in checkpoints.list_checkpoints(parent)]
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> checkpoints.Checkpoint:
+    return checkpoints.publish(build(tmp_path, 50, score=0.25))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_checkpoint_that_lacks_a_file_of_any_rank_is_not_published(name: str, tmp_path: Path) -> None:
+    partial = build(tmp_path, 50)
+    (partial / name).unlink()
+    with pytest.raises(CheckpointError, match=name.split("/")[-1]):
+        checkpoints.publish(partial)
+    assert steps_of(tmp_path) == []
+
+
+def test_scores_of_another_metric_are_not_compared(tmp_path: Path) -> None:
+    for step, score in ((10, 5.0), (20, 0.3), (30, 0.2)):
+        partial = build(tmp_path, step)
+        metric = "reward/total" if step == 10 else "reward/matching"
+        (partial / "driver.json").write_text(replace(state(step, score), best_metric=metric).to_json())
+        checkpoints.publish(partial)
+    checkpoints.retire(tmp_path, CheckpointConfig(keep_last=1, keep_best=1))
+    assert steps_of(tmp_path) == [20, 30]
+
+
+def test_a_published_checkpoint_verifies_and_gives_its_state_back(whole: checkpoints.Checkpoint) -> None:
+    checkpoints.verify(whole)
+    assert (whole.folder.name, whole.step) == ("step-000050", 50)
+    assert whole.read_state() == state(50, 0.25)
+    assert checkpoints.newest_whole(whole.folder.parent) == (whole, [])
+
+
+@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "grow", "delete"])
+def test_a_damaged_file_is_found_and_the_older_checkpoint_is_taken(
+    name: str, damage: str, whole: checkpoints.Checkpoint
+) -> None:
+    newer = checkpoints.publish(build(whole.folder.parent, 60))
+    path = newer.folder / name
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+    elif damage == "cut":
+        del content[-1]
+    elif damage == "grow":
+        content += b"x"
+    path.unlink()
+    if damage != "delete":
+        path.write_bytes(content)
+    if (name, damage) == ("manifest.json", "cut"):
+        path.write_bytes(content[:-10])  # its last byte is white space
+    with pytest.raises(CheckpointError, match="step-000060"):
+        checkpoints.verify(newer)
+    found, (refusal,) = checkpoints.newest_whole(whole.folder.parent)
+    assert found == whole
+    assert "step 60" in refusal and str(path if name != "manifest.json" else newer.folder) in refusal
+
+
+def test_a_checkpoint_that_a_later_version_wrote_is_refused(whole: checkpoints.Checkpoint) -> None:
+    manifest = whole.folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(CheckpointError, match="format 2; this version of museg_ray reads 1"):
+        checkpoints.verify(whole)
+
+
+@pytest.mark.parametrize("path", ["", "checkpoints", "step-50", "step-000050.partial", "step-000051"])
+def test_what_is_no_checkpoint_is_refused_by_its_name(path: str, whole: checkpoints.Checkpoint) -> None:
+    build(whole.folder.parent, 50)
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
+        checkpoints.as_checkpoint(whole.folder.parent / path)
+
+
+@pytest.mark.parametrize(
+    ("scores", "keep_last", "keep_best", "kept"),
+    [
+        ([0.1, 0.9, 0.3, 0.4, 0.2], 2, 1, [2, 4, 5]),
+        ([0.1, 0.2, 0.3, 0.4, 0.5], 2, 1, [4, 5]),  # the best one is among the newest
+        ([0.9, 0.9, 0.9, 0.1, 0.1], 1, 1, [3, 5]),  # of equal ones the newest
+        ([0.9, 0.8, None, 0.1, None], 1, 2, [1, 2, 5]),
+        ([None, None, None], 1, 3, [3]),
+        ([0.9, 0.5, 0.1], 1, 0, [3]),
+        ([0.5], 3, 3, [1]),
+    ],
+)
+def test_the_newest_and_the_best_are_kept(
+    scores: list[float | None], keep_last: int, keep_best: int, kept: list[int], tmp_path: Path
+) -> None:
+    for step, score in enumerate(scores, start=1):
+        checkpoints.publish(build(tmp_path, step, score, size_bytes=10))
+        checkpoints.retire(tmp_path, CheckpointConfig(keep_last=keep_last, keep_best=keep_best))
+    assert steps_of(tmp_path) == kept
+    assert not list(tmp_path.glob("*.partial"))
+
+
+class Crash(Exception):
+    """In place of a process that ends."""
+
+
+STAGES = ["sync", "_hash", "_write_synced", "os.walk", "rename", "rmtree"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("call", [1, 2, 5])
+def test_a_crash_at_any_stage_leaves_whole_checkpoints_alone(
+    stage: str, call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        checkpoints.publish(build(tmp_path, step))
+    target, name = {"os.walk": (os, "walk"), "rename": (Path, "rename"), "rmtree": (shutil, "rmtree")}.get(
+        stage, (checkpoints, stage)
+    )
+    real, calls = getattr(target, name), 0
+
+    def crash(*args: object, **options: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls >= call:
+            raise Crash
+        return real(*args, **options)
+
+    partial = build(tmp_path, 3)
+    monkeypatch.setattr(target, name, crash)
+    try:
+        checkpoints.publish(partial)
+        checkpoints.retire(tmp_path, CheckpointConfig(keep_last=1, keep_best=0))
+    except Crash:
+        pass
+    monkeypatch.undo()
+    assert steps_of(tmp_path), "none was lost before a newer one was whole"
+    for checkpoint in checkpoints.list_checkpoints(tmp_path):
+        checkpoints.verify(checkpoint)
+    checkpoints.remove_leftovers(tmp_path)
+    assert all(path.name.startswith("step-") and path.suffix == "" for path in tmp_path.iterdir())
+
+
+LOOP = """
+import itertools, sys
+from dataclasses import replace
+from pathlib import Path
+from museg_ray.config.learning import CheckpointConfig
+from museg_ray.checkpoints import folder as checkpoints
+from tests.checkpoints.test_folder import build
+parent = Path(sys.argv[1])
+print("ready", flush=True)
+checkpoints.remove_leftovers(parent)
+first = max((each.step for each in checkpoints.list_checkpoints(parent)), default=0) + 1
+for step in itertools.count(first):
+    checkpoints.publish(build(parent, step, score=step % 7, size_bytes=300_000))
+    checkpoints.retire(parent, CheckpointConfig(keep_last=2, keep_best=1))
+"""
+
+
+def test_every_checkpoint_that_is_there_after_a_kill_at_a_random_moment_is_whole(
+    tmp_path: Path, repository: Path
+) -> None:
+    random_delay = random.Random(0)
+    newest = 0
+    for _ in range(4):
+        with subprocess.Popen(
+            [sys.executable, "-c", LOOP, str(tmp_path)], cwd=repository, stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+            time.sleep(0.3 + 0.3 * random_delay.random())
+            process.send_signal(signal.SIGKILL)
+        present = checkpoints.list_checkpoints(tmp_path)
+        for checkpoint in present:
+            checkpoints.verify(checkpoint)
+        assert present[-1].step > newest
+        newest = present[-1].step
