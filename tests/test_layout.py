@@ -9,23 +9,36 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "museg_ray"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-GROUND = {"types", "errors", "files", "config", "algo", "metrics"}
+GROUND = {"types", "errors", "files", "append_log", "clock", "events", "config", "algo", "metrics"}
 PURE = {"rewards", "data", "video", "model", "weights"}
+BOOKS = {"ledger", "checkpoints", "runs", "terminal"}
 ALLOWED = {
     "types": set(),
     "errors": set(),
     "files": set(),
+    "clock": set(),
+    "events": set(),
+    "append_log": {"errors"},
     "config": {"errors"},
     "algo": GROUND,
     "metrics": GROUND,
+    "fleet": GROUND,
     **{room: GROUND for room in PURE},
-    "rollout": GROUND | PURE,
+    "rewards": GROUND | {"fleet"},
+    "video": GROUND | {"fleet"},
+    "ledger": GROUND,
+    "terminal": GROUND,
+    "checkpoints": GROUND | {"data", "model", "ledger"},
+    "runs": GROUND | {"rewards"} | BOOKS,
+    "rollout": GROUND | PURE | {"fleet"},
     "learner": GROUND | PURE,
     "evaluation": GROUND | PURE | {"rollout"},
     "report": GROUND | {"video"},
-    "train": GROUND | PURE | {"rollout", "learner", "evaluation", "report"},
-    "bench": GROUND | PURE | {"rollout"},
-    "cli": GROUND | PURE | {"rollout", "train", "report", "bench"},
+    "demo": GROUND | PURE | {"evaluation"},
+    "train": GROUND | PURE | BOOKS | {"fleet", "rollout", "learner", "evaluation", "report", "demo"},
+    "simulate": GROUND | PURE | BOOKS | {"fleet", "rollout", "train"},
+    "bench": GROUND | PURE | BOOKS | {"fleet", "rollout", "train", "simulate"},
+    "cli": GROUND | PURE | BOOKS | {"fleet", "rollout", "train", "report", "bench", "demo"},
 }
 
 

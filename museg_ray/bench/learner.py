@@ -13,7 +13,7 @@ import torch
 
 from museg_ray.bench.learner_case import Shape
 from museg_ray.bench.learner_way import ROWS, Numbers
-from museg_ray.bench.result import BenchResult, Target
+from museg_ray.bench.result import BenchResult, Row, Target
 from museg_ray.errors import ResourceError
 
 VIDEO_STEPS = (16, 56, 112)
@@ -23,7 +23,6 @@ SPEED_TARGET, MEMORY_TARGET, GAP_TARGET = 5.0, 0.25, 1e-4
 Facts = dict[str, float]
 Round = dict[str, Facts]
 """Way -> what one measurement of it found; `out_of_memory` alone where it did not fit."""
-Row = dict[str, str | float]
 
 
 def bench_learner(model: str, device: str, rounds: int, tell: Callable[[str], None]) -> BenchResult:

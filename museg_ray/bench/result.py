@@ -1,13 +1,16 @@
 """What a benchmark found: a table for the eye, and the same as JSON."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+
+Row = dict[str, str | float]
+"""Column -> value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +25,10 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class BenchResult:
-    """One benchmark's rows, each column -> value with the same columns in all, and what it was to reach."""
+    """One benchmark's rows, with the same columns in all, and what it was to reach."""
 
     bench: str
-    rows: tuple[Mapping[str, str | float], ...]
+    rows: tuple[Row, ...]
     targets: tuple[Target, ...]
 
     def as_json(self) -> str:

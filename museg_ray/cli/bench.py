@@ -73,3 +73,18 @@ def learner(
     result.print(Console(highlight=False))
     if json_file is not None:
         write_text(json_file, result.as_json())
+
+
+@bench.command()
+def pipeline(
+    is_real: Annotated[bool, typer.Option("--real", help="Also on the real stack: minutes more.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")] = None,
+) -> None:
+    """What the driver adds to rollouts and learner: overlap, its own time with many actors, its books, scaling."""
+    from museg_ray.bench.pipeline import bench_pipeline
+
+    with silenced_libraries() as terminal, Console(file=terminal).status("measuring the pipeline …") as status:
+        result = bench_pipeline(status.update, is_real)
+    result.print(Console(highlight=False))
+    if json_file is not None:
+        write_text(json_file, result.as_json())

@@ -144,7 +144,7 @@ class RolloutConfig:
 class FleetConfig:
     """How actors that are lost are replaced: those of rollouts, rewards and clips, each crew by itself."""
 
-    max_restarts: int = 20
+    max_restarts: int = 8
     """A crew that loses more members within `restart_window_s` ends the run with the reasons."""
     restart_window_s: float = 600.0
     backoff_s: float = 1.0

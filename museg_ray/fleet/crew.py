@@ -61,9 +61,9 @@ class Crew(Generic[W]):
         self._tasks: set[asyncio.Task[None]] = set()
         self._losses: deque[float] = deque()  # when, within the restart window
         self._reasons: list[str] = []
-        self._has_served = self._is_closed = False
+        self._was_manned = self._is_closed = False
         self._failed_start = ""  # the reason of the last one, until one succeeds
-        self.failure: MusegError | None = None
+        self.failure: Exception | None = None
         """Why the crew as a whole has failed."""
         self.num_wanted = self._num_losses = 0
         self._changed = asyncio.Event()
@@ -86,8 +86,8 @@ class Crew(Generic[W]):
             self._events(EventKind.SCALE, f"{self._role}: {self.num_wanted} to {size} members", role=self._role)
         self.num_wanted = size
         staying = [m for m in self.members if m.state in (MemberState.STARTING, MemberState.SERVING)]
-        staying.sort(key=lambda m: (m.state is MemberState.STARTING, m.num_jobs))
-        for member in staying[::-1][: max(0, len(staying) - size)]:
+        staying.sort(key=lambda m: (m.state is not MemberState.STARTING, m.num_jobs))
+        for member in staying[: max(0, len(staying) - size)]:
             self.drain(member, "fewer are wanted")
         self._fill()
 
@@ -102,6 +102,7 @@ class Crew(Generic[W]):
                 raise self.failure
             self._changed.clear()
             await self._changed.wait()
+        self._was_manned = True
 
     @asynccontextmanager
     async def lease(self, order: int = 0, size: int = 1, alone: bool = False) -> AsyncIterator[Member[W]]:
@@ -141,7 +142,7 @@ class Crew(Generic[W]):
 
     def lose(self, member: Member[W], reason: str) -> None:
         """The member is gone, or has to go at once; all its jobs may come here, the later ones find it gone."""
-        if member.state is MemberState.GONE:
+        if member not in self.members:
             return
         was = member.state
         self._remove(member)
@@ -149,7 +150,7 @@ class Crew(Generic[W]):
         member.lost.set_result(reason)
         member.worker.kill()
         self._num_losses += 1
-        about = {"role": self._role, "member": member.name, "num_jobs": member.num_jobs}
+        about = {"role": self._role, "member": member.name, "num_jobs": member.num_jobs, "age_s": self._age_s(member)}
         self._events(EventKind.LOSS, f"{member.name} is lost while {was}: {reason}", reason=reason, **about)
         self._count_loss(reason)
         self._fill()
@@ -159,7 +160,8 @@ class Crew(Generic[W]):
         """It gets nothing new and leaves when it is idle; where it is still wanted another one starts."""
         if member.state not in (MemberState.STARTING, MemberState.SERVING):
             return
-        self._events(EventKind.DRAIN, f"{member.name} leaves: {why}", role=self._role, member=member.name)
+        about = {"role": self._role, "member": member.name, "reason": why}
+        self._events(EventKind.DRAIN, f"{member.name} gets nothing new: {why}", **about)
         member.state = MemberState.DRAINING
         self._leave_if_idle(member)
         self._fill()
@@ -167,14 +169,15 @@ class Crew(Generic[W]):
     async def close(self) -> None:
         """End all members: first by asking them, then by killing them."""
         self._is_closed = True
+        self.failure = self.failure or ResourceError(f"The {self._role} actors were closed.")
         for task in self._tasks:
             task.cancel()
         members, self.members = self.members, []
         await asyncio.gather(*(self._end(member) for member in members))
-        self._leases.cancel()
+        self._leases.fail(ResourceError(f"The {self._role} actors were closed."))
 
     def status(self) -> CrewStatus:
-        members = [MemberStatus(m.name, m.state.value, now_s() - m.born_s, m.num_jobs) for m in self.members]
+        members = [MemberStatus(m.name, m.state.value, self._age_s(m), m.num_jobs) for m in self.members]
         return CrewStatus(self.num_wanted, self._num_losses, self.num_queued, members)
 
     # a member's life --------------------------------------------------------------------------------------------------
@@ -203,10 +206,9 @@ class Crew(Generic[W]):
         if member.state is not MemberState.STARTING:
             return
         member.state = MemberState.SERVING
-        self._has_served, self._failed_start = True, ""
-        seconds = now_s() - member.born_s
-        text = f"{member.name} serves after {seconds:.1f} s{prepared}"
-        self._events(EventKind.JOIN, text, role=self._role, member=member.name, start_s=round(seconds, 2))
+        self._failed_start = ""
+        text = f"{member.name} serves after {self._age_s(member):.1f} s{prepared}"
+        self._events(EventKind.JOIN, text, role=self._role, member=member.name, start_s=self._age_s(member))
         self._tell()
         await self._watch(member)
 
@@ -230,7 +232,7 @@ class Crew(Generic[W]):
         if member.state is MemberState.GONE:
             return
         reason = str(error)
-        is_hopeless = isinstance(error, ValueError) or not self._has_served
+        is_hopeless = isinstance(error, ValueError) or not self._was_manned
         if is_hopeless or (not self.serving and reason == self._failed_start):
             self._fail(error)
         self._failed_start = reason
@@ -257,7 +259,7 @@ class Crew(Generic[W]):
             return 0.0
         return min(MAX_BACKOFF_S, self._limits.backoff_s * 2.0 ** (len(self._losses) - 2))
 
-    def _fail(self, error: MusegError) -> None:
+    def _fail(self, error: Exception) -> None:
         if self.failure is None:
             self.failure = error
         self._leases.fail(self.failure)
@@ -266,6 +268,8 @@ class Crew(Generic[W]):
     def _leave_if_idle(self, member: Member[W]) -> None:
         if member.state is MemberState.DRAINING and not member.num_jobs:
             self._remove(member)
+            text = f"{member.name} has left after {self._age_s(member):.1f} s"
+            self._events(EventKind.LEAVE, text, role=self._role, member=member.name)
             self._spawn(self._end(member))
 
     async def _end(self, member: Member[W]) -> None:
@@ -290,4 +294,14 @@ class Crew(Generic[W]):
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        """What a member's life raises is a fault of ours: nobody may wait for that member for ever."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            assert isinstance(error, Exception)
+            self._fail(error)
+
+    def _age_s(self, member: Member[W]) -> float:
+        return round(now_s() - member.born_s, 2)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Generic
 
-from museg_ray.errors import MusegError
 from museg_ray.fleet.member import Member, W
 
 
@@ -44,17 +43,24 @@ class Leases(Generic[W]):
         return lease
 
     def grant(self, serving: Sequence[Member[W]]) -> None:
-        """Give members that have room to those who ask, the lowest order first."""
+        """Give members that have room to those who ask, the lowest order first. One that waits for a member of its own
+        holds up no other."""
+        held_up = []
         while self._waiting:
             lease = self._waiting[0][2]
             if not lease.member.done():  # else its asker has given up
                 member = self._alone(lease, serving) if lease.alone else self._least_busy(serving)
+                if member is None and not lease.alone:
+                    break
                 if member is None:
-                    return
-                member.num_jobs += 1
-                member.load += lease.size
-                lease.member.set_result(member)
+                    held_up.append(self._waiting[0])
+                else:
+                    member.num_jobs += 1
+                    member.load += lease.size
+                    lease.member.set_result(member)
             heapq.heappop(self._waiting)
+        for waiting in held_up:
+            heapq.heappush(self._waiting, waiting)
 
     def end(self, lease: Lease[W]) -> None:
         """Its job is over, or its asker has given up."""
@@ -65,26 +71,23 @@ class Leases(Generic[W]):
             member.num_jobs -= 1
             member.load -= lease.size
 
-    def fail(self, error: MusegError) -> None:
+    def fail(self, error: Exception) -> None:
         """All who wait get the error."""
         waiting, self._waiting = self._waiting, []
         for _, _, lease in waiting:
             if not lease.member.done():
                 lease.member.set_exception(error)
 
-    def cancel(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for _, _, lease in waiting:
-            lease.member.cancel()
-
     def _least_busy(self, serving: Sequence[Member[W]]) -> Member[W] | None:
-        free = [member for member in serving if member.load < self._room and not member.is_reserved]
+        free = [member for member in serving if member.load < self._room and member.is_fit and not member.is_reserved]
         return min(free, key=lambda member: member.load, default=None)
 
     def _alone(self, lease: Lease[W], serving: Sequence[Member[W]]) -> Member[W] | None:
         if lease.reserved not in serving:
             lease.reserved = min(
-                (member for member in serving if not member.is_reserved), key=lambda member: member.load, default=None
+                (member for member in serving if member.is_fit and not member.is_reserved),
+                key=lambda member: member.load,
+                default=None,
             )
             if lease.reserved is not None:
                 lease.reserved.is_reserved = True

@@ -36,6 +36,8 @@ class Member(Generic[W]):
     """Of these jobs, in the unit of the crew's room."""
     is_reserved: bool = False
     """Somebody has it alone, or waits until it is idle."""
+    is_fit: bool = True
+    """False: it gets nothing new until what went wrong with it is mended."""
     num_jobs_lost: int = 0
     """Inside it when it was lost."""
     lost: asyncio.Future[str] = field(default_factory=lambda: asyncio.get_running_loop().create_future())

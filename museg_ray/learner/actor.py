@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 REASON_WAIT_S = 5.0
-WRITING = "writing"
-"""The actor's thread for waiting; all else runs in its one other thread, in the order of the calls."""
+WRITING, CONTROL = "writing", "control"
+"""The actor's threads for waiting and for telling that it lives; all else runs in its one other thread, in the order of
+the calls."""
 
 
 class LearnerActor:
@@ -76,6 +77,10 @@ class LearnerActor:
     def export_model(self, out_dir: Path) -> None:
         self._learner.export_model(out_dir)
 
+    @ray.method(concurrency_group=CONTROL)
+    def ping(self) -> None:
+        """Returns while the process lives, also in the middle of an update."""
+
     def _load(self, groups: Sequence[Group], clips: Mapping[str, ClipHandle]) -> dict[str, Clip]:
         """The clips of this rank alone."""
         return {key: self._clips.load(clips[key]) for key in self._learner.clip_keys(groups)}
@@ -116,7 +121,7 @@ class LearnerHandle:
         bundle = {kind: amount for kind, amount in resources.items() if amount} or {"CPU": 0.001}
         self._place: PlacementGroup = placement_group([bundle] * learner.num_ranks, strategy="PACK")
         self._actors: list[ActorHandle] = [
-            ray.remote(concurrency_groups={WRITING: 1})(LearnerActor)
+            ray.remote(concurrency_groups={WRITING: 1, CONTROL: 1})(LearnerActor)
             .options(
                 num_cpus=learner.num_cpus,
                 num_gpus=learner.num_gpus,
@@ -197,6 +202,13 @@ class LearnerHandle:
     async def export_model(self, out_dir: Path) -> None:
         """Write a Hugging Face folder of the policy."""
         await self._all("export_model", out_dir)
+
+    async def ping(self) -> None:
+        """
+        Raises:
+            LearnerLostError: a process died.
+        """
+        await self._all("ping")
 
     async def close(self) -> None:
         """End the learner's processes, also in the middle of an update."""

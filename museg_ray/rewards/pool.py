@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from museg_ray.config.schema import Config, RewardWeights
-from museg_ray.errors import MusegError, RewardError
+from museg_ray.errors import RewardError
 from museg_ray.events import EventSink
 from museg_ray.fleet.crew import Crew
 from museg_ray.fleet.errors import MemberLost
@@ -223,7 +223,8 @@ class RewardPool:
                 # Without CPUs of its own: the machines may be full, and a suspect must not wait for ever.
                 self._suspects_worker = self._make(0)
             try:
-                await self._suspects_worker.start()
+                async with asyncio.timeout(START_TIMEOUT_S):
+                    await self._suspects_worker.start()
                 request = ([text], job.query, job.weights)
                 ((outcome,),) = await self._ask(_plainly, self._suspects_worker, [request], num_calls=1)
             except MemberLost as failure:
@@ -241,7 +242,7 @@ class RewardPool:
             self._suspects_worker.kill()
             self._suspects_worker = None
 
-    def _fail_waiting(self, error: MusegError) -> None:
+    def _fail_waiting(self, error: Exception) -> None:
         _fail(self._waiting, error)
         self._waiting.clear()
 

@@ -11,7 +11,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import ObjectLostError, RayTaskError
 
 from museg_ray.config.schema import Config
-from museg_ray.errors import RolloutError, WeightsLostError
+from museg_ray.errors import RolloutError, WeightsLostError, WeightSyncError
 from museg_ray.fleet.errors import MemberLost, result_of
 from museg_ray.rollout.engine import RolloutEngine, Sampling
 from museg_ray.rollout.vllm_setup import engine_environment
@@ -38,18 +38,28 @@ class RolloutActor:
     async def generate(self, issue: Issue, prompt_ids: Sequence[int], handle: ClipHandle, sampling: Sampling) -> Group:
         """
         Raises:
-            MemberLost: the engine's process is gone.
+            MemberLost: the engine's process is gone, or has no complete weights.
         """
         engine = self._started
         clip = await asyncio.to_thread(self._clips.load, handle)  # may come from another machine
         try:
             return await engine.generate(issue, prompt_ids, clip, sampling)
+        except WeightSyncError as error:
+            raise MemberLost(str(error)) from None
         except RolloutError:
             engine.check_alive()
             raise
 
     async def update_weights(self, version: int, blob: ByteArray) -> int:
-        return await self._started.update_weights(version, blob)
+        """
+        Raises:
+            MemberLost: the engine's process is gone.
+        """
+        try:
+            return await self._started.update_weights(version, blob)
+        except WeightSyncError:
+            self._started.check_alive()
+            raise
 
     @ray.method(concurrency_group="control")
     async def ping(self) -> None:

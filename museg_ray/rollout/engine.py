@@ -1,10 +1,10 @@
 """The rollout engine: groups of responses from vLLM, every token with the version of the weights that sampled it."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.outputs import CompletionOutput, RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
+
+
+Result = TypeVar("Result")
+ALIVE_EVERY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +159,7 @@ class RolloutEngine:
 
         Raises:
             WeightSyncError: the version is not new, or the update failed.
+            MemberLost: the engine's process is gone.
         """
         async with self._gate.shut():
             if version <= self._version:
@@ -164,6 +169,8 @@ class RolloutEngine:
             self._has_weights = False
             try:
                 confirmed = await self._replace(version, blob)
+            except MemberLost:
+                raise
             except Exception as error:  # vLLM's errors are many and cannot be pickled
                 raise WeightSyncError(f"Weights {version} could not be loaded: {reason_of(error)}.") from None
             self._version, self._has_weights = version, True
@@ -207,7 +214,8 @@ class RolloutEngine:
         try:
             return await asyncio.shield(sampled)
         except asyncio.CancelledError:
-            if sampled.cancelled():
+            task = asyncio.current_task()
+            if sampled.cancelled() and not (task and task.cancelling()):
                 raise _Restarted from None
             sampled.cancel()  # whoever wanted the group has given up
             await asyncio.gather(sampled, return_exceptions=True)
@@ -224,18 +232,40 @@ class RolloutEngine:
             await self._idle.wait()
 
     async def _replace(self, version: int, blob: ByteArray) -> int:
+        if self._running and self._on_push == "restart":
+            await self._abort_running()
         if not self._running:
-            return await self._transfer(version, blob)
-        if self._on_push == "restart":
-            for sampled in self._running:
-                sampled.cancel()
-            await asyncio.gather(*self._running, return_exceptions=True)
-            return await self._transfer(version, blob)
-        await self._llm.pause_generation(mode="keep", clear_cache=False)
+            return await self._while_alive(self._transfer(version, blob))
+        await self._while_alive(self._llm.pause_generation(mode="keep", clear_cache=False))
         try:
-            return await self._transfer(version, blob)
+            return await self._while_alive(self._transfer(version, blob))
+        except BaseException:
+            await self._abort_running()  # they must not go on with weights that are half those of before
+            raise
         finally:
-            await self._llm.resume_generation()
+            if not self._llm.errored:
+                await self._while_alive(self._llm.resume_generation())
+
+    async def _abort_running(self) -> None:
+        """Their groups start anew, as soon as there are whole weights."""
+        running = list(self._running)
+        for sampled in running:
+            sampled.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    async def _while_alive(self, call: Awaitable[Result]) -> Result:
+        """vLLM never answers a control call whose process dies meanwhile.
+
+        Raises:
+            MemberLost: it did.
+        """
+        task = asyncio.ensure_future(call)
+        try:
+            while not (await asyncio.wait({task}, timeout=ALIVE_EVERY_S))[0]:
+                self.check_alive()
+            return task.result()
+        finally:
+            task.cancel()
 
     async def _transfer(self, version: int, blob: ByteArray) -> int:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest

@@ -15,7 +15,6 @@ from museg_ray.errors import (
     PoisonQueryError,
     ResourceError,
     RolloutError,
-    VideoError,
     WeightsLostError,
     WeightSyncError,
 )
@@ -32,6 +31,7 @@ from museg_ray.video.loader import ClipHandle
 MAX_DEATHS = 2
 """An issue that was aboard so many actors that died is sampled alone."""
 PROBE_TOKENS = 8
+PROBE_AGAIN_S = 0.2
 
 
 class EngineWorker(Worker, Protocol):
@@ -221,10 +221,12 @@ class RolloutPool:
         except MemberLost as error:
             self._crew.lose(member, str(error))
         except WeightSyncError as error:
+            member.is_fit = False  # it has no weights to sample from
             return type(error)(f"{member.name} did not load weights {weights.version}: {error}")
         else:
             if confirmed != weights.version:
                 return WeightSyncError(f"{member.name} was given weights {weights.version} but reports {confirmed}.")
+            member.is_fit = True
         return None
 
     # who joins --------------------------------------------------------------------------------------------------------
@@ -234,44 +236,49 @@ class RolloutPool:
 
         Raises:
             WeightSyncError, RolloutError: it cannot load them, or computes something else.
-            MemberLost: it died.
+            MemberLost: it died, or is stuck.
         """
+        limit_s = self._config.rollout.request_timeout_s
         while True:
             newest, published = self._newest, self._published
             try:
-                if newest is not None:
-                    await member.worker.update_weights(newest.version, newest.content)
-                compared = await self._compare(member)
+                async with asyncio.timeout(limit_s):
+                    if newest is not None:
+                        await member.worker.update_weights(newest.version, newest.content)
+                    compared = await self._compare(member, newest)
+            except TimeoutError:
+                raise MemberLost(f"it did not load and probe its weights within {limit_s:g} s") from None
             except WeightsLostError:  # with a learner that is being replaced: it will publish others
                 await published.wait()
                 continue
             if self._newest is newest:
                 return f", weights {self.version}, {compared}"
 
-    async def _compare(self, member: Member[EngineWorker]) -> str:
+    async def _compare(self, member: Member[EngineWorker], weights: _Weights | None) -> str:
         """
         Raises:
             RolloutError: it gives other log-probs to the same tokens than the fleet.
         """
-        peer, request = next(iter(self._crew.serving), None), self._last
-        if peer is None or request is None:
-            return "compared with nobody: none serves"
-        # Another first token than a training prompt's: what the engine caches of this one must meet no other.
-        prompt_ids, greedy = [request.prompt_ids[1], *request.prompt_ids[1:]], Sampling(1, 0.0, PROBE_TOKENS)
-        try:
-            theirs = await peer.run(peer.worker.generate(request.issue, prompt_ids, request.clip, greedy))
-        except (MemberLost, VideoError):
-            return "compared with nobody: the one that was asked is gone"
-        mine = await member.worker.generate(request.issue, prompt_ids, request.clip, greedy)
-        if mine.weight_version != theirs.weight_version:
-            return "compared with nobody: a push came between"
+        request = self._last
+        while self._newest is weights and request is not None:
+            peer = next(iter(self._crew.serving), None)
+            theirs = await _answer(peer, request) if peer is not None else None
+            mine = await _answer(member, request)
+            if peer is None or theirs is None or mine is None:
+                break
+            if mine.weight_version == theirs.weight_version:
+                return self._compared(member.name, mine, peer.name, theirs)
+            await asyncio.sleep(PROBE_AGAIN_S)  # the peer is still being given them
+        return "compared with nobody"
+
+    def _compared(self, name: str, mine: Group, peer: str, theirs: Group) -> str:
         gap, limit = _gap(mine, theirs), self._config.train.max_logprob_gap
         if not gap <= limit:
             raise RolloutError(
-                f"{member.name} gives log-probs to the same tokens that differ from {peer.name}'s by {gap:.2e} nats on "
-                f"average, more than train.max_logprob_gap = {limit:.0e}, under the same weights {mine.weight_version}."
+                f"{name} gives log-probs to the same tokens that differ from {peer}'s by {gap:.2e} nats on average, "
+                f"more than train.max_logprob_gap = {limit:.0e}, under the same weights {mine.weight_version}."
             )
-        return f"log-probs {gap:.1e} from {peer.name}'s"
+        return f"log-probs {gap:.1e} from {peer}'s"
 
     def _no_place(self, member: Member[EngineWorker]) -> MusegError:
         config, cluster = self._config.rollout, ray.cluster_resources()
@@ -281,6 +288,17 @@ class RolloutPool:
             f"cluster has {cluster.get('CPU', 0):g} CPUs and {cluster.get('GPU', 0):g} GPUs for all parts of the run. "
             "Lower rollout.num_actors or add machines."
         )
+
+
+async def _answer(member: Member[EngineWorker], request: _Request) -> Group | None:
+    """A few greedy tokens to what was sampled last; None where it cannot answer that, or is gone, which shows at once
+    elsewhere."""
+    # Another first token than a training prompt's: what the engine caches of this one must meet no other.
+    prompt_ids, greedy = [request.prompt_ids[1], *request.prompt_ids[1:]], Sampling(1, 0.0, PROBE_TOKENS)
+    try:
+        return await member.run(member.worker.generate(request.issue, prompt_ids, request.clip, greedy))
+    except (MemberLost, MusegError):
+        return None
 
 
 def _is_placed(member: Member[EngineWorker]) -> bool:

@@ -101,6 +101,9 @@ class FakeLearner:
         out_dir.mkdir()
         (out_dir / "weight").write_text(repr(self.weight))
 
+    async def ping(self) -> None:
+        await self._script.moment("learner", "ping")
+
     async def close(self) -> None:
         if self._writing is not None:
             self._writing.cancel()

@@ -20,8 +20,8 @@ class _Selector(selectors.SelectSelector):
 
 
 class SimulatedLoop(asyncio.SelectorEventLoop):
-    """`asyncio.sleep(3600)` takes no time, and `loop.time()` has moved by an hour after it. Threads that work beside it
-    take none of the simulated time."""
+    """`asyncio.sleep(3600)` takes no time, and `loop.time()` has moved by an hour after it. While a thread works, time
+    goes on to whatever is due next: what is simulated does without threads."""
 
     def __init__(self) -> None:
         self._simulated = _Selector()

@@ -86,6 +86,9 @@ class LearnerPart(Protocol):
 
     async def export_model(self, out_dir: Path) -> None: ...
 
+    async def ping(self) -> None:
+        """Raises LearnerLostError where it is gone."""
+
     async def close(self) -> None: ...
 
 

@@ -10,7 +10,7 @@
     issue   slots for all queries of a step                        train, once weights serve
     make    a clip, a serving engine, a score (one an issue)       clip, rollout and reward crews
     train   all groups of the next step, in the order of issue     make
-    watch   nothing: looks at the queues                           -
+    watch   nothing: looks at the queues, and whether the learner lives
 
 Invariant: step s is issued only when the weights trained on step s - 1 - k serve (k = `train.max_staleness`), so no
 token is trained that was sampled by weights more than k updates older than the learner's. k = 0 is the synchronous loop
@@ -176,7 +176,12 @@ class Trainer:
         await self._checkpoints.finish()
 
     async def _watch(self) -> None:
+        """A learner that dies while its groups are awaited is asked for nothing: nobody else would notice."""
+        next_ping_s = now_s()
         while True:
+            if now_s() >= next_ping_s:
+                await self._parts.learner.ping()
+                next_ping_s = now_s() + self._config.fleet.ping_every_s
             num_ready = sum(work.is_complete.is_set() for work in self._works.values())
             self._peaks.see(self._parts.rollouts.num_waiting, self._parts.rewards.num_waiting, num_ready)
             await asyncio.sleep(WATCH_EVERY_S)

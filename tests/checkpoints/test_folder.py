@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from museg_ray.checkpoints import folder as checkpoints
-from museg_ray.checkpoints.state import DriverState, Notes, TrainerState
+from museg_ray.checkpoints.state import BookMarks, DriverState, Notes, TrainerState
 from museg_ray.config.learning import CheckpointConfig
 from museg_ray.errors import CheckpointError
 
@@ -29,10 +29,8 @@ FILES = (
 
 
 def state(step: int, score: float | None = None) -> DriverState:
-    reached = TrainerState(step, "only", step, {}, num_empty=0, unreadable=[("missing", "gone")])
-    return DriverState(
-        reached, num_issues=2 * step, best_metric="reward/matching", score=score, notes=Notes().as_dict()
-    )
+    reached = TrainerState(step, "only", step, step, {}, {}, num_empty=0, untold=[("missing", "gone")])
+    return DriverState(reached, books=BookMarks(), best_metric="reward/matching", score=score, notes=Notes().as_dict())
 
 
 def build(parent: Path, step: int, score: float | None = None, size_bytes: int = 5000) -> Path:

@@ -1,8 +1,9 @@
 """Checkpoints beside training: one at a time, and no failure is lost."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,8 +12,9 @@ from museg_ray.checkpoints.writer import Checkpointer, check_best_metric
 from museg_ray.config.load import load_config
 from museg_ray.config.schema import Config, PhaseConfig
 from museg_ray.errors import ConfigError, LearnerError, ResourceError
+from museg_ray.simulate.learner import FakeLearner
+from museg_ray.simulate.script import Script
 from tests.checkpoints.test_folder import state, steps_of
-from tests.train.fakes import FakeLearner
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ Start = Callable[[], tuple[Checkpointer, FakeLearner]]
 @pytest.fixture
 def start(config: Config, tmp_path: Path) -> Start:
     def start() -> tuple[Checkpointer, FakeLearner]:
-        learner = FakeLearner()
+        learner = FakeLearner(Script())
         return Checkpointer(config, tmp_path, learner), learner  # type: ignore[arg-type]
 
     return start
@@ -55,7 +57,7 @@ def test_training_goes_on_while_one_is_written_and_it_holds_what_was_then(start:
     asyncio.run(train())
     (whole,) = checkpoints.list_checkpoints(tmp_path / "checkpoints")
     checkpoints.verify(whole)
-    assert FakeLearner(whole.learner_dir).weight == 4.0
+    assert FakeLearner(Script(), whole.learner_dir).weight == 4.0
     assert load_config(whole.config_path).total_steps == 10
     assert whole.read_state() == state(4)
 
@@ -73,6 +75,18 @@ def test_the_next_one_waits_for_the_one_before(start: Start) -> None:
     asyncio.run(train())
 
 
+def full_disk_of(learner: FakeLearner) -> Callable[[Path], Coroutine[Any, Any, None]]:
+    """A `begin_checkpoint` whose files cannot be written."""
+
+    async def fail() -> None:
+        raise LearnerError("rank 0 could not write: No space left on device")
+
+    async def begin(folder: Path) -> None:
+        learner._writing = asyncio.create_task(fail())
+
+    return begin
+
+
 async def _begin_and_wait(checkpointer: Checkpointer) -> None:
     await checkpointer.begin(state(4))
     await asyncio.sleep(0.2)  # it has ended by now
@@ -81,7 +95,7 @@ async def _begin_and_wait(checkpointer: Checkpointer) -> None:
 @pytest.mark.parametrize("told_by", ["step", "next", "finish"])
 def test_a_failure_of_the_learner_is_told_at_the_next_occasion(told_by: str, start: Start) -> None:
     checkpointer, learner = start()
-    learner.fails_to_write = True
+    learner.begin_checkpoint = full_disk_of(learner)  # type: ignore[method-assign]
 
     async def train() -> None:
         await _begin_and_wait(checkpointer)
@@ -100,7 +114,7 @@ def test_a_failure_of_the_learner_is_told_at_the_next_occasion(told_by: str, sta
 
 def test_a_failure_that_nobody_asked_for_is_told_at_the_end(start: Start) -> None:
     checkpointer, learner = start()
-    learner.fails_to_write = True
+    learner.begin_checkpoint = full_disk_of(learner)  # type: ignore[method-assign]
 
     async def train() -> None:
         await _begin_and_wait(checkpointer)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from museg_ray.checkpoints import folder as checkpoints
-from museg_ray.checkpoints.state import DriverState, Notes, TrainerState
+from museg_ray.checkpoints.state import BookMarks, DriverState, Notes, TrainerState
 from museg_ray.cli.main import main
 from museg_ray.config.load import MODEL_CONFIG_FILE, load_config, save_config
 from museg_ray.config.schema import Config, PhaseConfig
@@ -61,8 +61,8 @@ def write_checkpoint(
     for index in range(NUM_SHARDS):
         (learner / f"rng-{index:05d}.pt").write_bytes(b"state")
     (learner / "learner.json").write_text(json.dumps({"format": 1, "num_shards": NUM_SHARDS}))
-    reached = TrainerState(step, "only", step, {}, 0, [])
-    state = DriverState(reached, 0, "reward/matching", score, Notes().as_dict())
+    reached = TrainerState(step, "only", step, step, {}, {}, 0, [])
+    state = DriverState(reached, BookMarks(), "reward/matching", score, Notes().as_dict())
     (partial / checkpoints.STATE_FILE).write_text(state.to_json())
     save_config(config, partial / checkpoints.CONFIG_FILE)
     return checkpoints.publish(partial)

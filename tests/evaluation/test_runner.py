@@ -28,7 +28,7 @@ class Answering:
             raise VideoError(f"{video} is broken", VideoFault.CORRUPT)
         return video
 
-    async def generate(self, issue: Issue, prompt_ids: Any, clip: Any, sampling: Any) -> Group:
+    async def sample(self, issue: Issue, prompt_ids: Any, clip: Any, sampling: Any) -> Group:
         if (video := issue.query.video) in self.lost:
             self.lost.remove(video)
             raise VideoError("its machine is gone", VideoFault.UNREACHABLE)

@@ -1,83 +1,127 @@
+"""Every issue from its draw to its end, and how far the books of a run went."""
+
+import math
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from museg_ray.ledger.ledger import STEPS_PER_PART, Ledger, Outcome, RolloutLog
-from museg_ray.types import GroundingQuery, Response, ResponseGroup, RewardParts, SampledGroup, ScoredGroup, Unscored
+from museg_ray.errors import CheckpointError, PoisonQueryError, VideoError, VideoFault
+from museg_ray.ledger.ledger import Ledger, Outcome, read_ledger
+from museg_ray.ledger.quarantine import Quarantine
+from museg_ray.ledger.rollout_log import STEPS_PER_PART, PartsMark, RolloutLog
+from museg_ray.types import GroundingQuery, Group, Issue, Response, RewardParts, Unscored, VersionSpan
 
-QUERY = GroundingQuery("train/7", "/videos/7.mp4", "the red circle is visible", ((1.0, 2.5),))
-
-
-def sampled_group(num_responses: int = 2) -> SampledGroup:
-    response = Response((5, 6, 2), np.zeros(3, np.float32), "<answer>1.0-2.0</answer>", finished=True)
-    reward = RewardParts(1.6, 0.6, 0.7, 0.65, 0.0, 1.0, predicted=((1.0, 2.0),), extras=(("recall", 0.5),))
-    group = ResponseGroup(QUERY, "clip", 12.0, (1, 2), (response,) * num_responses, weight_version=4)
-    rewards = (reward,) * num_responses
-    scored = ScoredGroup(group, rewards, np.linspace(-1, 1, num_responses, dtype=np.float32))
-    return SampledGroup(group, rewards, scored)
+QUERY = GroundingQuery("train/7", "7.mp4", "it rains", ((1.0, 2.5),))
 
 
-def test_every_issue_is_written_with_its_end(tmp_path: Path):
-    ledger = Ledger()
-    trained, failed, still_open = (ledger.issue(QUERY, step) for step in (1, 1, 2))
-    ledger.finish(trained, Outcome.TRAINED, weight_version=0)
-    ledger.finish(failed, Outcome.FAILED, reason="engine died")
-    assert ledger.open_issues == (still_open,)
-    ledger.write(tmp_path / "ledger.parquet")
-    rows = pq.read_table(tmp_path / "ledger.parquet").to_pylist()
-    assert [(row["step"], row["outcome"], row["reason"], row["weight_version"]) for row in rows] == [
-        (1, "trained", "", 0),
-        (1, "failed", "engine died", None),
-        (2, None, "", None),
-    ]
-    assert {row["query_id"] for row in rows} == {"train/7"}
+def an_issue(issue_id: int = 0, step: int = 1) -> Issue:
+    return Issue(issue_id, QUERY, "free", seed=11, step=step)
 
 
-def test_the_same_query_issued_twice_has_two_lives():
-    ledger = Ledger()
-    first, second = ledger.issue(QUERY, 1), ledger.issue(QUERY, 9)
-    ledger.finish(first, Outcome.TRAINED, weight_version=0)
-    assert first != second
-    assert ledger.open_issues == (second,)
+def a_group(num_responses: int = 2, step: int = 1) -> Group:
+    rewards = RewardParts(1.6, 0.6, 0.7, 0.65, 0.0, 1.0, ((1.0, 2.0),), (("recall", 0.5),))
+    response = Response((1, 2, 3), np.zeros(3, np.float32), "text", True)
+    advantages = np.linspace(-1, 1, num_responses, dtype=np.float32)
+    responses, outcomes = (response,) * num_responses, (rewards,) * num_responses
+    return Group(an_issue(step=step), "clip", 12.0, (1, 2), responses, 4, outcomes, advantages)
 
 
-def test_an_issue_ends_exactly_once():
-    ledger = Ledger()
-    issue = ledger.issue(QUERY, 1)
-    ledger.finish(issue, Outcome.TRAINED, weight_version=0)
-    with pytest.raises(AssertionError, match=r"train/7 already ended as trained"):
-        ledger.finish(issue, Outcome.FAILED, reason="late")
+def test_an_issue_ends_exactly_once(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.issue([an_issue()])
+    ledger.end(0, Outcome.TRAINED, weight_version=0)
+    with pytest.raises(AssertionError, match="has ended already"):
+        ledger.end(0, Outcome.TRAINED, weight_version=0)
+    with pytest.raises(AssertionError, match="never issued"):
+        ledger.end(1, Outcome.TRAINED)
 
 
-def test_an_issue_that_was_never_opened_cannot_end():
-    with pytest.raises(AssertionError, match="never opened"):
-        Ledger().finish(0, Outcome.TRAINED)
+def test_ids_are_given_in_order(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    with pytest.raises(AssertionError, match="issue 1 came where 0 was next"):
+        ledger.issue([an_issue(1)])
 
 
-@pytest.mark.parametrize("outcome", [Outcome.FAILED, Outcome.FILTERED])
-def test_a_failed_or_filtered_group_needs_its_reason(outcome: Outcome):
-    ledger = Ledger()
-    issue = ledger.issue(QUERY, 1)
+@pytest.mark.parametrize("outcome", [Outcome.FILTERED, Outcome.FAILED])
+def test_a_failed_or_filtered_group_needs_its_reason(outcome: Outcome, tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.issue([an_issue()])
     with pytest.raises(AssertionError, match="without a reason"):
-        ledger.finish(issue, outcome)
+        ledger.end(0, outcome)
 
 
-def test_a_ledger_written_again_replaces_the_old_file_and_leaves_nothing_beside_it(tmp_path: Path):
-    ledger = Ledger()
-    for step in (1, 2):
-        ledger.issue(QUERY, step)
-        ledger.write(tmp_path / "ledger.parquet")
-    assert pq.read_table(tmp_path / "ledger.parquet").num_rows == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["ledger.parquet"]
+def test_the_rows_tell_of_every_issue_what_became_of_it(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.issue([an_issue(0), an_issue(1), an_issue(2, step=2)])
+    ledger.end(1, Outcome.FAILED, reason="its video is cut off")
+    ledger.end(0, Outcome.TRAINED, weight_version=3)
+    rows = read_ledger(tmp_path / "ledger.jsonl")
+    assert [(row.issue_id, row.step, row.outcome, row.weight_version, row.reason) for row in rows] == [
+        (0, 1, "trained", 3, ""),
+        (1, 1, "failed", None, "its video is cut off"),
+        (2, 2, None, None, ""),
+    ]
+    assert all((row.query_id, row.video, row.phase) == ("train/7", "7.mp4", "free") for row in rows)
+    assert rows[0].ended_unix_s is not None and rows[0].ended_unix_s >= rows[0].issued_unix_s
 
 
-def test_a_rollout_row_holds_what_its_reward_was_computed_from(tmp_path: Path):
+def test_what_has_ended_since_the_mark_is_open_again(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.issue([an_issue(0), an_issue(1)])
+    ledger.end(0, Outcome.TRAINED, weight_version=0)
+    mark = ledger.mark()
+    ledger.end(1, Outcome.TRAINED, weight_version=0)
+    ledger.issue([an_issue(2)])
+    for each in (ledger, Ledger(tmp_path / "ledger.jsonl")):  # in the middle of a run, and by a process that resumes it
+        each.rewind(mark)
+        assert [issue.issue_id for issue in each.open_issues] == [1]
+        assert each.num_issues == 2
+
+
+def test_a_ledger_that_is_read_back_goes_on_after_its_last_issue(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.issue([an_issue(0), an_issue(1)])
+    ledger.end(0, Outcome.TRAINED, weight_version=0)
+    again = Ledger(tmp_path / "ledger.jsonl")
+    assert (again.num_issues, [issue.issue_id for issue in again.open_issues]) == (2, [1])
+    again.issue([an_issue(2)])
+    again.end(1, Outcome.FAILED, "engine died")
+    assert [row.outcome for row in read_ledger(tmp_path / "ledger.jsonl")] == ["trained", "failed", None]
+
+
+def test_a_step_costs_the_same_however_many_issues_have_been(tmp_path: Path) -> None:
+    path, written = tmp_path / "ledger.jsonl", list[int]()
+    ledger = Ledger(path)
+    for step in range(2000):
+        before = path.stat().st_size if path.is_file() else 0
+        ids = range(ledger.num_issues, ledger.num_issues + 14)
+        ledger.issue([an_issue(issue_id, step) for issue_id in ids])
+        for issue_id in ids:
+            ledger.end(issue_id, Outcome.TRAINED, weight_version=step)
+        written.append(path.stat().st_size - before)
+        assert not ledger.open_issues
+    assert max(written) < 1.1 * written[1], "what is written of a step does not grow"
+
+
+def test_a_ledger_without_the_beginning_of_an_issue_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "ledger.jsonl").write_text('{"event": "trained", "issue_id": 3, "reason": "", "weight_version": 0}\n')
+    with pytest.raises(CheckpointError, match=r"ledger\.jsonl is damaged"):
+        read_ledger(tmp_path / "ledger.jsonl")
+
+
+def rows_of(folder: Path) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = pq.read_table(folder).to_pylist()
+    return rows
+
+
+def test_a_rollout_row_holds_what_its_reward_was_computed_from(tmp_path: Path) -> None:
     log = RolloutLog(tmp_path / "rollouts.parquet")
-    log.append(3, "free", [sampled_group()])
-    log.close()
-    first, second = pq.read_table(tmp_path / "rollouts.parquet").to_pylist()
+    log.append([a_group(step=3)])
+    log.flush()
+    first, second = rows_of(log.path)
     assert (first["step"], first["phase"], first["query_id"], first["weight_version"]) == (3, "free", "train/7", 4)
     assert first["truth"] == [{"start_s": 1.0, "end_s": 2.5}]
     assert first["predicted"] == [{"start_s": 1.0, "end_s": 2.0}]
@@ -86,57 +130,81 @@ def test_a_rollout_row_holds_what_its_reward_was_computed_from(tmp_path: Path):
     assert [(row["response_index"], row["advantage"]) for row in (first, second)] == [(0, -1.0), (1, 1.0)]
 
 
-def test_a_response_without_a_score_is_logged_at_its_place_with_nulls(tmp_path: Path):
-    three = sampled_group(3)
-    good, _, other = three.outcomes
-    scored = ScoredGroup(three.group, (good, other), np.array([-1, 1], dtype=np.float32))
-    outcomes = (good, Unscored("text", ("died", "died")), other)
+def test_the_versions_of_tokens_are_logged_where_they_differ(tmp_path: Path) -> None:
+    group = a_group()
+    mixed = replace(group.responses[1], spans=(VersionSpan(4, 1), VersionSpan(5, 2)))
+    group = replace(group, responses=(group.responses[0], mixed))
+    assert group.token_versions(0).tolist() == [4, 4, 4]
+    assert group.token_versions(1).tolist() == [4, 5, 5]
+    assert group.oldest_version == 4
     log = RolloutLog(tmp_path / "rollouts.parquet")
-    log.append(1, "free", [SampledGroup(three.group, outcomes, scored), SampledGroup(three.group, outcomes, None)])
-    log.close()
-    rows = pq.read_table(tmp_path / "rollouts.parquet").to_pylist()
+    log.append([group])
+    log.flush()
+    spans = [row["spans"] for row in rows_of(log.path)]
+    assert spans == [[], [{"version": 4, "num_tokens": 1}, {"version": 5, "num_tokens": 2}]]
+
+
+def test_a_response_without_a_score_is_logged_at_its_place_with_nulls(tmp_path: Path) -> None:
+    good, _, other = a_group(3).outcomes
+    outcomes = (good, Unscored("text", ("died", "died")), other)
+    partly = replace(a_group(3), outcomes=outcomes, advantages=np.array([-1, math.nan, 1], np.float32))
+    assert [len(partly.for_update().responses), len(partly.rewards)] == [2, 2]
+    log = RolloutLog(tmp_path / "rollouts.parquet")
+    log.append([partly, replace(partly, advantages=np.empty(0, np.float32))])
+    log.flush()
+    rows = rows_of(log.path)
     assert [row["response_index"] for row in rows] == [0, 1, 2] * 2
     assert [row["reward_total"] for row in rows] == [1.6, None, 1.6] * 2
     assert [row["advantage"] for row in rows] == [-1.0, None, 1.0, None, None, None]
 
 
-def test_rollouts_of_a_run_that_was_killed_can_be_read(tmp_path: Path):
+def test_rollouts_of_a_run_that_was_killed_can_be_read(tmp_path: Path) -> None:
     log = RolloutLog(tmp_path / "rollouts.parquet")
     for step in range(1, STEPS_PER_PART + 3):
-        log.append(step, "free", [sampled_group()])
-    steps = pq.read_table(tmp_path / "rollouts.parquet", columns=["step"])["step"].to_pylist()
-    assert sorted(set(steps)) == list(range(1, STEPS_PER_PART + 1))
+        log.append([a_group(step=step)])
+    assert sorted({row["step"] for row in rows_of(log.path)}) == list(range(1, STEPS_PER_PART + 1))
 
 
-def test_closing_writes_the_last_steps_and_an_empty_log_writes_none(tmp_path: Path):
+def test_a_log_goes_back_to_its_mark_and_grows_from_there(tmp_path: Path) -> None:
     log = RolloutLog(tmp_path / "rollouts.parquet")
-    log.close()
-    assert list((tmp_path / "rollouts.parquet").iterdir()) == []
-    log.append(1, "free", [sampled_group(), sampled_group(3)])
-    log.close()
-    assert pq.read_table(tmp_path / "rollouts.parquet").num_rows == 5
+    log.append([a_group(step=1)])
+    mark = log.mark()
+    log.append([a_group(step=2)])
+    log.flush()
+    log.append([a_group(step=3)])  # in no part yet
+    for each in (log, RolloutLog(log.path)):
+        each.rewind(mark)
+        each.rewind(PartsMark(**asdict(mark)))
+        assert {row["step"] for row in rows_of(log.path)} == {1}
+    log.rewind(mark)
+    log.append([a_group(step=2)])
+    assert log.mark() == PartsMark(num_parts=2, num_rows=4)
+    assert [path.name for path in sorted(log.path.iterdir())] == ["part-000000.parquet", "part-000001.parquet"]
 
 
-def test_a_ledger_that_is_read_back_goes_on_after_its_last_issue(tmp_path: Path):
-    ledger = Ledger()
-    ledger.finish(ledger.issue(QUERY, 1), Outcome.TRAINED, weight_version=0)
-    ledger.finish(ledger.issue(QUERY, 1), Outcome.FAILED, reason="engine died")
-    ledger.write(tmp_path / "ledger.parquet")
-    again = Ledger.read(tmp_path / "ledger.parquet")
-    assert (again.num_issues, again.open_issues) == (2, ())
-    assert again.issue(QUERY, 2) == 2
-    again.write(tmp_path / "again.parquet")
-    rows = [pq.read_table(tmp_path / name).to_pylist() for name in ("ledger.parquet", "again.parquet")]
-    assert rows[1][:2] == rows[0]
-
-
-def test_a_flushed_log_has_no_part_from_before_and_after(tmp_path: Path):
+def test_a_log_that_lost_a_part_is_refused(tmp_path: Path) -> None:
     log = RolloutLog(tmp_path / "rollouts.parquet")
-    for step in (1, 2, 3):
-        log.append(step, "free", [sampled_group()])
-        if step == 2:
-            log.flush()
-    log.flush()
-    log.flush()
-    parts = sorted(path.name for path in (tmp_path / "rollouts.parquet").iterdir())
-    assert parts == ["steps-000001-000002.parquet", "steps-000003-000003.parquet"]
+    log.append([a_group()])
+    mark = log.mark()
+    (log.path / "part-000000.parquet").unlink()
+    with pytest.raises(CheckpointError, match=r"rollouts\.parquet holds 0 responses .* where it held 2"):
+        RolloutLog(log.path).rewind(mark)
+
+
+def test_an_empty_log_writes_no_part(tmp_path: Path) -> None:
+    log = RolloutLog(tmp_path / "rollouts.parquet")
+    assert log.mark() == PartsMark()
+    assert list(log.path.iterdir()) == []
+
+
+def test_quarantine_names_query_and_fault_and_goes_back(tmp_path: Path) -> None:
+    quarantine = Quarantine(tmp_path / "quarantine.jsonl")
+    quarantine.add(a_group())
+    assert not quarantine.path.exists(), "nothing is wrong with it"
+    quarantine.add_query(an_issue(), VideoError("7.mp4 is cut off", VideoFault.CUT_OFF))
+    mark = quarantine.mark()
+    quarantine.add_query(an_issue(), PoisonQueryError("it ended two engines"))
+    lines = quarantine.path.read_text().splitlines()
+    assert ['"fault": "cut_off"' in lines[0], '"fault": "killed_engines"' in lines[1]] == [True, True]
+    quarantine.rewind(mark)
+    assert quarantine.path.read_text().splitlines() == lines[:1]

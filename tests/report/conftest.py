@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from museg_ray.config import Config, PhaseConfig, RewardWeights, save_config
-from museg_ray.ledger.ledger import RolloutLog
+from museg_ray.ledger.rollout_log import RolloutLog
 from museg_ray.metrics import names
 from museg_ray.metrics.recorder import Recorder
 from museg_ray.report.page import write_report
@@ -44,7 +44,7 @@ def step_metrics(step: int, cites: bool, rng: np.random.Generator) -> dict[str, 
     }
 
 
-def sampled_group(query: GroundingQuery, version: int) -> Group:
+def sampled_group(query: GroundingQuery, step: int, phase: str) -> Group:
     rewards, responses = [], []
     for index in range(GROUP_SIZE):
         shift = 0.4 * index
@@ -55,8 +55,8 @@ def sampled_group(query: GroundingQuery, version: int) -> Group:
         text = f"<think>It shows at {answer}.</think><answer>{answer}</answer>"
         responses.append(Response(tuple(range(40)), np.zeros(40, np.float32), text, finished=True))
     totals = np.array([reward.total for reward in rewards], np.float32)
-    issue, advantages = Issue(0, query, "only", 0), (totals - totals.mean()) / totals.std()
-    return Group(issue, "clip", 12.0, (1, 2), tuple(responses), version, tuple(rewards), advantages)
+    issue, advantages = Issue(0, query, phase, 0, step), (totals - totals.mean()) / totals.std()
+    return Group(issue, "clip", 12.0, (1, 2), tuple(responses), step, tuple(rewards), advantages)
 
 
 def write_answers(path: Path, queries: Sequence[GroundingQuery], error_s: float, rng: np.random.Generator) -> None:
@@ -103,9 +103,9 @@ def build_run_folder(
     for step in range(1, num_steps + 1):
         phase = phases[0] if step <= phase_steps[0] else phases[1]
         recorder.log(step, phase.name, step_metrics(step, phase is phases[0], rng))
-        rollouts.append(step, phase.name, [sampled_group(query, step) for query in queries[:2]])
+        rollouts.append([sampled_group(query, step, phase.name) for query in queries[:2]])
     recorder.close()
-    rollouts.close()
+    rollouts.flush()
     write_answers(run_dir / "evaluation" / "before.jsonl", queries, 1.0, rng)
     if stop_after is None:
         write_answers(run_dir / "evaluation" / "after.jsonl", queries, 0.4, rng)

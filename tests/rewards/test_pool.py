@@ -5,14 +5,17 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 import ray
 
-from museg_ray.config.schema import RewardConfig, RewardWeights
-from museg_ray.errors import RewardError
+from museg_ray.config.schema import Config, FleetConfig, RewardConfig, RewardWeights
+from museg_ray.errors import ResourceError, RewardError
+from museg_ray.events import EventKind, EventSink, no_events
+from museg_ray.rewards.actor import RewardWorker
 from museg_ray.rewards.pool import CALLS_PER_ACTOR, RewardPool
 from museg_ray.rewards.recipe import Recipe
 from museg_ray.types import GroundingQuery, Group, Issue, Response, RewardParts, Unscored
@@ -40,22 +43,44 @@ def doing(*deeds: str) -> Group:
     return group_of([f"<think>{deed}</think><answer>1-2</answer>" for deed in deeds])
 
 
-def in_pool(use: Callable[[RewardPool], Awaitable[Result]], **settings: object) -> Result:
+class Recruits:
+    """Makes a pool's workers, as the pool would, and keeps hold of them all."""
+
+    def __init__(self) -> None:
+        self.made: list[RewardWorker] = []
+        self.num_for_suspects = 0
+
+    def make(self, config: RewardConfig, num_cpus: float) -> RewardWorker:
+        self.made.append(RewardWorker(config, num_cpus))
+        self.num_for_suspects += num_cpus == 0
+        return self.made[-1]
+
+
+def in_pool(
+    use: Callable[[RewardPool], Awaitable[Result]],
+    events: EventSink = no_events,
+    make: Callable[[RewardConfig, float], RewardWorker] | None = None,
+    max_restarts: int = FleetConfig.max_restarts,
+    **settings: Any,
+) -> Result:
     """What `use` returns of a pool of one actor, or of `num_actors`."""
 
     async def run() -> Result:
-        pool = RewardPool(RewardConfig(num_cpus=0.1, **settings))  # type: ignore[arg-type]
+        config = Config(
+            rewards=RewardConfig(**{"num_cpus": 0.1} | settings), fleet=FleetConfig(max_restarts=max_restarts)
+        )
+        pool = RewardPool(config, events, make and partial(make, config.rewards))
         try:
             await pool.ready()
             return await use(pool)
         finally:
-            pool.close()
+            await pool.close()
 
     return asyncio.run(run())
 
 
 def process_ids(pool: RewardPool) -> list[int]:
-    return ray.get([member.actor.__ray_call__.remote(lambda _: os.getpid()) for member in pool._members])
+    return ray.get([member.worker._actor.__ray_call__.remote(lambda _: os.getpid()) for member in pool._crew.members])
 
 
 def is_scored(outcomes: Sequence[RewardParts | Unscored]) -> list[bool]:
@@ -74,7 +99,8 @@ def test_groups_that_come_together_travel_together_and_each_gets_its_own() -> No
         await asyncio.sleep(0)
         assert pool.num_waiting == 100
         await asyncio.sleep(0)
-        assert pool.num_waiting == 0 and len(pool._tasks) <= 2 * CALLS_PER_ACTOR
+        assert pool.num_waiting == 0
+        assert all(0 < member.num_jobs <= CALLS_PER_ACTOR for member in pool.status().members)
         return await asyncio.gather(*tasks)
 
     expected = [Recipe(RewardConfig()).score(text, QUERY, WEIGHTS) for text in TEXTS]
@@ -106,8 +132,11 @@ def test_a_dead_actor_is_replaced_and_its_groups_are_scored_all_the_same() -> No
         await pool.score(group_of(TEXTS), WEIGHTS)
         (alive,) = process_ids(pool)
         assert alive != dead
+        assert pool.status().num_losses == 1
 
-    in_pool(kill_and_score)
+    kinds: list[EventKind] = []
+    in_pool(kill_and_score, lambda kind, text, **fields: kinds.append(kind))
+    assert [kind for kind in kinds if kind is not EventKind.SCALE] == [EventKind.JOIN, EventKind.LOSS, EventKind.JOIN]
 
 
 def test_a_process_that_does_nothing_at_all_is_replaced_and_its_group_scored_elsewhere() -> None:
@@ -152,26 +181,31 @@ def test_responses_that_a_call_did_not_get_to_are_scored_by_the_next() -> None:
 def test_a_caller_that_is_cancelled_during_the_second_try_harms_no_other() -> None:
     async def cancel_one(pool: RewardPool) -> tuple[RewardParts | Unscored, ...]:
         poisoned = asyncio.create_task(pool.score(doing("die", "fine"), CUSTOM))
-        while pool._suspects_actor is None:
+        while not recruits.num_for_suspects:
             await asyncio.sleep(0.01)
         poisoned.cancel()
         outcomes = await pool.score(doing("fine", "raise"), CUSTOM)
         assert poisoned.cancelled()
         return outcomes
 
-    good, bad = in_pool(cancel_one, **HOSTILE)
+    recruits = Recruits()
+    good, bad = in_pool(cancel_one, make=recruits.make, **HOSTILE)
     assert isinstance(good, RewardParts)
     assert isinstance(bad, Unscored) and bad.reasons == ("ValueError: no such thing",) * 2
 
 
 def test_an_actor_that_does_not_start_takes_no_groups() -> None:
+    def too_large_from_the_second_on(config: RewardConfig, num_cpus: float) -> RewardWorker:
+        return recruits.make(config, 1000 if recruits.made else num_cpus)
+
     async def grow_beyond_the_cluster(pool: RewardPool) -> None:
-        pool._config = replace(pool._config, num_cpus=1000)
         pool.resize(3)
         groups = await asyncio.gather(*(pool.score(group_of(TEXTS), WEIGHTS) for _ in range(20)))
         assert all(all(is_scored(rewards)) for rewards in groups)
+        assert [member.state for member in pool.status().members] == ["serving", "starting", "starting"]
 
-    in_pool(grow_beyond_the_cluster)
+    recruits = Recruits()
+    in_pool(grow_beyond_the_cluster, make=too_large_from_the_second_on)
 
 
 def test_a_fault_of_ours_ends_the_run_and_is_no_quarantine() -> None:
@@ -185,7 +219,7 @@ def test_a_group_that_waits_while_the_pool_closes_fails_at_once() -> None:
     async def close_with_work(pool: RewardPool) -> None:
         tasks = [asyncio.create_task(pool.score(doing("slow", "slow"), CUSTOM)) for _ in range(10)]
         await asyncio.sleep(0.1)
-        pool.close()
+        await pool.close()
         results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), timeout=10)
         assert all(isinstance(result, RewardError) and "closed" in str(result) for result in results)
 
@@ -203,7 +237,7 @@ def test_the_pool_grows_and_shrinks_while_it_scores() -> None:
         first = process_ids(pool)
         scoring = [asyncio.create_task(pool.score(group_of(TEXTS), WEIGHTS)) for _ in range(20)]
         pool.resize(3)
-        assert pool.num_actors == 3
+        assert pool.status().num_wanted == 3
         assert all(all(is_scored(rewards)) for rewards in await asyncio.gather(*scoring))
         grown = process_ids(pool)
         assert len(set(grown)) == 3 and set(first) <= set(grown)
@@ -211,9 +245,9 @@ def test_the_pool_grows_and_shrinks_while_it_scores() -> None:
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         pool.resize(1)
-        assert pool.num_actors == 1
+        assert pool.status().num_wanted == 1
         assert all(all(is_scored(rewards)) for rewards in await asyncio.gather(*scoring))
-        assert len(pool._members) == 1
+        assert len(pool.status().members) == 1
 
     in_pool(resize)
 
@@ -225,22 +259,25 @@ def test_a_reward_that_the_actors_cannot_import_ends_the_run_with_its_name() -> 
 
 def test_actors_without_a_place_in_the_cluster_end_the_run_with_the_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("museg_ray.rewards.pool.START_TIMEOUT_S", 0.5)
-
-    async def start() -> None:
-        pool = RewardPool(RewardConfig(num_actors=1, num_cpus=1000))
-        try:
-            await pool.ready()
-        finally:
-            pool.close()
-
     with pytest.raises(RewardError, match=r"Each reserves 1000 CPUs; lower rewards\.num_actors"):
-        asyncio.run(start())
+        in_pool(lambda pool: pool.score(group_of(TEXTS), WEIGHTS), num_cpus=1000)
+
+
+def test_actors_that_die_again_and_again_end_the_run_with_their_reasons() -> None:
+    """One loss is one too many here. What was at the actor is told first: it was scored elsewhere."""
+
+    async def score_twice(pool: RewardPool) -> None:
+        assert is_scored(await pool.score(doing("fine", "die"), CUSTOM)) == [True, False]
+        await pool.score(doing("fine"), CUSTOM)
+
+    with pytest.raises(ResourceError, match=r"1 reward actors were lost within .*fleet\.max_restarts is 0.*died"):
+        in_pool(score_twice, max_restarts=0, **HOSTILE)
 
 
 def test_an_actor_sees_no_gpu_and_loads_no_torch() -> None:
     async def look(pool: RewardPool) -> tuple[str, set[str]]:
         await pool.score(group_of(TEXTS), WEIGHTS)
-        call = pool._members[0].actor.__ray_call__
+        call = pool._crew.members[0].worker._actor.__ray_call__
         return (
             await call.remote(lambda _: os.environ["CUDA_VISIBLE_DEVICES"]),
             await call.remote(lambda _: set(sys.modules)),
@@ -252,21 +289,18 @@ def test_an_actor_sees_no_gpu_and_loads_no_torch() -> None:
 
 
 def test_closing_the_pool_ends_its_processes_also_the_one_for_suspects() -> None:
-    async def actors(pool: RewardPool) -> list[object]:
-        await pool.score(doing("raise"), CUSTOM)
-        return [*(member.actor for member in pool._members), pool._suspects_actor]
-
-    closed = in_pool(actors, num_actors=2, **HOSTILE)
-    assert len(closed) == 3
-    assert all(ends(actor) for actor in closed)
+    recruits = Recruits()
+    in_pool(lambda pool: pool.score(doing("raise"), CUSTOM), make=recruits.make, num_actors=2, **HOSTILE)
+    assert len(recruits.made) == 3 and recruits.num_for_suspects == 1
+    assert all(ends(worker) for worker in recruits.made)
 
 
-def ends(actor: object, within_s: float = 30.0) -> bool:
+def ends(worker: RewardWorker, within_s: float = 30.0) -> bool:
     """Whether an actor that was told to end does so; Ray does not wait for it."""
     deadline_s = time.monotonic() + within_s
     while time.monotonic() < deadline_s:
         try:
-            ray.get(actor.__ray_ready__.remote())  # type: ignore[attr-defined]
+            ray.get(worker._actor.__ray_ready__.remote())
         except ray.exceptions.RayActorError:
             return True
         time.sleep(0.1)

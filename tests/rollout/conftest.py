@@ -1,9 +1,11 @@
 """What the rollout tests share: a small configuration, weights, and Hugging Face as the reference."""
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import cloudpickle
 import pytest
 import torch
 
@@ -18,8 +20,12 @@ from museg_ray.model.qwen_vl import (
     load_tokenizer,
     load_vision_spec,
 )
+from museg_ray.rollout.engine import RolloutEngine
+from museg_ray.rollout.vllm_setup import engine_environment
 from museg_ray.types import Clip, GroundingQuery, Issue
 from museg_ray.video.loader import ClipHandle
+from tests.rollout import one_engine
+from tests.rollout.one_engine import Rollout
 
 Weights = dict[str, torch.Tensor]
 
@@ -123,3 +129,30 @@ class Reference:
 def reference_of(tiny_model_dir: Path) -> Callable[[Weights, Clip], Reference]:
     """`reference_of(weights, clip)`."""
     return partial(Reference, tiny_model_dir)
+
+
+SENDS_FUNCTIONS = "VLLM_ALLOW_INSECURE_SERIALIZATION"
+"""So that a test can have a function run in the engine's process."""
+
+
+@pytest.fixture(scope="session")
+def engine_rollout(
+    tiny_model_dir: Path, rollout_config: Config, query: GroundingQuery, prompt_ids: list[int]
+) -> Iterator[Rollout]:
+    with pytest.MonkeyPatch.context() as patch, asyncio.Runner() as runner:
+        for name, value in engine_environment(rollout_config.rollout).items():
+            patch.setenv(name, value)
+        patch.setenv(SENDS_FUNCTIONS, "1")
+        cloudpickle.register_pickle_by_value(one_engine)
+        engine = runner.run(RolloutEngine.start(tiny_model_dir, rollout_config.model, rollout_config.rollout))
+        patch.undo()  # other tests have environments of their own
+        yield Rollout(runner, engine, query, prompt_ids)
+        engine.close()
+
+
+@pytest.fixture
+def rollout(engine_rollout: Rollout, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> Rollout:
+    """The engine with the model folder's weights, whatever the test before has pushed."""
+    monkeypatch.setenv(SENDS_FUNCTIONS, "1")
+    engine_rollout.push(weights)
+    return engine_rollout

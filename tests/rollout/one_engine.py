@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import numpy as np
 import torch
 
 from museg_ray.rollout.engine import RolloutEngine, Sampling
@@ -58,3 +59,9 @@ def _num_tower_runs(worker: Any) -> int:
         tower.runs_seen = []
         tower.register_forward_hook(lambda *_: tower.runs_seen.append(1))
     return len(tower.runs_seen)
+
+
+def assert_same(group: Group, expected: Group, atol: float) -> None:
+    for response, other in zip(group.responses, expected.responses, strict=True):
+        assert response.token_ids == other.token_ids
+        np.testing.assert_allclose(response.logprobs, other.logprobs, atol=atol, rtol=0)

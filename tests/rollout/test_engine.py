@@ -3,15 +3,13 @@
 import asyncio
 import pickle
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import numpy as np
 import pytest
-from vllm.outputs import CompletionOutput, WeightVersionSpan
 
 from museg_ray.bench.naive_engine import NaiveClient
 from museg_ray.config.schema import Config
@@ -19,38 +17,16 @@ from museg_ray.errors import RolloutError, WeightSyncError
 from museg_ray.model.patchify import video_grid
 from museg_ray.model.prompt import chat_prompt_ids
 from museg_ray.model.qwen_vl import load_tokenizer, load_vision_spec
-from museg_ray.rollout.engine import RolloutEngine, Sampling, _check_version
-from museg_ray.rollout.vllm_setup import clip_cache_bytes, engine_environment
+from museg_ray.rollout.engine import RolloutEngine, Sampling
+from museg_ray.rollout.vllm_setup import clip_cache_bytes
 from museg_ray.types import Clip, GroundingQuery, Group, Issue
 from museg_ray.weights.blob import VISION, Part, part_of, weights_to_blob
-from tests.rollout import one_engine
-from tests.rollout.one_engine import SAMPLING, Rollout, Weights
+from tests.rollout.one_engine import SAMPLING, Rollout, Weights, assert_same
 
 GREEDY = Sampling(group_size=1, temperature=0.0, max_completion_tokens=8)
 LARGE_CLIP_TOKENS = 480
 """Of the 512 of the test model: the engine process's cache of pixels holds one such clip, not two."""
 EMBEDDING = "model.language_model.embed_tokens.weight"
-
-
-@pytest.fixture(scope="module")
-def engine_rollout(
-    tiny_model_dir: Path, rollout_config: Config, query: GroundingQuery, prompt_ids: list[int]
-) -> Iterator[Rollout]:
-    with pytest.MonkeyPatch.context() as patch, asyncio.Runner() as runner:
-        for name, value in engine_environment(rollout_config.rollout).items():
-            patch.setenv(name, value)
-        patch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # so that a function can be sent there
-        cloudpickle.register_pickle_by_value(one_engine)
-        engine = runner.run(RolloutEngine.start(tiny_model_dir, rollout_config.model, rollout_config.rollout))
-        yield Rollout(runner, engine, query, prompt_ids)
-        engine.close()
-
-
-@pytest.fixture
-def rollout(engine_rollout: Rollout, weights: Weights) -> Rollout:
-    """The engine with the model folder's weights, whatever the test before has pushed."""
-    engine_rollout.push(weights)
-    return engine_rollout
 
 
 def test_group_carries_the_expanded_prompt_and_a_logprob_for_each_token(
@@ -213,40 +189,9 @@ def after_full_push(
     return rollout.sample(clip)
 
 
-def assert_same(group: Group, expected: Group, atol: float) -> None:
-    for response, other in zip(group.responses, expected.responses, strict=True):
-        assert response.token_ids == other.token_ids
-        np.testing.assert_allclose(response.logprobs, other.logprobs, atol=atol, rtol=0)
-
-
 def test_push_of_a_version_that_is_not_new_is_refused(rollout: Rollout, weights: Weights) -> None:
     with pytest.raises(WeightSyncError, match="already"):
         rollout.push(weights, version=rollout.engine.version)
-
-
-def test_push_while_a_group_is_sampled_is_refused(
-    rollout: Rollout, weights: Weights, clip: Clip, issue: Issue, prompt_ids: list[int]
-) -> None:
-    blob, version = weights_to_blob(weights.items()), rollout.engine.version
-
-    async def push_meanwhile() -> Group:
-        group = asyncio.ensure_future(rollout.engine.generate(issue, prompt_ids, clip, SAMPLING))
-        await asyncio.sleep(0)
-        with pytest.raises(WeightSyncError, match="1 groups were being sampled"):
-            await rollout.engine.update_weights(version + 1, blob)
-        return await group
-
-    assert rollout.run(push_meanwhile()).weight_version == rollout.engine.version == version
-
-
-@pytest.mark.parametrize("spans", [[("2", 0, 3)], [("2", 0, 1), ("3", 1, 3)], [("4", 0, 3)], None])
-def test_a_rollout_never_uses_weights_other_than_the_version_it_is_tagged_with(
-    spans: list[tuple[str, int, int]] | None,
-) -> None:
-    versions = None if spans is None else [WeightVersionSpan(*span) for span in spans]
-    completion = CompletionOutput(0, "", [5, 6, 7], None, None, weight_versions=versions)
-    with pytest.raises(WeightSyncError, match="tagged with weights 3"):
-        _check_version(completion, 3, "test/0")
 
 
 def test_what_vllm_refuses_becomes_a_rollout_error_that_survives_pickling(

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,8 @@ import ray
 import torch
 
 from museg_ray.config.schema import Config
-from museg_ray.errors import ModelError, ResourceError, RolloutError, WeightSyncError
+from museg_ray.errors import ModelError, ResourceError, WeightSyncError
+from museg_ray.events import EventKind, no_events
 from museg_ray.rollout.engine import Sampling
 from museg_ray.rollout.pool import RolloutPool
 from museg_ray.types import Clip, Group, Issue
@@ -22,6 +24,7 @@ from museg_ray.video.loader import ClipHandle
 from museg_ray.weights.blob import weights_to_blob
 
 GREEDY = Sampling(group_size=1, temperature=0.0, max_completion_tokens=8)
+LONG = Sampling(group_size=4, temperature=1.0, max_completion_tokens=256)
 Weights = dict[str, torch.Tensor]
 
 
@@ -30,14 +33,16 @@ class Pool:
 
     def __init__(self, runner: asyncio.Runner, pool: RolloutPool, issue: Issue, prompt_ids: list[int]):
         self.run, self.pool = runner.run, pool
+        self.events: list[tuple[EventKind, str]] = []
         self._issue, self._prompt_ids = issue, prompt_ids
+
+    async def sample_one(self, clip: ClipHandle, sampling: Sampling = GREEDY, number: int = 0) -> Group:
+        issue = replace(self._issue, issue_id=number, seed=number)
+        return await self.pool.sample(issue, self._prompt_ids, clip, sampling)
 
     def sample(self, clip: ClipHandle, num_groups: int) -> list[Group]:
         async def gather() -> list[Group]:
-            groups = [
-                asyncio.ensure_future(self.pool.generate(self._issue, self._prompt_ids, clip, GREEDY))
-                for _ in range(num_groups)
-            ]
+            groups = [asyncio.ensure_future(self.sample_one(clip, number=number)) for number in range(num_groups)]
             await asyncio.sleep(0)
             assert self.pool.num_waiting == num_groups
             return await asyncio.gather(*groups)
@@ -45,7 +50,19 @@ class Pool:
         return self.run(gather())
 
     def push(self, weights: Weights) -> None:
-        self.run(self.pool.push_weights(self.pool.version + 1, ray.put(weights_to_blob(weights.items()))))
+        self.run(self.pool.publish(self.pool.version + 1, ray.put(weights_to_blob(weights.items()))))
+
+    def states(self) -> list[str]:
+        async def read() -> list[str]:
+            return [member.state for member in self.pool.status().members]
+
+        return self.run(read())
+
+    async def until_all_serve(self) -> None:
+        await self.pool.ready()
+
+    def kinds(self) -> list[EventKind]:
+        return [kind for kind, _ in self.events]
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +70,19 @@ def pool(
     ray_local: None, tiny_model_dir: Path, rollout_config: Config, issue: Issue, prompt_ids: list[int]
 ) -> Iterator[Pool]:
     with asyncio.Runner() as runner:
-        rollout_pool = RolloutPool(rollout_config, tiny_model_dir)
-        runner.run(rollout_pool.ready())
-        yield Pool(runner, rollout_pool, issue, prompt_ids)
-        runner.run(rollout_pool.close())
+        made: list[Pool] = []
+
+        def note(kind: EventKind, text: str, **_: object) -> None:
+            if made:
+                made[0].events.append((kind, text))
+
+        async def start() -> RolloutPool:
+            return RolloutPool(rollout_config, tiny_model_dir, note)
+
+        made.append(Pool(runner, runner.run(start()), issue, prompt_ids))
+        runner.run(made[0].pool.ready())
+        yield made[0]
+        runner.run(made[0].pool.close())
 
 
 def engine_processes() -> list[psutil.Process]:
@@ -86,25 +112,67 @@ def test_pushed_weights_change_the_greedy_answer_of_every_actor_to_that_of_huggi
     assert pool.pool.num_waiting == 0
 
 
-def test_failed_push_names_the_actor_and_leaves_the_pool_at_its_version(
-    pool: Pool, weights: Weights, noisy_weights: Weights
+def test_a_push_that_no_actor_can_load_is_refused_with_its_reason_and_the_next_one_recovers(
+    pool: Pool, weights: Weights, noisy_weights: Weights, stored_clip: tuple[ClipHandle, str]
 ) -> None:
     version = pool.pool.version
-    with pytest.raises(WeightSyncError, match=f"rollout actor [01] did not load weights {version + 1}"):
+    with pytest.raises(WeightSyncError, match=rf"rollout-[01] did not load weights {version + 1}: .*lacks 1 of"):
         pool.push(dict(list(noisy_weights.items())[1:]))
-    assert pool.pool.version == version
     pool.push(weights)
-    assert pool.pool.version == version + 1
+    assert [group.weight_version for group in pool.sample(stored_clip[0], num_groups=2)] == [version + 2] * 2
+    assert pool.states() == ["serving"] * 2, "who could load the next one is not replaced"
 
 
-def test_group_on_a_killed_actor_fails_by_name_and_the_engine_dies_with_its_actor(
-    pool: Pool, stored_clip: tuple[ClipHandle, str]
+@pytest.mark.parametrize("victim", ["engine", "actor"])
+def test_what_is_inside_a_killed_member_is_sampled_elsewhere_and_another_joins_at_the_newest_weights(
+    victim: str, pool: Pool, noisy_weights: Weights, stored_clip: tuple[ClipHandle, str]
 ) -> None:
-    engine = engine_processes()[0]
-    os.kill(engine.ppid(), signal.SIGKILL)
-    assert not psutil.wait_procs([engine], timeout=60)[1]
-    with pytest.raises(RolloutError, match=r"rollout actor [01] failed on query test/0"):
-        pool.sample(stored_clip[0], num_groups=2)
+    pool.push(noisy_weights)
+    version, pool.events = pool.pool.version, []
+    doomed = engine_processes()[0]
+
+    async def kill_while_sampling() -> list[Group]:
+        groups = [asyncio.ensure_future(pool.sample_one(stored_clip[0], LONG, number)) for number in range(4)]
+        await asyncio.sleep(0.5)
+        os.kill(doomed.pid if victim == "engine" else doomed.ppid(), signal.SIGKILL)
+        killed_s = time.monotonic()
+        while EventKind.LOSS not in pool.kinds():
+            await asyncio.sleep(0.05)
+        assert time.monotonic() - killed_s < 5.0
+        found = await asyncio.gather(*groups)
+        await pool.until_all_serve()
+        return found
+
+    groups = pool.run(kill_while_sampling())
+    assert [group.issue.issue_id for group in groups] == [group.issue.seed for group in groups] == [0, 1, 2, 3]
+    assert EventKind.REQUEUE in pool.kinds()
+    assert not psutil.wait_procs([doomed], timeout=60)[1]
+    joined = [text for kind, text in pool.events if kind is EventKind.JOIN]
+    assert f"weights {version}, log-probs" in joined[-1], "it has the newest weights, and was compared"
+    again = pool.run(_sample_many(pool, stored_clip[0], 4))
+    assert [group.weight_version for group in again] == [version] * 4
+    for group, other in zip(groups, again, strict=True):
+        same = [a.token_ids == b.token_ids for a, b in zip(group.responses, other.responses, strict=True)]
+        assert sum(same) >= 2, "the same seed; rounding depends on what else is in a batch"
+
+
+async def _sample_many(pool: Pool, clip: ClipHandle, count: int) -> list[Group]:
+    return await asyncio.gather(*(pool.sample_one(clip, LONG, number) for number in range(count)))
+
+
+def test_a_group_that_is_given_up_leaves_its_engine(pool: Pool, stored_clip: tuple[ClipHandle, str]) -> None:
+    async def give_up() -> float:
+        groups = [asyncio.ensure_future(pool.sample_one(stored_clip[0], LONG, number)) for number in range(8)]
+        await asyncio.sleep(0.5)
+        for group in groups:
+            group.cancel()
+        await asyncio.gather(*groups, return_exceptions=True)
+        begun_s = time.monotonic()
+        await pool.sample_one(stored_clip[0])
+        return time.monotonic() - begun_s
+
+    assert pool.run(give_up()) < 1.0, "nothing else is sampled any more"
+    assert pool.pool.num_waiting == 0
 
 
 def test_closed_pool_leaves_no_engine_process(pool: Pool) -> None:
@@ -120,13 +188,13 @@ def test_actor_that_the_cluster_has_no_room_for_is_named_with_what_it_reserves(
     rollout = replace(rollout_config.rollout, num_actors=1, num_cpus=1000.0, start_timeout_s=1.0)
 
     async def start() -> None:
-        pool = RolloutPool(replace(rollout_config, rollout=rollout), tiny_model_dir)
+        pool = RolloutPool(replace(rollout_config, rollout=rollout), tiny_model_dir, no_events)
         try:
             await pool.ready()
         finally:
             await pool.close()
 
-    with pytest.raises(ResourceError, match=r"rollout actor 0 of 1 .* reserves 1000 CPUs"):
+    with pytest.raises(ResourceError, match=r"rollout-0 of 1 .* reserves 1000 CPUs"):
         asyncio.run(start())
 
 
@@ -134,11 +202,12 @@ def test_actor_with_an_unusable_model_folder_is_named_with_the_reason(
     ray_local: None, rollout_config: Config, tmp_path: Path
 ) -> None:
     async def start() -> None:
-        pool = RolloutPool(replace(rollout_config, rollout=replace(rollout_config.rollout, num_actors=1)), tmp_path)
+        rollout = replace(rollout_config.rollout, num_actors=1)
+        pool = RolloutPool(replace(rollout_config, rollout=rollout), tmp_path, no_events)
         try:
             await pool.ready()
         finally:
             await pool.close()
 
-    with pytest.raises(ModelError, match=r"rollout actor 0 did not start: .*tokenizer"):
+    with pytest.raises(ModelError, match=r"tokenizer"):
         asyncio.run(start())

@@ -1,107 +1,156 @@
-"""A run folder is taken back to a checkpoint: each of its files, also torn ones."""
+"""A run folder is taken back to a checkpoint: each of its books, also torn ones, and what lies beside them."""
 
 import json
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from museg_ray.checkpoints import folder as checkpoints
 from museg_ray.checkpoints.state import DriverState, Notes, TrainerState
-from museg_ray.errors import CheckpointError
-from museg_ray.ledger.ledger import Ledger, Outcome, RolloutLog
-from museg_ray.runs.rewind import remove_outputs, remove_partials, rewind
+from museg_ray.config.schema import Config, PhaseConfig
+from museg_ray.errors import CheckpointError, VideoError
+from museg_ray.ledger.ledger import Outcome, read_ledger
+from museg_ray.metrics import names
+from museg_ray.runs.books import Books
+from museg_ray.runs.rewind import remove_outputs, remove_partials
+from museg_ray.runs.step_result import StepResult
+from museg_ray.terminal.display import Display
 from tests.checkpoints.test_folder import build
-from tests.ledger.test_ledger import QUERY, sampled_group
+from tests.ledger.test_ledger import a_group, an_issue
 
 STEP, LAST = 4, 7
 
 
-@pytest.fixture
-def state() -> DriverState:
-    notes = Notes(num_updates=STEP, num_responses=2 * STEP)
-    return DriverState(TrainerState(STEP, "only", STEP, {}, 0, []), STEP, "reward/matching", None, notes.as_dict())
+def open_books(folder: Path) -> Books:
+    config = Config()
+    config.train.phases, config.alarms.window_steps = [PhaseConfig("only", 9)], 3
+    config.alarms.min_reward_std = 0.5
+    return Books(config, folder, Display("test", config.train.phases, 9, Console(file=StringIO())), Notes())
+
+
+def write_step(books: Books, step: int) -> DriverState:
+    """A step with one issue that is trained, and one of the step after it that is left open."""
+    issue_id = books.ledger.num_issues
+    if step == 1:
+        books.ledger.issue([an_issue(0)])
+        issue_id = 1
+    books.ledger.issue([an_issue(issue_id, step + 1)])
+    books.ledger.end(issue_id - 1, Outcome.TRAINED, weight_version=step)
+    books.quarantine.add_query(an_issue(0, step), VideoError(f"gone at {step}"))
+    metrics = {
+        names.REWARD_MATCHING: step / 3,
+        names.REWARD_STD: 0.0,
+        names.REWARD_QUARANTINED: 0.0,
+        names.ROLLOUT_RESPONSES_PER_S: 2.0,
+    }
+    books.on_step(StepResult(step, "only", [replace(a_group(), issue=an_issue(0, step))], [], metrics))
+    return books.at_checkpoint(TrainerState(step, "only", step, step + 1, {}, {}, 0, []))
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Of a run that was killed in its eighth step, after checkpoints of steps 2, 4 and 6, the last one damaged."""
-    rollouts, ledger = RolloutLog(tmp_path / "rollouts.parquet"), Ledger()
+def run(tmp_path: Path) -> tuple[Books, Path, DriverState]:
+    """Books after seven steps, checkpoints of steps 2, 4 and 6, and the state of the one of step 4."""
+    books, states = open_books(tmp_path), {}
     for step in range(1, LAST + 1):
-        rollouts.append(step, "only", [sampled_group()])
-        ledger.finish(ledger.issue(QUERY, step), Outcome.TRAINED, weight_version=step)
+        states[step] = write_step(books, step)
         if step % 2 == 0:
-            rollouts.flush()
             checkpoints.publish(build(tmp_path / "checkpoints", step))
-    rollouts.close()
-    ledger.issue(QUERY, LAST + 1)
-    ledger.write(tmp_path / "ledger.parquet")
-    rows = [{"step": step, "reward/total": step / 3} for step in range(1, LAST + 1)]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 8, "rew')
-    (tmp_path / "quarantine.jsonl").write_text('{"step": 3}\n{"step": 5}\n{"step": 8')
-    (tmp_path / "alarms.jsonl").write_text('{"first_step": 5, "last_step": 6}\n')
     (tmp_path / "evaluation").mkdir()
     for name in ("evaluation/before.jsonl", "evaluation/after.jsonl", "report.html", "curves.png", "config.yaml"):
         (tmp_path / name).touch()
-    return tmp_path
+    return books, tmp_path, states[STEP]
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def test_everything_later_is_gone_and_everything_before_is_as_it_was(folder: Path, state: DriverState) -> None:
-    before = _lines_of_ledger(folder)[:STEP]
-    rows = rewind(folder, state)
-    assert rows == _lines(folder / "metrics.jsonl") == [{"step": s, "reward/total": s / 3} for s in range(1, STEP + 1)]
-    assert _lines(folder / "quarantine.jsonl") == [{"step": 3}]
-    assert not (folder / "alarms.jsonl").exists()
-    assert sorted(set(pq.read_table(folder / "rollouts.parquet")["step"].to_pylist())) == [1, 2, 3, 4]
-    assert _lines_of_ledger(folder) == before
+def check_is_at_step(folder: Path, step: int) -> None:
+    assert [row["step"] for row in lines(folder / "metrics.jsonl")] == list(range(1, step + 1))
+    assert [row["step"] for row in lines(folder / "quarantine.jsonl")] == list(range(1, step + 1))
+    assert all(row["last_step"] <= step for row in lines(folder / "alarms.jsonl"))
+    logged = pq.read_table(folder / "rollouts.parquet")["step"].to_pylist() if step else []
+    assert sorted(set(logged)) == list(range(1, step + 1))
+    ends = [row.outcome for row in read_ledger(folder / "ledger.jsonl")]
+    assert ends == (["trained"] * step + [None] if step else [])
+
+
+@pytest.mark.parametrize("is_resumed", [True, False], ids=["by another process", "in the middle of a run"])
+def test_everything_later_is_gone_and_everything_before_is_as_it_was(
+    is_resumed: bool, run: tuple[Books, Path, DriverState]
+) -> None:
+    books, folder, state = run
+    events = lines(folder / "events.jsonl")
+    if is_resumed:
+        books.close()
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 8, "rew')
+        books = open_books(folder)
+    left_open = books.rewind(state)
+    assert [issue.issue_id for issue in left_open] == [STEP]
+    check_is_at_step(folder, STEP)
     assert [each.step for each in checkpoints.list_checkpoints(folder / "checkpoints")] == [2, 4]
     left = {path.name for path in folder.iterdir()}
     assert left.isdisjoint({"report.html", "curves.png", "summary.json", "model"})
     assert [path.name for path in (folder / "evaluation").iterdir()] == ["before.jsonl"]
+    assert lines(folder / "events.jsonl")[: len(events)] == events, "what happened to the run stays"
+    write_step(books, STEP + 1)
+    check_is_at_step(folder, STEP + 1)
 
 
-def _lines_of_ledger(folder: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = pq.read_table(folder / "ledger.parquet").to_pylist()
-    return rows
+def test_to_the_beginning_is_to_empty_books(run: tuple[Books, Path, DriverState]) -> None:
+    books, folder, _ = run
+    assert list(books.rewind(None)) == []
+    check_is_at_step(folder, 0)
+    assert not (folder / "metrics.jsonl").exists() and books.ledger.num_issues == 0
+    write_step(books, 1)
+    check_is_at_step(folder, 1)
 
 
-def test_going_back_twice_is_going_back_once(folder: Path, state: DriverState) -> None:
-    rewind(folder, state)
-    first = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    rewind(folder, state)
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == first
+def test_going_back_twice_is_going_back_once(run: tuple[Books, Path, DriverState]) -> None:
+    books, folder, state = run
+    books.rewind(state)
+    kept = ("metrics.jsonl", "alarms.jsonl", "ledger.jsonl", "quarantine.jsonl")
+    first = [lines(folder / name) for name in kept]
+    books.rewind(state)
+    assert [lines(folder / name) for name in kept] == first
 
 
-@pytest.mark.parametrize("lost", ["metrics.jsonl", "ledger.parquet", "rollouts.parquet/steps-000003-000004.parquet"])
-def test_a_book_that_is_not_whole_is_refused(lost: str, folder: Path, state: DriverState) -> None:
+def test_notes_go_back_and_the_time_that_was_spent_does_not(run: tuple[Books, Path, DriverState]) -> None:
+    books, _, state = run
+    notes = books._notes
+    notes.wall_s["train"] = 100.0
+    assert notes.num_updates == LAST
+    books.rewind(state)
+    assert (notes.num_updates, notes.num_responses, notes.wall_s["train"]) == (STEP, 2 * STEP, 100.0)
+
+
+@pytest.mark.parametrize("lost", ["metrics.jsonl", "ledger.jsonl", "rollouts.parquet/part-000002.parquet"])
+def test_a_book_that_is_not_whole_is_refused(lost: str, run: tuple[Books, Path, DriverState]) -> None:
+    books, folder, state = run
     (folder / lost).unlink()
-    with pytest.raises(
-        CheckpointError, match=rf"{lost.split('/')[0]} holds .* up to step 4; at that step's checkpoint"
-    ):
-        rewind(folder, state)
+    with pytest.raises(CheckpointError, match=rf"{lost.split('/')[0]} .*checkpoint"):
+        books.rewind(state)
 
 
-def test_a_line_that_is_damaged_in_the_middle_is_refused(folder: Path, state: DriverState) -> None:
-    (folder / "quarantine.jsonl").write_text('{"step": 3\n{"step": 4}\n')
-    with pytest.raises(CheckpointError, match=r"quarantine.jsonl is damaged"):
-        rewind(folder, state)
-
-
-def test_what_a_crash_left_half_written_is_removed(folder: Path) -> None:
+def test_what_a_crash_left_half_written_is_removed(run: tuple[Books, Path, DriverState]) -> None:
+    folder = run[1]
     build(folder / "checkpoints", 8)
-    for name in (".ledger.parquet.0a.partial", "evaluation/.after.jsonl.0b.partial", "model.partial"):
+    for name in (".config.yaml.0a.partial", "evaluation/.after.jsonl.0b.partial", "model.partial"):
         (folder / name).touch()
     whole = {path for path in folder.rglob("*") if "partial" not in str(path)}
     remove_partials(folder)
     assert set(folder.rglob("*")) == whole
 
 
-def test_a_run_that_is_begun_anew_leaves_what_is_not_its_own(folder: Path) -> None:
+def test_a_run_that_is_begun_anew_leaves_what_is_not_its_own(run: tuple[Books, Path, DriverState]) -> None:
+    books, folder, _ = run
+    books.close()
     (folder / "slurm-17.out").touch()
     remove_outputs(folder)
     assert [path.name for path in folder.iterdir()] == ["slurm-17.out"]

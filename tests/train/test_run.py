@@ -16,6 +16,7 @@ from museg_ray.checkpoints.folder import list_checkpoints, verify
 from museg_ray.cli.demo import demo_config_path
 from museg_ray.config import load_config
 from museg_ray.data.prompts import render_prompt
+from museg_ray.ledger.ledger import read_ledger
 from museg_ray.model.export import export_checkpoint
 from museg_ray.model.prompt import chat_prompt_ids
 from museg_ray.model.qwen_vl import PACKAGED_MODEL_DIR, load_tokenizer
@@ -66,10 +67,10 @@ def test_rollout_and_learner_agree_before_and_after_a_weight_push(finished_run: 
 
 
 def test_every_issued_query_ends_exactly_once(finished_run: tuple[Path, str]) -> None:
-    ledger = pq.read_table(finished_run[0] / "ledger.parquet").to_pydict()
-    assert ledger["issue_id"] == [0, 1, 2, 3]
-    assert ledger["outcome"] == ["trained"] * 4
-    assert ledger["weight_version"] == [0, 0, 1, 1]
+    ledger = read_ledger(finished_run[0] / "ledger.jsonl")
+    assert [row.issue_id for row in ledger] == [0, 1, 2, 3]
+    assert [row.outcome for row in ledger] == ["trained"] * 4
+    assert [row.weight_version for row in ledger] == [0, 0, 1, 1]
 
 
 def test_every_response_is_logged_with_its_rewards(finished_run: tuple[Path, str]) -> None:

@@ -24,7 +24,8 @@ import pytest
 from blake3 import blake3
 from fsspec.implementations.memory import MemoryFileSystem
 
-from museg_ray.config.schema import VideoConfig
+from museg_ray.config.schema import Config, VideoConfig
+from museg_ray.events import no_events
 from museg_ray.types import ByteArray
 from museg_ray.video.actor import ClipPool
 from museg_ray.video.loader import ClipHandle
@@ -219,9 +220,14 @@ class Machine:
 
     def __init__(self, folder: Path) -> None:
         self.config = small_config(folder / "store", num_cpus=0.5, deadline_s=3)
-        self.pool = ClipPool(self.config)
         self.runner = asyncio.Runner()
+        self.pool = self.runner.run(self._start_pool())
         self._video, self._numbers = render_video(folder / "video.mp4", seconds=2), itertools.count()
+
+    async def _start_pool(self) -> ClipPool:
+        pool = ClipPool(Config(video=self.config), no_events)
+        await pool.ready()
+        return pool
 
     def new_video(self) -> str:
         return str(variant(self._video, next(self._numbers)))
@@ -243,4 +249,4 @@ def machine(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     machine = Machine(tmp_path_factory.mktemp("machine"))
     with machine.runner:
         yield machine
-        machine.pool.close()
+        machine.runner.run(machine.pool.close())

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
-from museg_ray.config.schema import VideoConfig
+from museg_ray.config.schema import Config, FleetConfig, VideoConfig
 from museg_ray.errors import ResourceError, VideoError, VideoFault
+from museg_ray.events import EventKind, no_events
 from museg_ray.video import actor as actor_module
 from museg_ray.video.actor import ClipPool
 from museg_ray.video.frames import largest_clip_bytes
@@ -28,12 +29,16 @@ class Actors:
         self.asked: list[str] = []
         self.failures: dict[str, list[Exception]] = {}
         self.gates: dict[str, asyncio.Event] = {}
-        self.start_failure: Exception | None = None
+        self.start_failures: list[RayError] = []  # of the next actors, one each
         self.num_started = self.num_busy = self.most_busy = 0
         self.killed: list[Any] = []
 
     def shut(self, *videos: str) -> None:
         self.gates |= {video: asyncio.Event() for video in videos}
+
+    def open(self) -> None:
+        for gate in self.gates.values():
+            gate.set()
 
     def remote(self, **options: Any) -> Callable[[type], Any]:
         return lambda actor_class: SimpleNamespace(remote=self._start)
@@ -43,8 +48,8 @@ class Actors:
         return SimpleNamespace(prepare=SimpleNamespace(remote=self._prepare), ready=SimpleNamespace(remote=self._ready))
 
     async def _ready(self) -> None:
-        if self.start_failure is not None:
-            raise self.start_failure
+        if self.start_failures:
+            raise self.start_failures.pop(0)
 
     async def _prepare(self, video: str) -> PreparedClip:
         self.asked.append(video)
@@ -66,7 +71,20 @@ def actors(monkeypatch: pytest.MonkeyPatch) -> Actors:
     actors = Actors()
     monkeypatch.setattr(ray, "remote", actors.remote)
     monkeypatch.setattr(ray, "kill", actors.killed.append)
+    monkeypatch.setattr(ray, "cancel", lambda call, **options: None)  # it ends with whoever awaits it
     return actors
+
+
+def settings(**video: Any) -> Config:
+    """Actors that are lost are replaced at once."""
+    return Config(video=VideoConfig(**video), fleet=FleetConfig(backoff_s=0.0))
+
+
+def ahead_settings(num_clips: int, **video: Any) -> Config:
+    """Room for so many small clips beside one of unknown size."""
+    config = settings(**video)
+    config.video.ahead_gib = (largest_clip_bytes(config.video) + num_clips * CLIP_BYTES) / GIB
+    return config
 
 
 def refusal(video: str) -> RayTaskError:
@@ -84,7 +102,7 @@ async def settle() -> None:
 
 def test_callers_at_once_share_one_preparation(actors: Actors) -> None:
     async def test() -> None:
-        pool = ClipPool(VideoConfig())
+        pool = ClipPool(settings(), no_events)
         handles = await asyncio.gather(*(pool.get("a") for _ in range(5)), pool.get("b"))
         assert [handle.prepared.video for handle in handles] == ["a"] * 5 + ["b"]
         assert actors.asked == ["a", "b"] and pool.num_decoded == 2
@@ -94,7 +112,7 @@ def test_callers_at_once_share_one_preparation(actors: Actors) -> None:
 
 def test_a_caller_that_asks_again_shares_with_the_next(actors: Actors) -> None:
     async def test() -> None:
-        pool = ClipPool(VideoConfig(num_actors=4))
+        pool = ClipPool(settings(num_actors=4), no_events)
         actors.shut("a")
 
         async def ask_twice() -> None:
@@ -117,7 +135,7 @@ def test_a_caller_that_asks_again_shares_with_the_next(actors: Actors) -> None:
 
 def test_a_bad_file_fails_all_its_callers_and_nobody_else(actors: Actors) -> None:
     async def test() -> None:
-        pool = ClipPool(VideoConfig())
+        pool = ClipPool(settings(), no_events)
         actors.failures["bad"] = [refusal("bad")]
         videos = ["bad", "good", "bad", "other"]
         first, good, second, other = await asyncio.gather(*map(pool.get, videos), return_exceptions=True)
@@ -132,7 +150,7 @@ def test_a_bad_file_fails_all_its_callers_and_nobody_else(actors: Actors) -> Non
 
 def test_a_cancelled_caller_leaves_the_clip_to_the_others(actors: Actors) -> None:
     async def test() -> None:
-        pool = ClipPool(VideoConfig())
+        pool = ClipPool(settings(), no_events)
         actors.shut("a")
         callers = [asyncio.create_task(pool.get("a")) for _ in range(2)]
         await settle()
@@ -149,29 +167,24 @@ def test_a_caller_cancelled_alone_leaves_nothing_behind(actors: Actors) -> None:
     """Its clip is in the store all the same, where the next one finds it."""
 
     async def test() -> None:
-        pool = ClipPool(VideoConfig())
+        pool = ClipPool(ahead_settings(num_clips=0), no_events)
         actors.shut("a")
         caller = asyncio.create_task(pool.get("a"))
         await settle()
         caller.cancel()
         actors.gates["a"].set()
         await settle()
-        assert not pool._pending and not pool._ahead
-        assert (await pool.get("a")).prepared.video == "a" and not pool._pending
+        pool.prefetch(["b", "c"])
+        await settle()
+        assert actors.asked == ["a", "b"]  # there is room for one of unknown size: nothing else takes any
+        assert (await pool.get("a")).prepared.video == "a" and actors.asked == ["a", "b", "a"]
 
     run(test())
 
 
-def ahead_config(num_clips: int, **changes: Any) -> VideoConfig:
-    """Room for so many small clips beside one of unknown size."""
-    config = VideoConfig(**changes)
-    config.ahead_gib = (largest_clip_bytes(config) + num_clips * CLIP_BYTES) / GIB
-    return config
-
-
 def test_what_is_ahead_is_prepared_in_order_and_handed_over(actors: Actors) -> None:
     async def test() -> None:
-        pool = ClipPool(VideoConfig())
+        pool = ClipPool(settings(), no_events)
         pool.prefetch(["a", "b", "a"])
         pool.prefetch(["b", "c"])
         await settle()
@@ -185,7 +198,7 @@ def test_what_is_ahead_is_prepared_in_order_and_handed_over(actors: Actors) -> N
 
 def test_what_is_ahead_takes_no_more_than_its_room_and_goes_on_as_clips_are_used(actors: Actors) -> None:
     async def test() -> None:
-        pool = ClipPool(ahead_config(num_clips=3))
+        pool = ClipPool(ahead_settings(num_clips=3), no_events)
         pool.prefetch("abcdefgh")
         await settle()
         assert actors.asked == list("abcd")  # the fourth was started when three lay there
@@ -204,9 +217,9 @@ def test_what_is_ahead_takes_no_more_than_its_room_and_goes_on_as_clips_are_used
 
 def test_clips_of_unknown_size_count_as_the_largest(actors: Actors) -> None:
     async def test() -> None:
-        config = VideoConfig(num_actors=8)
-        config.ahead_gib = 2.5 * largest_clip_bytes(config) / GIB
-        pool = ClipPool(config)
+        config = settings(num_actors=8)
+        config.video.ahead_gib = 2.5 * largest_clip_bytes(config.video) / GIB
+        pool = ClipPool(config, no_events)
         actors.shut(*"abcd")
         pool.prefetch("abcd")
         await settle()
@@ -220,7 +233,7 @@ def test_clips_of_unknown_size_count_as_the_largest(actors: Actors) -> None:
 
 def test_without_room_nothing_is_ahead(actors: Actors) -> None:
     async def test() -> None:
-        pool = ClipPool(VideoConfig(ahead_gib=0))
+        pool = ClipPool(settings(ahead_gib=0), no_events)
         pool.prefetch("ab")
         await settle()
         assert actors.asked == []
@@ -231,7 +244,7 @@ def test_without_room_nothing_is_ahead(actors: Actors) -> None:
 
 def test_what_is_asked_for_now_waits_for_one_preparation_at_most(actors: Actors) -> None:
     async def test() -> None:
-        pool = ClipPool(VideoConfig(num_actors=2))
+        pool = ClipPool(settings(num_actors=2), no_events)
         actors.shut(*"abcdef")
         pool.prefetch("abcdef")
         await settle()
@@ -241,15 +254,14 @@ def test_what_is_asked_for_now_waits_for_one_preparation_at_most(actors: Actors)
         actors.gates["a"].set()
         await asyncio.gather(*now)
         assert actors.asked[2:4] == ["now", "then"] and actors.most_busy == 2
-        for gate in actors.gates.values():
-            gate.set()
+        actors.open()
 
     run(test())
 
 
 def test_a_fault_ahead_is_told_to_whoever_asks_and_takes_no_room(actors: Actors) -> None:
     async def test() -> None:
-        pool = ClipPool(ahead_config(num_clips=0))
+        pool = ClipPool(ahead_settings(num_clips=0), no_events)
         actors.failures["bad"] = [refusal("bad")]
         pool.prefetch(["bad", "a", "b"])
         await settle()
@@ -263,17 +275,17 @@ def test_a_fault_ahead_is_told_to_whoever_asks_and_takes_no_room(actors: Actors)
 
 def test_a_dead_actor_is_replaced_and_the_video_prepared(actors: Actors) -> None:
     async def test() -> None:
-        pool = ClipPool(VideoConfig())
+        pool = ClipPool(settings(), no_events)
         actors.failures["a"] = [ActorDiedError()]
         assert (await pool.get("a")).prepared.video == "a"
-        assert (actors.num_started, len(actors.killed), pool.num_decoded) == (2, 1, 1)
+        assert (actors.num_started, len(actors.killed), pool.num_decoded, pool.status().num_losses) == (2, 1, 1, 1)
 
     run(test())
 
 
 def test_a_video_that_ends_its_actor_twice_is_told(actors: Actors) -> None:
     async def test() -> None:
-        pool = ClipPool(VideoConfig())
+        pool = ClipPool(settings(), no_events)
         actors.failures["a"] = [ActorDiedError(), ActorDiedError()]
         with pytest.raises(VideoError, match="Cannot read the video a: it ended the actor") as caught:
             await pool.get("a")
@@ -285,7 +297,7 @@ def test_a_video_that_ends_its_actor_twice_is_told(actors: Actors) -> None:
 
 def test_no_more_actors_than_set_are_started(actors: Actors) -> None:
     async def test() -> None:
-        pool = ClipPool(VideoConfig(num_actors=3))
+        pool = ClipPool(settings(num_actors=3), no_events)
         await asyncio.gather(*(pool.get(str(number)) for number in range(20)))
         assert actors.num_started == actors.most_busy == 3
 
@@ -294,28 +306,67 @@ def test_no_more_actors_than_set_are_started(actors: Actors) -> None:
 
 def test_an_actor_that_does_not_start_is_no_fault_of_the_video(actors: Actors) -> None:
     async def test() -> None:
-        pool = ClipPool(VideoConfig())
-        actors.start_failure = ActorDiedError()
-        with pytest.raises(ResourceError, match="did not start"):
-            await pool.get("a")
-        actors.start_failure = None
-        assert (await pool.get("a")).prepared.video == "a"
+        actors.start_failures = [ActorDiedError()]
+        pool = ClipPool(settings(), no_events)
+        for wait in (pool.ready(), pool.get("a")):
+            with pytest.raises(ResourceError, match="did not start"):
+                await wait
 
     run(test())
 
 
+def test_an_actor_that_does_not_start_in_the_middle_of_a_run_is_started_once_more(actors: Actors) -> None:
+    async def test() -> None:
+        pool = ClipPool(settings(), no_events)
+        await pool.ready()
+        actors.failures["a"], actors.start_failures = [ActorDiedError()], [ActorDiedError()]
+        assert (await pool.get("a")).prepared.video == "a" and actors.num_started == 3
+        actors.failures["b"], actors.start_failures = [ActorDiedError()], [ActorDiedError(), ActorDiedError()]
+        with pytest.raises(ResourceError, match="did not start"):
+            await pool.get("b")
+
+    run(test())
+
+
+def test_the_pool_grows_and_shrinks_while_it_prepares(actors: Actors) -> None:
+    kinds: list[EventKind] = []
+
+    async def test() -> None:
+        pool = ClipPool(settings(), lambda kind, text, **fields: kinds.append(kind))
+        actors.shut(*"abcd")
+        callers = [asyncio.create_task(pool.get(video)) for video in "abcd"]
+        await settle()
+        assert actors.asked == ["a"] and pool.status().num_queued == 3
+        pool.resize(3)
+        await settle()
+        assert actors.asked == ["a", "b", "c"] and pool.status().num_queued == 1
+        pool.resize(1)
+        await settle()
+        assert sorted(member.state for member in pool.status().members) == ["draining", "draining", "serving"]
+        assert not actors.killed  # what is busy ends its video first
+        actors.open()
+        assert [handle.prepared.video for handle in await asyncio.gather(*callers)] == list("abcd")
+        await settle()
+        (member,) = pool.status().members
+        assert (member.state, member.num_jobs, len(actors.killed)) == ("serving", 0, 2)
+
+    run(test())
+    assert [kinds.count(kind) for kind in (EventKind.JOIN, EventKind.LEAVE, EventKind.LOSS)] == [3, 2, 0]
+
+
 def test_close_ends_whoever_waits(actors: Actors) -> None:
     async def test() -> None:
-        pool = ClipPool(VideoConfig())
+        pool = ClipPool(settings(), no_events)
         actors.shut("a")
         pool.prefetch("bcd")
         waiting = asyncio.create_task(pool.get("a"))
         await settle()
-        pool.close()
+        await pool.close()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        await settle()
         assert len(actors.killed) == actors.num_started == 1 and actors.num_busy == 0
+        with pytest.raises(ResourceError, match="closed"):
+            await pool.get("e")
 
     run(test())
 
@@ -325,7 +376,7 @@ def test_storage_that_does_not_answer_is_asked_again(actors: Actors, monkeypatch
     silent = RayTaskError("prepare", "", VideoError("no answer", VideoFault.UNREACHABLE))
 
     async def test() -> None:
-        pool = ClipPool(VideoConfig())
+        pool = ClipPool(settings(), no_events)
         actors.failures = {"a": [silent, silent], "b": [silent] * 3, "c": [refusal("c")]}
         assert (await pool.get("a")).prepared.video == "a"
         for video, num_asked in (("b", 3), ("c", 1)):
@@ -341,7 +392,7 @@ def test_an_actor_without_a_place_is_told(actors: Actors, monkeypatch: pytest.Mo
     monkeypatch.setattr(actors, "_ready", lambda: asyncio.sleep(60))
 
     async def test() -> None:
-        pool = ClipPool(VideoConfig(num_cpus=7))
+        pool = ClipPool(settings(num_cpus=7), no_events)
         with pytest.raises(ResourceError, match=r"found no place in the cluster .* reserves 7 CPUs"):
             await pool.ready()
 

@@ -81,7 +81,7 @@ def test_close_ends_actors_and_readers_also_hung_ones(machine: Machine) -> None:
     async def close_while_it_is_busy() -> None:
         waiting = asyncio.create_task(machine.pool.get(machine.new_video()))
         await asyncio.sleep(0.2)
-        machine.pool.close()
+        await machine.pool.close()
         with pytest.raises(asyncio.CancelledError):
             await waiting
 

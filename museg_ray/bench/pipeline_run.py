@@ -1,0 +1,248 @@
+"""Training over fakes that wait instead of computing, for `museg bench pipeline`: real trainer, crews, pools and books.
+
+What the fakes give is made beforehand and as long as a real model's, so that the driver has as much to write down; what
+they still need of the processor is metered.
+"""
+
+import asyncio
+import time
+import types
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+import numpy as np
+from rich.console import Console
+
+from museg_ray.append_log import Row, read_rows
+from museg_ray.checkpoints.state import Notes
+from museg_ray.checkpoints.writer import Checkpointer
+from museg_ray.config.learning import AlgoConfig, CheckpointConfig
+from museg_ray.config.schema import (
+    Config,
+    DataConfig,
+    PhaseConfig,
+    RewardConfig,
+    RolloutConfig,
+    TrainConfig,
+    VideoConfig,
+)
+from museg_ray.model.qwen_vl import PACKAGED_MODEL_DIR, load_tokenizer
+from museg_ray.rewards.pool import RewardPool
+from museg_ray.rewards.scorer import Outcome, pack_outcomes, unpack
+from museg_ray.rollout.engine import Sampling
+from museg_ray.rollout.pool import RolloutPool
+from museg_ray.runs.books import Books
+from museg_ray.simulate.learner import FakeLearner
+from museg_ray.simulate.script import Script
+from museg_ray.simulate.workers import FakeEngine, FakePreparer, FakeScorer
+from museg_ray.terminal.display import Display
+from museg_ray.train.issues import IssueSource
+from museg_ray.train.parts import Parts
+from museg_ray.train.trainer import Trainer
+from museg_ray.types import GroundingQuery, Group, Issue, Response, RewardParts
+from museg_ray.video.actor import ClipPool
+from museg_ray.video.loader import ClipHandle
+
+GROUP_SIZE = 8
+COMPLETION_TOKENS = 300
+PHASE = "bench"
+ANNOTATIONS = "bench.jsonl"
+"""Stands for the file that the queries come from; nobody opens it."""
+NUM_QUERIES = 4096
+MAX_OTHER_ACTORS = 16
+"""Reward actors, and clip actors, beside however many rollout actors."""
+GOLDEN_RATIO = 0.618
+
+Result = TypeVar("Result")
+OnUpdate = Callable[[Parts, int], None]
+"""Is told of every update when it begins, with its step."""
+
+
+def _response(index: int) -> Response:
+    reasoning = "Here the event seems to begin, and there it ends. " * 20
+    text = f"<think>{reasoning}</think><answer>{index}.0-{index + 3}.5</answer>"
+    return Response((1,) * COMPLETION_TOKENS, np.zeros(COMPLETION_TOKENS, np.float32), text, True)
+
+
+def _outcome(index: int) -> RewardParts:
+    share = index / GROUP_SIZE
+    return RewardParts(1.0 + share, share, share, share, 0.0, 1.0, ((float(index), index + 3.5),))
+
+
+RESPONSES = tuple(map(_response, range(GROUP_SIZE)))
+OUTCOMES = tuple(map(_outcome, range(GROUP_SIZE)))
+QUERIES = tuple(
+    GroundingQuery(f"bench/{i}", f"/videos/{i}.mp4", f"event {i} is visible", ((1.0, 3.0), (5.0, 8.5))[: 1 + i % 2])
+    for i in range(NUM_QUERIES)
+)
+"""Half of them have one segment, half two; each has a video of its own."""
+
+
+class Waits(Script):
+    """What takes how long, on the clock of the loop."""
+
+    def __init__(self, rollout_s: float, update_s: float = 0.0, spread_s: float = 0.0) -> None:
+        """
+        Args:
+            rollout_s: of a group.
+            update_s: of a step.
+            spread_s: groups take up to so much longer, each another time.
+        """
+        self._rollout_s, self._update_s, self._spread_s = rollout_s, update_s, spread_s
+        self._num_groups = 0
+
+    async def moment(self, who: str, what: str) -> None:
+        if what == "generate":
+            self._num_groups += 1
+            await asyncio.sleep(self._rollout_s + self._spread_s * (self._num_groups * GOLDEN_RATIO % 1.0))
+        else:
+            await asyncio.sleep(self._update_s if what == "update" else 0.0)
+
+
+class Meter:
+    """Adds up the process time that passes inside what is awaited through it, and not while that waits."""
+
+    def __init__(self) -> None:
+        self.cpu_s = 0.0
+
+    @types.coroutine
+    def of(self, call: Coroutine[Any, Any, Result]) -> Generator[Any, None, Result]:
+        """The result of `call`."""
+        try:
+            while True:
+                start_s = time.process_time()
+                try:
+                    waits_for = call.send(None)
+                except StopIteration as done:
+                    result: Result = done.value
+                    return result
+                finally:
+                    self.cpu_s += time.process_time() - start_s
+                yield waits_for
+        finally:
+            call.close()  # whoever awaited it may have given up
+
+
+class _Engine(FakeEngine):
+    def __init__(self, script: Script, rollout: RolloutConfig, meter: Meter) -> None:
+        super().__init__(script, "engine", rollout)
+        self._meter = meter
+
+    async def generate(self, issue: Issue, prompt_ids: Sequence[int], clip: ClipHandle, sampling: Sampling) -> Group:
+        return await self._meter.of(super().generate(issue, prompt_ids, clip, sampling))
+
+    async def update_weights(self, version: int, weights: float) -> int:
+        return await self._meter.of(super().update_weights(version, weights))
+
+    def _response(self, seed: int, version: int) -> Response:
+        return RESPONSES[seed % GROUP_SIZE]
+
+
+class _Scorer(FakeScorer):
+    def __init__(self, script: Script, meter: Meter) -> None:
+        super().__init__(script, "scorer")
+        self._meter = meter
+
+    async def score(self, parts: Sequence[bytes]) -> bytes:
+        return await self._meter.of(self._score(parts))
+
+    async def _score(self, parts: Sequence[bytes]) -> bytes:
+        await self._at("score")
+        outcomes: list[Sequence[Outcome]] = [OUTCOMES[: len(texts)] for texts, _, _ in unpack(parts)]
+        return pack_outcomes(outcomes)
+
+
+class _Preparer(FakePreparer):
+    def __init__(self, script: Script, meter: Meter) -> None:
+        super().__init__(script, "preparer", frozenset())
+        self._meter = meter
+
+    async def prepare(self, video: str) -> ClipHandle:
+        return await self._meter.of(super().prepare(video))
+
+
+class _Learner(FakeLearner):
+    def __init__(self, script: Script, meter: Meter, on_update: Callable[[int], None]) -> None:
+        super().__init__(script)
+        self._meter, self._on_update = meter, on_update
+
+    async def update(self, groups: Sequence[Group], clips: Any, step: int) -> dict[str, float]:
+        self._on_update(step)
+        return await self._meter.of(super().update(groups, clips, step))
+
+
+def make_config(
+    num_steps: int, num_actors: int, prompts_per_step: int, groups_per_actor: int, max_staleness: int = 0
+) -> Config:
+    """
+    Args:
+        num_steps: of the run.
+        num_actors: of rollouts.
+        prompts_per_step: groups of a step.
+        groups_per_actor: that a rollout actor samples at once.
+        max_staleness: k.
+    """
+    num_others = min(num_actors, MAX_OTHER_ACTORS)
+    return Config(
+        data=DataConfig(train=ANNOTATIONS),
+        video=VideoConfig(num_actors=num_others),
+        rollout=RolloutConfig(num_actors=num_actors, group_size=GROUP_SIZE, max_num_seqs=groups_per_actor * GROUP_SIZE),
+        rewards=RewardConfig(num_actors=num_others),
+        algo=AlgoConfig(correction="truncate" if max_staleness else "none"),
+        train=TrainConfig(
+            prompts_per_step=prompts_per_step,
+            phases=[PhaseConfig(PHASE, num_steps)],
+            max_staleness=max_staleness,
+        ),
+        checkpoint=CheckpointConfig(every_steps=0),
+    )
+
+
+def train_fakes(
+    config: Config,
+    script: Script,
+    on_update: OnUpdate = lambda parts, step: None,
+    meter: Meter | None = None,
+    make_loop: Callable[[], asyncio.AbstractEventLoop] | None = None,
+) -> list[Row]:
+    """Train from the first step to the last, in a folder that is gone afterwards; the rows of its metrics.jsonl.
+
+    Args:
+        config: of `make_config`.
+        script: how long things take.
+        on_update: see there.
+        meter: of the fakes' process time.
+        make_loop: of the event loop; None: one on the real clock.
+    """
+    with TemporaryDirectory(prefix="museg-bench-") as folder:
+        with asyncio.Runner(loop_factory=make_loop) as runner:
+            runner.run(_train(config, script, on_update, meter or Meter(), Path(folder)))
+        return list(read_rows(Path(folder) / "metrics.jsonl"))
+
+
+async def _train(config: Config, script: Script, on_update: OnUpdate, meter: Meter, run_dir: Path) -> None:
+    books = open_books(config, run_dir)
+    events = books.events.add
+    parts = Parts(
+        tokenizer=load_tokenizer(PACKAGED_MODEL_DIR),
+        clips=ClipPool(config, events, lambda: _Preparer(script, meter)),
+        rollouts=RolloutPool(config, PACKAGED_MODEL_DIR, events, lambda: _Engine(script, config.rollout, meter)),
+        rewards=RewardPool(config, events, lambda _num_cpus: _Scorer(script, meter)),
+        learner=_Learner(script, meter, lambda step: on_update(parts, step)),
+    )
+    source = IssueSource(config, {ANNOTATIONS: QUERIES})
+    try:
+        await parts.ready()
+        await Trainer(config, parts, source, books, Checkpointer(config, run_dir, parts.learner)).run()
+    finally:
+        await parts.close()
+        books.close()
+
+
+def open_books(config: Config, run_dir: Path) -> Books:
+    """The books of a run whose terminal is a pipe that nobody reads."""
+    display = Display(run_dir.name, config.train.phases, config.total_steps, Console(file=StringIO()))
+    return Books(config, run_dir, display, Notes())
