@@ -7,15 +7,20 @@ fails loses what came after the last `mark`. A last line without its end is one 
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
 
 from museg_ray.errors import CheckpointError, ResourceError
+from museg_ray.files import sync
 
 Row = dict[str, Any]
+
+BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +31,13 @@ class Watermark:
     blake3: str = ""
     """Of all its bytes up to there; empty of no bytes."""
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 class AppendLog:
-    """One such file, by one writer. It is there once it has a line."""
+    """One such file, by one writer. It is there once it has a line.
+
+    Invariant: it holds whole lines alone, those that `append` wrote and `rewind` left. Behind half a line every later
+    one would be lost: two would be read as one.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open it behind what is in it, without a torn last line.
@@ -40,10 +46,20 @@ class AppendLog:
             ResourceError: it cannot be read or written.
         """
         self.path = path
-        self._open()
+        self._file: FileIO | None = None
+        """Kept open: on shared storage each closing would wait for the server."""
+        try:
+            size_bytes = _end_of_last_line(path) if path.is_file() else 0
+            self._cut(size_bytes, _hash_up_to(path, size_bytes))
+        except OSError as error:
+            raise ResourceError(
+                f"{path} cannot be opened: {error.strerror or error}. Make it readable and writable, then go on with "
+                "--resume (run.resume=true)."
+            ) from error
 
     def append(self, rows: Iterable[Mapping[str, object]]) -> None:
-        """
+        """All of them or, where that fails, none.
+
         Raises:
             ResourceError: disk full and the like.
         """
@@ -51,10 +67,9 @@ class AppendLog:
         if not lines:
             return
         try:
-            with self.path.open("ab", buffering=0) as file:
-                file.write(lines)
+            self._write(lines)
         except OSError as error:
-            raise _not_written(self.path, error) from error
+            raise not_written(self.path, error) from error
         self._hasher.update(lines)
         self._size_bytes += len(lines)
 
@@ -67,10 +82,9 @@ class AppendLog:
         if not self._size_bytes:
             return Watermark()
         try:
-            with self.path.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(self.path)
         except OSError as error:
-            raise _not_written(self.path, error) from error
+            raise not_written(self.path, error) from error
         return Watermark(self._size_bytes, self._hasher.hexdigest())
 
     def rewind(self, mark: Watermark) -> None:
@@ -79,17 +93,17 @@ class AppendLog:
         Raises:
             CheckpointError: the file does not begin with what it held then.
         """
-        content = self.path.read_bytes()[: mark.size_bytes] if self.path.is_file() else b""
-        if (len(content), _hash(content)) != (mark.size_bytes, mark.blake3):
+        hasher = _hash_up_to(self.path, mark.size_bytes)
+        if (hasher.hexdigest() if mark.size_bytes else "") != mark.blake3:
             raise CheckpointError(
                 f"{self.path} does not begin with the {mark.size_bytes} bytes that it held at the checkpoint. It was "
                 "changed or is damaged: restore the file, or start a new run from `museg export CHECKPOINT MODEL_DIR`."
             )
-        if not content:
-            self.path.unlink(missing_ok=True)
-        else:
-            os.truncate(self.path, mark.size_bytes)
-        self._open()
+        self._cut(mark.size_bytes, hasher)
+
+    def lines(self) -> Iterator[bytes]:
+        """Its lines, each with its end; none where it is not there."""
+        return _lines(self.path)
 
     def rows(self) -> Iterator[Row]:
         """
@@ -98,12 +112,31 @@ class AppendLog:
         """
         return read_rows(self.path)
 
-    def _open(self) -> None:
-        content = self.path.read_bytes() if self.path.is_file() else b""
-        self._size_bytes = content.rfind(b"\n") + 1
-        if self._size_bytes < len(content):
-            os.truncate(self.path, self._size_bytes)
-        self._hasher = blake3(content[: self._size_bytes])
+    def close(self) -> None:
+        """What is appended later opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _write(self, lines: bytes) -> None:
+        if self._file is None:
+            self._file = self.path.open("ab", buffering=0)
+        rest = memoryview(lines)
+        try:
+            while rest:  # a disk that is nearly full takes a part
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            with suppress(OSError):  # the first error is the one to tell of
+                self._file.truncate(self._size_bytes)
+            raise
+
+    def _cut(self, size_bytes: int, hasher: blake3) -> None:
+        self.close()
+        if size_bytes:
+            os.truncate(self.path, size_bytes)
+        elif self.path.is_file():
+            self.path.unlink()
+        self._size_bytes, self._hasher = size_bytes, hasher
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -112,25 +145,56 @@ def read_rows(path: Path) -> Iterator[Row]:
     Raises:
         CheckpointError: a line is damaged.
     """
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.endswith("\n"):
-                return  # torn
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise CheckpointError(f"{path}, line {number} is damaged ({error}); restore the file.") from None
-            yield row
+    for number, line in enumerate(_lines(path), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise damaged_line(path, number, str(error)) from None
+        yield row
 
 
-def _hash(content: bytes) -> str:
-    return blake3(content).hexdigest() if content else ""
+def damaged_line(path: Path, number: int, why: str) -> CheckpointError:
+    """For a line that cannot be what was written; `number` counts from 1."""
+    return CheckpointError(f"{path}, line {number} is damaged ({why}); restore the file.")
 
 
-def _not_written(path: Path, error: OSError) -> ResourceError:
+def not_written(path: Path, error: OSError) -> ResourceError:
+    """For a file or folder of a run that the disk does not take."""
     return ResourceError(
         f"{path} could not be written: {error.strerror or error}. Free disk space there, then go on with --resume "
         "(run.resume=true)."
     )
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):  # else it is the last one, and torn
+                yield line
+
+
+def _end_of_last_line(path: Path) -> int:
+    """Bytes up to the last end of a line."""
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - BLOCK_BYTES)
+            file.seek(start)
+            if found := file.read(end - start).rfind(b"\n") + 1:
+                return start + found
+            end = start
+    return 0
+
+
+def _hash_up_to(path: Path, size_bytes: int) -> blake3:
+    """Of a file's first bytes; of as many as there are, where there are fewer."""
+    hasher = blake3()
+    if not path.is_file():
+        return hasher
+    with path.open("rb") as file:
+        while block := file.read(min(BLOCK_BYTES, size_bytes)):
+            hasher.update(block)
+            size_bytes -= len(block)
+    return hasher

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_a_mark_survives_json(tmp_path: Path) -> None:
     log = AppendLog(tmp_path / "log.jsonl")
     log.append([{"n": 1}])
     mark = log.mark()
-    assert Watermark(**json.loads(json.dumps(mark.as_dict()))) == mark
+    assert Watermark(**json.loads(json.dumps(asdict(mark)))) == mark
 
 
 def test_a_damaged_line_is_named_by_its_number(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-
 Row = dict[str, str | float]
 """Column -> value."""
 

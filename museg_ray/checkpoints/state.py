@@ -86,8 +86,12 @@ class Notes:
 
     def go_back(self, earlier: "Notes") -> None:
         """Count what a checkpoint has; the time that was spent is spent."""
-        for name in ("num_updates", "num_gaps", "gap_sum", "gap_max", "num_responses", "rollout_s"):
-            setattr(self, name, getattr(earlier, name))
+        self.num_updates, self.num_responses, self.rollout_s = (
+            earlier.num_updates,
+            earlier.num_responses,
+            earlier.rollout_s,
+        )
+        self.num_gaps, self.gap_sum, self.gap_max = earlier.num_gaps, earlier.gap_sum, earlier.gap_max
 
     def as_dict(self) -> dict[str, Any]:
         values = asdict(self) | {"wall_s": self.seconds()}

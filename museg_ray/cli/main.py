@@ -11,6 +11,7 @@ from museg_ray.cli.data_prepare import prepare
 from museg_ray.cli.demo import demo
 from museg_ray.cli.export import export
 from museg_ray.cli.ground import ground
+from museg_ray.cli.handle import scale, status, stop
 from museg_ray.cli.reward import reward
 from museg_ray.cli.train import train
 from museg_ray.errors import MusegError
@@ -27,6 +28,9 @@ app.command()(demo)
 app.command()(train)
 app.command()(ground)
 app.command()(export)
+app.command()(status)
+app.command()(scale)
+app.command()(stop)
 app.add_typer(reward, name="reward")
 app.add_typer(bench, name="bench")
 data.command()(prepare)

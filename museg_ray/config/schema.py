@@ -109,8 +109,19 @@ class VideoConfig:
 
 
 @dataclass
+class AutoscaleConfig:
+    """Between how many members a crew sizes itself; `max: 0`: it does not."""
+
+    min: int = 1
+    max: int = 0
+
+
+@dataclass
 class RolloutConfig:
     num_actors: int = 1
+    """At the start; `museg scale` and `autoscale` change it while the run goes on."""
+    autoscale: AutoscaleConfig = field(default_factory=AutoscaleConfig)
+    """More actors while the learner waits for groups, fewer while complete groups wait for the learner."""
     num_cpus: float = 1.0
     """CPUs each rollout actor reserves in Ray."""
     num_gpus: float = 0.0

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 from museg_ray.config.learning import AlgoConfig, CheckpointConfig
-from museg_ray.config.schema import AlarmConfig, Config, DataConfig, FleetConfig, PhaseConfig
+from museg_ray.config.schema import AlarmConfig, Config, DataConfig, FleetConfig, PhaseConfig, RolloutConfig
 from museg_ray.errors import ConfigError
 
 
@@ -163,7 +163,13 @@ def _validate_algo(algo: AlgoConfig, prompts_per_step: int) -> None:
     )
 
 
-def _validate_fleet(fleet: FleetConfig) -> None:
+def _validate_fleet(fleet: FleetConfig, rollout: RolloutConfig) -> None:
+    limits, size = rollout.autoscale, rollout.num_actors
+    _require(
+        limits.max == 0 or 1 <= limits.min <= size <= limits.max,
+        f"rollout.autoscale needs 1 <= min <= rollout.num_actors <= max (or max 0: off); it has min {limits.min}, "
+        f"num_actors {size}, max {limits.max}.",
+    )
     for name in ("max_restarts", "backoff_s"):
         value = getattr(fleet, name)
         _require(0 <= value < math.inf, f"fleet.{name} is {value:g}; it cannot be negative.")
@@ -300,7 +306,7 @@ def validate(config: Config) -> None:
     _validate_video(config)
     _validate_rewards(config)
     _validate_algo(config.algo, config.train.prompts_per_step)
-    _validate_fleet(config.fleet)
+    _validate_fleet(config.fleet, config.rollout)
     _validate_staleness(config)
     _validate_learner(config)
     _validate_alarms(config.alarms)

@@ -7,14 +7,25 @@ The driver may be busy, or on a machine that nobody can reach; the mailbox is an
 """
 
 import asyncio
+import json
+import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from secrets import token_hex
 from typing import Any, Protocol
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayError
+
+from museg_ray.errors import ResourceError
+from museg_ray.files import whole_file
 
 NAMESPACE = "museg"
+CONTROL_FILE = "control.json"
+"""In the folder of a run that is going on: where its mailbox is."""
 ANSWER_TIMEOUT_S = 30.0
 
 
@@ -79,12 +90,18 @@ class Control(Protocol):
 
 
 class RayControl:
-    """A mailbox on Ray. It ends with the driver."""
+    """A mailbox on Ray, and the file in the run's folder that tells where. Both end with the driver."""
 
-    def __init__(self, run_name: str) -> None:
-        # No CPU: it must find a place on a full cluster. A name that a run before has left must not keep this one off.
-        options = {"name": mailbox_name(run_name), "namespace": NAMESPACE, "num_cpus": 0, "max_concurrency": 1000}
-        self._mailbox: ActorHandle = ray.remote(Mailbox).options(**options).remote()
+    def __init__(self, run_dir: Path) -> None:
+        self._path, name = run_dir / CONTROL_FILE, run_dir.name
+        try:
+            self._mailbox = _start_mailbox(name)
+        except ValueError:  # a run of this name in another folder has it
+            name = f"{name}@{token_hex(4)}"
+            self._mailbox = _start_mailbox(name)
+        found = {"run": name, "address": ray.get_runtime_context().gcs_address, "auth_mode": _auth_mode()}
+        with whole_file(self._path) as partial:
+            partial.write_text(json.dumps(found), encoding="utf-8")
 
     async def leave_status(self, status: dict[str, Any]) -> None:
         await self._mailbox.leave_status.remote(status)
@@ -96,17 +113,90 @@ class RayControl:
     async def answer(self, number: int, text: str) -> None:
         await self._mailbox.answer.remote(number, text)
 
+    def close(self) -> None:
+        self._path.unlink(missing_ok=True)
+        ray.kill(self._mailbox)
+
+
+def _start_mailbox(run_name: str) -> ActorHandle:
+    # No CPU: it must find a place on a full cluster.
+    options = {"name": mailbox_name(run_name), "namespace": NAMESPACE, "num_cpus": 0, "max_concurrency": 1000}
+    return ray.remote(Mailbox).options(**options).remote()
+
 
 def mailbox_name(run_name: str) -> str:
     return f"run {run_name}"
 
 
+def _auth_mode() -> str:
+    return os.environ.get("RAY_AUTH_MODE", "")
+
+
+class Caller:
+    """Somebody else's side: finds a run's mailbox and asks it."""
+
+    def __init__(self, run: str, address: str = "") -> None:
+        """Join the cluster that the run is on.
+
+        Args:
+            run: its folder, or its name.
+            address: of the cluster; empty: the folder tells it, else `RAY_ADDRESS`, else a Ray on this machine.
+
+        Raises:
+            ResourceError: no such cluster, or no such run on it.
+        """
+        self._run, found = run, _read_control(Path(run))
+        if found.get("auth_mode"):
+            os.environ.setdefault("RAY_AUTH_MODE", found["auth_mode"])
+        place = address or found.get("address") or os.environ.get("RAY_ADDRESS") or "auto"
+        try:
+            ray.init(address=place, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, OSError) as error:
+            raise ResourceError(
+                f"No Ray answers at {place}: {error}. Give the run's folder, or --address of its cluster; a run that "
+                "has ended has no status any more, its report.html has all of it."
+            ) from None
+        try:
+            self._mailbox = ray.get_actor(mailbox_name(found.get("run", Path(run).name)), NAMESPACE)
+        except ValueError:
+            there = ", ".join(running_runs()) or "none"
+            raise ResourceError(f"No run {run} is going on at {place}; those that are: {there}.") from None
+
+    def status(self) -> dict[str, Any]:
+        """
+        Raises:
+            ResourceError: the run has just ended, or does not answer.
+        """
+        return self._ask(self._mailbox.status.remote())
+
+    def wish(self, wish: Wish) -> str:
+        """The driver's answer.
+
+        Raises:
+            ResourceError: the run has just ended, or does not answer.
+        """
+        return self._ask(self._mailbox.wish.remote(wish))
+
+    def _ask(self, reference: ray.ObjectRef) -> Any:
+        try:
+            return ray.get(reference, timeout=ANSWER_TIMEOUT_S + 5)
+        except (RayError, TimeoutError) as error:
+            raise ResourceError(
+                f"The run {self._run} does not answer ({type(error).__name__}): it may have ended."
+            ) from None
+
+
 def running_runs() -> list[str]:
     """Names of the runs that have a mailbox on the cluster that this process has joined."""
-    named = ray.util.list_named_actors(all_namespaces=True)
     prefix = mailbox_name("")
-    return sorted(
-        actor["name"].removeprefix(prefix)
-        for actor in named
-        if actor["namespace"] == NAMESPACE and actor["name"].startswith(prefix)
-    )
+    named = ray.util.list_named_actors(all_namespaces=True)
+    names = [actor["name"] for actor in named if actor["namespace"] == NAMESPACE]
+    return sorted(name.removeprefix(prefix) for name in names if name.startswith(prefix))
+
+
+def _read_control(run_dir: Path) -> dict[str, str]:
+    try:
+        found: dict[str, str] = json.loads((run_dir / CONTROL_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found

@@ -1,16 +1,20 @@
 """What became of every issue: `ledger.jsonl`, one line when it is issued and one when it ends."""
 
+import json
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from museg_ray.append_log import AppendLog, Row, Watermark, read_rows
-from museg_ray.errors import CheckpointError
+from museg_ray.append_log import AppendLog, Row, Watermark, damaged_line, read_rows
 from museg_ray.types import Issue
 
 ISSUED = "issued"
+_BEGINNING = re.compile(rb'\{"event": "([a-z]+)", "issue_id": (\d+),')
+"""Of every line. To know what is open, the rest of it need not be read: that makes the difference between seconds and
+minutes after a million issues."""
 
 
 class Outcome(StrEnum):
@@ -46,7 +50,7 @@ class LedgerRow:
     step: int
     issued_unix_s: float
     ended_unix_s: float | None = None
-    outcome: str | None = None
+    outcome: Outcome | None = None
     """None: it has no end."""
     reason: str = ""
     weight_version: int | None = None
@@ -77,7 +81,7 @@ class Ledger:
     @property
     def open_issues(self) -> tuple[OpenIssue, ...]:
         """Without an end, in the order of issue; none after a run that ended well."""
-        return tuple(self._open[issue_id] for issue_id in sorted(self._open))
+        return tuple(self._open.values())
 
     def issue(self, issues: Sequence[Issue]) -> None:
         """Open the next issues, in the order of their ids."""
@@ -106,6 +110,7 @@ class Ledger:
         self._log.append([row | {"unix_s": time.time()}])
 
     def mark(self) -> Watermark:
+        """How far it went; all of it is on the disk when this returns."""
         return self._log.mark()
 
     def rewind(self, mark: Watermark) -> None:
@@ -117,39 +122,57 @@ class Ledger:
         self._log.rewind(mark)
         self._read()
 
+    def close(self) -> None:
+        self._log.close()
+
     def _read(self) -> None:
-        self._open: dict[int, OpenIssue] = {}
-        self._num_issues = 0
-        for row in self._log.rows():
-            if row["event"] == ISSUED:
-                self._open[row["issue_id"]] = _opened(row)
-                self._num_issues += 1
+        lines: dict[int, bytes] = {}  # in which the open ones were issued
+        num_issues = 0
+        for number, line in enumerate(self._log.lines(), start=1):
+            match = _BEGINNING.match(line)
+            if match is None:
+                raise damaged_line(self._log.path, number, "it is no event of an issue")
+            event, issue_id = match[1].decode(), int(match[2])
+            if event == ISSUED:
+                fits = issue_id == num_issues
+                lines[issue_id] = line
+                num_issues += 1
             else:
-                del self._open[row["issue_id"]]
+                fits = lines.pop(issue_id, None) is not None
+            if not fits:
+                raise damaged_line(self._log.path, number, f"issue {issue_id} cannot be {event} there")
+        self._open = {issue_id: _opened(json.loads(line)) for issue_id, line in lines.items()}
+        self._num_issues = num_issues
 
 
 def read_ledger(path: Path) -> list[LedgerRow]:
-    """Every issue of a run, in the order of issue.
+    """Every issue of a run, in the order of issue; none where the file is not there.
 
     Raises:
         CheckpointError: the file is damaged.
     """
-    issues: dict[int, LedgerRow] = {}
-    for row in read_rows(path):
+    issues: list[LedgerRow] = []
+    for number, row in enumerate(read_rows(path), start=1):
         try:
             if row["event"] == ISSUED:
-                opened = _opened(row)
-                issues[opened.issue_id] = LedgerRow(
-                    opened.issue_id, opened.query_id, opened.video, opened.phase, opened.step, row["unix_s"]
-                )
-                continue
-            issue = issues[row["issue_id"]]
-        except KeyError as error:
-            raise CheckpointError(f"{path} is damaged: a line without {error}; restore it.") from None
-        assert issue.outcome is None, f"issue {issue.issue_id} ended twice"
-        issue.outcome, issue.reason, issue.weight_version = row["event"], row["reason"], row["weight_version"]
-        issue.ended_unix_s = row["unix_s"]
-    return list(issues.values())
+                issues.append(_begun(row))
+            else:
+                _end(issues[row["issue_id"]], row)
+        except (LookupError, ValueError) as error:
+            raise damaged_line(path, number, f"{type(error).__name__}: {error}") from None
+    return issues
+
+
+def _begun(row: Row) -> LedgerRow:
+    opened = _opened(row)
+    return LedgerRow(opened.issue_id, opened.query_id, opened.video, opened.phase, opened.step, row["unix_s"])
+
+
+def _end(issue: LedgerRow, row: Row) -> None:
+    if issue.outcome is not None:
+        raise ValueError(f"issue {issue.issue_id} has ended already")
+    issue.outcome, issue.reason, issue.weight_version = Outcome(row["event"]), row["reason"], row["weight_version"]
+    issue.ended_unix_s = row["unix_s"]
 
 
 def _opened(row: Row) -> OpenIssue:

@@ -52,14 +52,19 @@ class Quarantine:
         self._log.append([{**about, "fault": fault, "reasons": [str(error)]}])
 
     def mark(self) -> Watermark:
+        """How far it went; all of it is on the disk when this returns."""
         return self._log.mark()
 
     def rewind(self, mark: Watermark) -> None:
-        """
+        """Drop what came after `mark`.
+
         Raises:
             CheckpointError: the file does not hold what it held then.
         """
         self._log.rewind(mark)
+
+    def close(self) -> None:
+        self._log.close()
 
     def keep_update(self, step: int, groups: Sequence[Group]) -> Path:
         """Write what the learner could not make an update of, one line a group, to `failed_update.jsonl`.

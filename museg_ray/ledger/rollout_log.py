@@ -3,13 +3,14 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from museg_ray.append_log import not_written
 from museg_ray.config.schema import FURTHER_REWARDS
 from museg_ray.errors import CheckpointError
 from museg_ray.files import sync, whole_file
@@ -56,10 +57,8 @@ class PartsMark:
     """How far the log went."""
 
     num_parts: int = 0
-    num_rows: int = 0
-
-    def as_dict(self) -> dict[str, int]:
-        return asdict(self)
+    size_bytes: int = 0
+    """Of these parts. They never change once they are written, so that what was lost or cut shows in the sum."""
 
 
 class RolloutLog:
@@ -71,63 +70,98 @@ class RolloutLog:
     """
 
     def __init__(self, path: Path) -> None:
-        path.mkdir(parents=True, exist_ok=True)
+        """Open it behind the parts that are there.
+
+        Args:
+            path: the folder, made where it is not there.
+
+        Raises:
+            ResourceError: it cannot be made.
+        """
         self.path = path
-        self._rows: list[dict[str, Any]] = []  # in no part yet
-        self._num_steps = self._num_parts = self._num_rows = 0
+        self._steps: list[pa.RecordBatch] = []  # in no part yet
+        self._num_parts = self._size_bytes = 0
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise not_written(path, error) from error
         self._open()
 
     def append(self, groups: Sequence[Group]) -> None:
-        """Add the responses of one optimiser step."""
-        self._rows += [row for group in groups for row in _response_rows(group)]
-        self._num_steps += 1
-        if self._num_steps == STEPS_PER_PART:
+        """Add the responses of one optimiser step.
+
+        Raises:
+            ResourceError: disk full and the like.
+        """
+        rows = [row for group in groups for row in _response_rows(group)]
+        self._steps.append(pa.RecordBatch.from_pylist(rows, schema=ROLLOUT_SCHEMA))
+        if len(self._steps) == STEPS_PER_PART:
             self.flush()
 
     def flush(self) -> None:
-        """Write the steps that are in no part yet."""
-        if not self._rows:
-            return
-        part = self.path / f"part-{self._num_parts:06d}.parquet"
-        with whole_file(part) as partial:
-            pq.write_table(pa.Table.from_pylist(self._rows, schema=ROLLOUT_SCHEMA), partial)
-            sync(partial)
-        self._num_parts, self._num_rows = self._num_parts + 1, self._num_rows + len(self._rows)
-        self._rows, self._num_steps = [], 0
+        """Write the steps that are in no part yet.
+
+        Raises:
+            ResourceError: disk full and the like.
+        """
+        table = pa.Table.from_batches(self._steps, schema=ROLLOUT_SCHEMA)
+        if table.num_rows:
+            part = self.path / _name(self._num_parts)
+            try:
+                with whole_file(part) as partial:
+                    pq.write_table(table, partial)
+                    sync(partial)
+            except OSError as error:
+                raise not_written(part, error) from error
+            self._num_parts, self._size_bytes = self._num_parts + 1, self._size_bytes + part.stat().st_size
+        self._steps = []
 
     def mark(self) -> PartsMark:
-        """Where it stands; all of it is on the disk when this returns."""
+        """Where it stands; all of it is on the disk when this returns.
+
+        Raises:
+            ResourceError: disk full and the like.
+        """
         self.flush()
-        sync(self.path)
-        return PartsMark(self._num_parts, self._num_rows)
+        try:
+            sync(self.path)
+        except OSError as error:
+            raise not_written(self.path, error) from error
+        return PartsMark(self._num_parts, self._size_bytes)
 
     def rewind(self, mark: PartsMark) -> None:
         """Drop what came after `mark`. May be done twice.
 
         Raises:
-            CheckpointError: parts are missing that were there then.
+            CheckpointError: parts are missing that were there then, or hold less or more.
         """
-        parts = _parts(self.path)
-        num_rows = sum(pq.read_metadata(part).num_rows for part in parts[: mark.num_parts])
-        if (min(len(parts), mark.num_parts), num_rows) != (mark.num_parts, mark.num_rows):
+        kept = [self.path / _name(index) for index in range(mark.num_parts)]
+        size_bytes = sum(part.stat().st_size for part in kept if part.is_file())
+        if size_bytes != mark.size_bytes:
             raise CheckpointError(
-                f"{self.path} holds {num_rows} responses up to the checkpoint, where it held {mark.num_rows}. Files of "
-                "it were changed or lost: restore them, or start a new run from `museg export CHECKPOINT MODEL_DIR`."
+                f"{self.path} holds {size_bytes} bytes in its first {mark.num_parts} parts, where it held "
+                f"{mark.size_bytes} at the checkpoint. Files of it were changed or lost: restore them, or start a new "
+                "run from `museg export CHECKPOINT MODEL_DIR`."
             )
-        for part in parts[mark.num_parts :]:
+        for part in set(_parts(self.path).values()) - set(kept):
             part.unlink()
         self._open()
 
     def _open(self) -> None:
+        self._steps = []
         parts = _parts(self.path)
-        self._rows = []
-        self._num_steps, self._num_parts = 0, len(parts)
-        self._num_rows = sum(pq.read_metadata(part).num_rows for part in parts)
+        self._num_parts = max(parts, default=-1) + 1
+        self._size_bytes = sum(part.stat().st_size for part in parts.values())
 
 
-def _parts(folder: Path) -> list[Path]:
-    """In the order in which they were written."""
-    return sorted(path for path in folder.glob("*.parquet") if _PART.fullmatch(path.name))
+def _name(index: int) -> str:
+    return f"part-{index:06d}.parquet"
+
+
+def _parts(folder: Path) -> dict[int, Path]:
+    """By number, which counts from 0."""
+    matches = ((_PART.fullmatch(path.name), path) for path in folder.iterdir())
+    return {int(match[1]): path for match, path in matches if match}
 
 
 def _response_rows(group: Group) -> list[dict[str, Any]]:

@@ -83,6 +83,8 @@ class Recorder:
 
     def close(self) -> None:
         """Flush and close the files."""
+        self._metrics.close()
+        self._alarms.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
             self._tensorboard = None

@@ -13,6 +13,7 @@ from ray.exceptions import ObjectLostError, RayTaskError
 from museg_ray.config.schema import Config
 from museg_ray.errors import RolloutError, WeightsLostError, WeightSyncError
 from museg_ray.fleet.errors import MemberLost, result_of
+from museg_ray.fleet.nodes import leaving_nodes
 from museg_ray.rollout.engine import RolloutEngine, Sampling
 from museg_ray.rollout.vllm_setup import engine_environment
 from museg_ray.types import ByteArray, Group, Issue
@@ -62,10 +63,11 @@ class RolloutActor:
             raise
 
     @ray.method(concurrency_group="control")
-    async def ping(self) -> None:
-        """Returns once the actor has a process; raises MemberLost where its engine has died."""
+    async def ping(self) -> str:
+        """The id of its node, once the actor has a process; raises MemberLost where its engine has died."""
         if self._engine is not None:
             self._engine.check_alive()
+        return ray.get_runtime_context().get_node_id()
 
     @ray.method(concurrency_group="control")
     async def close(self) -> None:
@@ -115,8 +117,7 @@ class RolloutWorker:
             ) from None
 
     async def ping(self) -> bool:
-        await result_of(self._actor.ping.remote())
-        return False
+        return await result_of(self._actor.ping.remote()) in leaving_nodes()
 
     async def generate(self, issue: Issue, prompt_ids: Sequence[int], clip: ClipHandle, sampling: Sampling) -> Group:
         group: Group = await result_of(self._actor.generate.remote(issue, prompt_ids, clip, sampling))

@@ -3,21 +3,22 @@
 Every book only grows; a checkpoint holds how far each went, and to go back is to drop what came after.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from museg_ray.append_log import not_written
 from museg_ray.checkpoints.state import BookMarks, DriverState, Notes, TrainerState
 from museg_ray.config.schema import Config
-from museg_ray.errors import ResourceError
 from museg_ray.events import EventKind
 from museg_ray.files import sync
 from museg_ray.ledger.ledger import Ledger, OpenIssue, Outcome
 from museg_ray.ledger.quarantine import Quarantine
 from museg_ray.ledger.rollout_log import RolloutLog
 from museg_ray.metrics import names
-from museg_ray.metrics.alarms import AlarmWatch
+from museg_ray.metrics.alarms import AlarmWatch, alarm_name
 from museg_ray.metrics.recorder import Recorder
 from museg_ray.runs.events import Events
 from museg_ray.runs.rewind import remove_later
@@ -41,7 +42,8 @@ class Books:
             CheckpointError: a book is damaged.
             ResourceError: one cannot be read or written.
         """
-        self._config, self._run_dir, self._display, self._notes = config, run_dir, display, notes
+        self._config, self._display, self._notes = config, display, notes
+        self.run_dir = run_dir
         self._best_metric = config.checkpoint.best_metric
         self._values: list[float] = []  # of `best_metric`, since the checkpoint before
         self._watch = AlarmWatch(config.alarms, config.train.phases)
@@ -50,6 +52,11 @@ class Books:
         self.ledger = Ledger(run_dir / "ledger.jsonl")
         self.quarantine = Quarantine(run_dir / "quarantine.jsonl")
         self.events = Events(run_dir / "events.jsonl")
+
+    @property
+    def raised_alarms(self) -> list[str]:
+        """Names of those that the last step raised, or left raised."""
+        return [alarm_name(metric) for metric, state in self._watch.states().items() if state]
 
     def on_step(self, result: StepResult) -> None:
         """Write down and show a finished step."""
@@ -79,15 +86,10 @@ class Books:
         Raises:
             ResourceError: disk full and the like.
         """
-        try:
+        with self._on_disk():
             metrics, alarms = self._recorder.marks()
             marks = BookMarks(metrics, alarms, self.quarantine.mark(), self.ledger.mark(), self._rollouts.mark())
-            sync(self._run_dir)
-        except OSError as error:
-            raise ResourceError(
-                f"The books of the run {self._run_dir} could not be written: {error.strerror or error}. Free disk "
-                "space there, then go on with --resume (run.resume=true)."
-            ) from error
+            sync(self.run_dir)
         self.events.add(EventKind.CHECKPOINT, f"checkpoint of step {reached.step}")
         score, self._values = (fmean(self._values) if self._values else None), []
         return DriverState(reached, marks, self._best_metric, score, self._notes.as_dict())
@@ -98,13 +100,16 @@ class Books:
 
         Raises:
             CheckpointError: the folder does not hold all that it held then.
+            ResourceError: a file of it cannot be read or deleted.
         """
         marks = state.books if state else BookMarks()
-        remove_later(self._run_dir, state.step if state else 0)
-        rows = self._recorder.rewind(marks.metrics, marks.alarms)
-        self.quarantine.rewind(marks.quarantine)
-        self.ledger.rewind(marks.ledger)
-        self._rollouts.rewind(marks.rollouts)
+        with self._on_disk():
+            # First: a checkpoint that was refused, but could be read the next time, would find its books cut.
+            remove_later(self.run_dir, state.step if state else 0)
+            rows = self._recorder.rewind(marks.metrics, marks.alarms)
+            self.quarantine.rewind(marks.quarantine)
+            self.ledger.rewind(marks.ledger)
+            self._rollouts.rewind(marks.rollouts)
         self._notes.go_back(Notes(**state.notes) if state else Notes())
         self._values = []
         self._replay(rows)
@@ -118,9 +123,21 @@ class Books:
             self.ledger.end(issue.issue_id, Outcome.FAILED, reason)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write what is left.
+
+        Raises:
+            ResourceError: disk full and the like.
+        """
+        for book in (self._recorder, self.ledger, self.quarantine, self.events):
+            book.close()
         self._rollouts.flush()
-        self._recorder.close()
+
+    @contextmanager
+    def _on_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise not_written(self.run_dir, error) from error
 
     def _replay(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Alarms look at steps that are long done; so does the display."""

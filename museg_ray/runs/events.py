@@ -27,9 +27,22 @@ class Events:
         self.step = 0
 
     def add(self, kind: EventKind, text: str, **fields: object) -> None:
+        """Append one; an `EventSink`.
+
+        Args:
+            kind: of it.
+            text: what happened, in words.
+            fields: its numbers, and who: further columns of its row.
+
+        Raises:
+            ResourceError: disk full and the like.
+        """
         row = {"unix_s": round(time.time(), 3), "step": self.step, "kind": kind.value, "text": text, **fields}
         self._recent.append(row)
         self._log.append([row])
+
+    def close(self) -> None:
+        self._log.close()
 
     @property
     def recent(self) -> Sequence[Row]:

@@ -1,5 +1,6 @@
 """A run's parts without a cluster: real crews and pools over workers of this process, a learner of a few numbers."""
 
+import math
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from itertools import count
@@ -8,6 +9,7 @@ from typing import TypeVar
 
 from museg_ray.config.schema import Config
 from museg_ray.events import EventSink
+from museg_ray.fleet.control import Mailbox
 from museg_ray.model.qwen_vl import load_tokenizer
 from museg_ray.rewards.pool import RewardPool
 from museg_ray.rollout.pool import RolloutPool
@@ -30,7 +32,7 @@ def fake_start(script: Script, unreadable: Collection[str] = ()) -> StartParts:
 
     @asynccontextmanager
     async def start(
-        config: Config, model_dir: Path, checkpoint: Path | None, events: EventSink
+        config: Config, run_dir: Path, model_dir: Path, checkpoint: Path | None, events: EventSink
     ) -> AsyncIterator[Parts]:
         parts = fake_parts(config, model_dir, checkpoint, events, script, unreadable)
         try:
@@ -59,6 +61,8 @@ def fake_parts(
         rollouts=RolloutPool(config, model_dir, events, engines),
         rewards=RewardPool(config, events, lambda _num_cpus: scorers()),
         learner=FakeLearner(script, checkpoint),
+        control=Mailbox(),
+        free_resources=lambda: {"CPU": math.inf, "GPU": math.inf},
     )
 
 

@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import ray
 from transformers import PreTrainedTokenizerBase
 
 from museg_ray.checkpoints.writer import to_the_end
 from museg_ray.config.schema import Config, PhaseConfig, RewardWeights
 from museg_ray.events import EventSink
+from museg_ray.fleet.control import Control, RayControl
 from museg_ray.fleet.member import CrewStatus
 from museg_ray.learner.actor import LearnerHandle
 from museg_ray.model.qwen_vl import load_tokenizer
@@ -101,6 +103,9 @@ class Parts:
     rollouts: Rollouts
     rewards: Rewards
     learner: LearnerPart
+    control: Control
+    free_resources: Callable[[], Mapping[str, float]]
+    """CPUs and GPUs that nobody has reserved."""
 
     @property
     def crews(self) -> dict[str, CrewPart]:
@@ -118,18 +123,21 @@ class Parts:
         await asyncio.gather(*(part.close() for part in (self.clips, self.rewards, self.rollouts, self.learner)))
 
 
-StartParts = Callable[[Config, Path, Path | None, EventSink], AbstractAsyncContextManager[Parts]]
-"""(configuration, model folder, `learner` folder of a checkpoint or None, sink of events) -> the parts for the length
-of a run: made, not yet ready, and closed at its end."""
+StartParts = Callable[[Config, Path, Path, Path | None, EventSink], AbstractAsyncContextManager[Parts]]
+"""(configuration, run folder, model folder, `learner` folder of a checkpoint or None, sink of events) -> the parts for
+the length of a run: made, not yet ready, and closed at its end."""
 
 
 @asynccontextmanager
 async def start_on_ray(
-    config: Config, model_dir: Path, checkpoint: Path | None, events: EventSink
+    config: Config, run_dir: Path, model_dir: Path, checkpoint: Path | None, events: EventSink
 ) -> AsyncIterator[Parts]:
     """The parts as actors, on the cluster that the run is in or on a Ray of its own.
 
     Args:
+        config: of the run.
+        run_dir: whose name the run has on the cluster.
+        model_dir: what the engines start from.
         checkpoint: what the learner goes on from; the engines hold the weights of the model folder also then.
 
     Raises:
@@ -139,14 +147,18 @@ async def start_on_ray(
     store_dir = str(Path(config.video.store_dir).absolute())
     config = replace(config, video=replace(config.video, store_dir=store_dir))
     with ray_session(config):
+        control = RayControl(run_dir)
         parts = Parts(
             tokenizer=load_tokenizer(model_dir),
             clips=ClipPool(config, events),
             rollouts=RolloutPool(config, model_dir, events),
             rewards=RewardPool(config, events),
             learner=LearnerHandle(config, model_dir, checkpoint),
+            control=control,
+            free_resources=ray.available_resources,
         )
         try:
             yield parts
         finally:
             await to_the_end(parts.close())
+            control.close()

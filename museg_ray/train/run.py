@@ -71,7 +71,10 @@ def run(config: Config, start: StartParts = start_on_ray, write_pages: Callable[
                 raise KeyboardInterrupt from None
             with session.stage("report", "pictures and report"):
                 write_pages(opened.folder)
-        display.closing(summary)
+        if summary is None:
+            display.line("The run was stopped; the same command with --resume (run.resume=true) goes on with it.")
+        else:
+            display.closing(summary)
         display.line(f"Checkpoints, to resume from or for `museg export`: {opened.folder / CHECKPOINTS_DIR}")
         return opened.folder
 
@@ -101,8 +104,8 @@ class _Session:
         with self._notes.timing(name), self._display.stage(text) as progress:
             yield progress
 
-    def run(self) -> dict[str, object]:
-        """Everything up to the summary, which it returns."""
+    def run(self) -> dict[str, object] | None:
+        """Everything up to the summary, which it returns; None where the run was stopped before its end."""
         with self._notes.timing("total"):
             return asyncio.run(self._train_and_evaluate(self._read_queries()))
 
@@ -116,19 +119,20 @@ class _Session:
             self._display.warn(f"held-out videos that are trained on: {len(shared)}, e.g. {min(shared)}")
         return queries
 
-    async def _train_and_evaluate(self, queries: RunQueries) -> dict[str, object]:
-        """Everything that needs the parts; returns the summary."""
+    async def _train_and_evaluate(self, queries: RunQueries) -> dict[str, object] | None:
+        """Everything that needs the parts; returns the summary, or None where the run was stopped before its end."""
         _cancel_on_sigterm()
         source, before = IssueSource(self._config, queries.train), self._before(queries)
         checkpoint = self._resumed.checkpoint.learner_dir if self._resumed else None
         books = Books(self._config, self._run_dir, self._display, self._notes)
         try:
-            async with self._start(self._config, self._model_dir, checkpoint, books.events.add) as parts:
+            async with self._start(self._config, self._run_dir, self._model_dir, checkpoint, books.events.add) as parts:
                 with self.stage("start", "rollout engines and learner"):
                     await parts.ready()
                 if before is None:
                     before = await self._evaluate("before", "held-out videos, before", queries.heldout, parts)
-                await self._train(parts, source, books)
+                if not await self._train(parts, source, books):
+                    return None
                 with self.stage("export", "model"):  # before anything else can fail
                     await parts.learner.export_model(self._run_dir / "model")
                     save_config(self._config, self._run_dir / "model" / MODEL_CONFIG_FILE)
@@ -158,18 +162,18 @@ class _Session:
         write_answers(found.answered, self._answers_path(name))
         return found
 
-    async def _train(self, parts: Parts, source: IssueSource, books: Books) -> None:
-        """All steps that are left, and the checkpoint of the last one, whole."""
+    async def _train(self, parts: Parts, source: IssueSource, books: Books) -> bool:
+        """All steps that are left, and the checkpoint of the last one, whole; False where the run was stopped."""
         state = self._resumed.state if self._resumed else None
         left_open = books.rewind(state) if state else []
         if state:
             save_run_config(self._config, self._opened)  # now that nothing speaks against it any more
         checkpointer = Checkpointer(self._config, self._run_dir, parts.learner)
+        trainer = Trainer(self._config, parts, source, books, checkpointer)
         try:
             with self._notes.timing("train"):
-                await Trainer(self._config, parts, source, books, checkpointer).run(
-                    state.trainer if state else None, left_open
-                )
+                await trainer.run(state.trainer if state else None, left_open)
+            return not trainer.was_stopped
         finally:
             if error := await to_the_end(checkpointer.close()):
                 self._display.warn(str(error))

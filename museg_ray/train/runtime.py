@@ -11,6 +11,9 @@ import ray
 from museg_ray.config.schema import Config
 from museg_ray.errors import ResourceError
 
+LOCAL_SPARE_CPUS = 64
+"""Of a Ray of our own, for members that `museg scale` adds."""
+
 
 def _start_local(config: Config) -> None:
     """A Ray of our own, on free ports, so that two runs on one machine do not meet.
@@ -19,7 +22,7 @@ def _start_local(config: Config) -> None:
     """
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else Ray writes a token under the home folder
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves the run beside anything else on the machine
-    num_cpus = max(os.cpu_count() or 1, math.ceil(config.num_cpus_needed))
+    num_cpus = max(os.cpu_count() or 1, math.ceil(config.num_cpus_needed)) + LOCAL_SPARE_CPUS
     ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level="error")
 
 

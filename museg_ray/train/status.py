@@ -3,38 +3,45 @@
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from museg_ray.config.schema import Config
+from museg_ray.events import EventKind
+from museg_ray.runs.books import Books
 from museg_ray.train.parts import Parts
+from museg_ray.train.step import StepMaker
 from museg_ray.train.work import StepWork
+
+TOLD = tuple(kind.value for kind in EventKind if kind not in (EventKind.PUSH, EventKind.CHECKPOINT, EventKind.REQUEUE))
+"""Events that a status tells of: what comes with every step is left out."""
+NUM_EVENTS = 8
 
 
 def run_status(
-    config: Config, parts: Parts, name: str, step: int, version: int, works: Sequence[StepWork], is_learning: bool
+    config: Config, parts: Parts, books: Books, step: int, steps: StepMaker, works: Sequence[StepWork]
 ) -> dict[str, Any]:
     """Plain values, ready for JSON.
 
     Args:
         config: of the run.
         parts: as they are now.
-        name: of the run's folder.
+        books: of the run.
         step: the last one that is done.
-        version: of the weights that serve.
+        steps: makes them.
         works: of the steps that are issued, in their order.
-        is_learning: the learner is at work.
     """
-    first = works[0] if works else None
+    recent = [event for event in books.events.recent if event["kind"] in TOLD]
     return {
-        "run": name,
+        "run": books.run_dir.name,
+        "folder": str(books.run_dir),
         "driver": f"pid {os.getpid()} on {socket.gethostname()}",
         "unix_s": time.time(),
         "step": step,
         "total_steps": config.total_steps,
         "phase": phase_after(config, step),
-        "weight_version": version,
+        "weight_version": steps.version,
         "max_staleness": config.train.max_staleness,
         "crews": {role: asdict(crew.status()) for role, crew in parts.crews.items()},
         "queues": {
@@ -42,7 +49,9 @@ def run_status(
             "reward": parts.rewards.num_waiting,
             "learner": sum(work.is_complete.is_set() for work in works),
         },
-        "waits": _who_waits(first, is_learning, config.train.max_staleness),
+        "waits": _who_waits(works[0] if works else None, steps.is_learning, config.train.max_staleness),
+        "alarms": books.raised_alarms,
+        "events": recent[-NUM_EVENTS:],
     }
 
 
@@ -64,11 +73,3 @@ def _who_waits(first: StepWork | None, is_learning: bool, max_staleness: int) ->
         return f"the learner is at work on step {first.step}; the fleet {ahead}"
     num_issues = len(first.open) + len(first.made) + len(first.failures)
     return f"the learner waits for {len(first.open)} of {num_issues} groups of step {first.step}"
-
-
-def describe_members(status: Mapping[str, Any]) -> str:
-    """`3 of 3 serve`, `2 of 3 serve, 1 starting`."""
-    states = [member["state"] for member in status["members"]]
-    others = {state: states.count(state) for state in dict.fromkeys(states) if state != "serving"}
-    parts = [f"{states.count('serving')} of {status['num_wanted']} serve", *(f"{n} {s}" for s, n in others.items())]
-    return ", ".join(parts)

@@ -10,7 +10,7 @@
     issue   slots for all queries of a step                        train, once weights serve
     make    a clip, a serving engine, a score (one an issue)       clip, rollout and reward crews
     train   all groups of the next step, in the order of issue     make
-    watch   nothing: looks at the queues, and whether the learner lives
+    watch   nothing: looks at the queues, whether the learner lives, what people wish (handle.py)
 
 Invariant: step s is issued only when the weights trained on step s - 1 - k serve (k = `train.max_staleness`), so no
 token is trained that was sampled by weights more than k updates older than the learner's. k = 0 is the synchronous loop
@@ -23,33 +23,28 @@ that checkpoint's weights under a new version.
 import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 from museg_ray.checkpoints.state import TrainerState, as_untold
 from museg_ray.checkpoints.writer import Checkpointer
 from museg_ray.clock import now_s
 from museg_ray.config.schema import Config
-from museg_ray.errors import LearnerError, LearnerLostError, MusegError, PoisonQueryError, VideoError
+from museg_ray.errors import LearnerLostError, MusegError, PoisonQueryError, VideoError
 from museg_ray.events import EventKind
 from museg_ray.ledger.ledger import OpenIssue, Outcome
-from museg_ray.metrics import names
 from museg_ray.rewards.phases import PhaseStep, phase_steps
 from museg_ray.runs.books import Books
-from museg_ray.runs.step_result import StepResult
-from museg_ray.train.checks import (
-    check_age,
-    check_empty_steps,
-    check_gap,
-    check_learner_losses,
-    comparable_groups,
-    unscored_reason,
-)
+from museg_ray.train.autoscale import Autoscaler
+from museg_ray.train.checks import check_learner_losses
 from museg_ray.train.groups import GroupMaker
+from museg_ray.train.handle import Handle
 from museg_ray.train.issues import IssueSource
 from museg_ray.train.parts import Parts
 from museg_ray.train.plan import StepPlan, lookahead
 from museg_ray.train.probe import probe_parity
 from museg_ray.train.pumps import Pumps
-from museg_ray.train.step_metrics import QueuePeaks, step_metrics
+from museg_ray.train.status import run_status
+from museg_ray.train.step import StepMaker
 from museg_ray.train.work import StepWork
 from museg_ray.types import Issue
 
@@ -73,21 +68,18 @@ class Trainer:
         """
         self._config, self._parts, self._source = config, parts, source
         self._books, self._checkpoints = books, checkpoints
-        self._maker = GroupMaker(config, parts)
-        self._peaks = QueuePeaks()
-        self._version = 0
-        self._num_decoded = 0
+        self._maker, self._steps = GroupMaker(config, parts), StepMaker(config, parts, books)
+        self._handle = Handle(config, parts, self._status, self._stop)
+        self._autoscaler = Autoscaler(config, parts.rollouts, books.events)
         self._num_losses = 0  # of the learner, in a row
+        self._is_stopping = False
 
     def _stand(self, reached: TrainerState | None, left_open: Sequence[OpenIssue]) -> None:
         """At a checkpoint, or at the very beginning, whatever was before."""
         self._step = reached.step if reached else 0
         self._issued_step = reached.issued_step if reached else 0
         self._sampler_states = reached.sampler_states if reached else {}
-        self._num_empty = reached.num_empty if reached else 0  # steps in a row without a group
-        self._untold: list[VideoError | PoisonQueryError] = (
-            reached.untold_failures() if reached else []
-        )  # told with the next result
+        self._steps.stand(reached)
         self._source.restore(self._books.ledger.num_issues, reached)
         self._works: dict[int, StepWork] = {}
         self._left_open: dict[int, list[Issue]] = defaultdict(list)
@@ -95,10 +87,9 @@ class Trainer:
             self._left_open[issue.step].append(issue)
         self._slots_freed = asyncio.Event()
         self._is_probed = False
-        self._step_ended_s = 0.0
 
     async def run(self, reached: TrainerState | None = None, left_open: Sequence[OpenIssue] = ()) -> None:
-        """All steps that are left.
+        """All steps that are left, or those until a person stops the run (`was_stopped`).
 
         Invariant: with k = 0 a run that is killed at any moment and resumed from a checkpoint gives the numbers of one
         that was never interrupted, but for times, rates, queue peaks and counts of cached clips. So all that a step
@@ -113,12 +104,11 @@ class Trainer:
         Raises:
             MusegError: a part failed for good, or rollout and learner disagree; the run cannot go on.
         """
-        self._num_decoded = self._parts.clips.num_decoded
         self._stand(reached, left_open)
         try:
             if reached is not None and reached.weight_version > 0:
-                await self._publish(reached.weight_version)
-            while self._step < self._config.total_steps:
+                await self._steps.publish(reached.weight_version)
+            while self._step < self._config.total_steps and not self._is_stopping:
                 await self._run_pumps()
         except Exception as error:
             self._books.fail_open(f"{type(error).__name__}: {error}")
@@ -127,8 +117,8 @@ class Trainer:
     async def _run_pumps(self) -> None:
         """Until the last step, or until the learner is lost and has gone back."""
         self._pumps = Pumps()
-        self._pumps.start(self._issue())
-        self._pumps.start(self._watch())
+        for pump in (self._issue(), self._watch(), self._handle.tell(), self._handle.listen()):
+            self._pumps.start(pump)
         try:
             await self._pumps.run(self._train())
         except LearnerLostError as error:
@@ -165,13 +155,16 @@ class Trainer:
             await work.is_complete.wait()
             waited_s = now_s() - waited_from_s
             if step.is_first:
-                await self._begin_phase(step)
-            await self._make_step(step, work, waited_s)
+                await self._steps.begin_phase(step)
+            metrics = await self._steps.make(step, work, waited_s)
             self._step, self._num_losses = step.step, 0
             del self._works[step.step]
             self._checkpoints.raise_if_failed()
-            if self._checkpoints.is_due(step.step):
+            if self._checkpoints.is_due(step.step) or self._is_stopping:
                 await self._checkpoints.begin(self._books.at_checkpoint(self._state(step)))
+            if self._is_stopping:
+                break
+            self._autoscaler.after_step(metrics)
             self._slots_freed.set()
         await self._checkpoints.finish()
 
@@ -183,7 +176,7 @@ class Trainer:
                 await self._parts.learner.ping()
                 next_ping_s = now_s() + self._config.fleet.ping_every_s
             num_ready = sum(work.is_complete.is_set() for work in self._works.values())
-            self._peaks.see(self._parts.rollouts.num_waiting, self._parts.rewards.num_waiting, num_ready)
+            self._steps.peaks.see(self._parts.rollouts.num_waiting, self._parts.rewards.num_waiting, num_ready)
             await asyncio.sleep(WATCH_EVERY_S)
 
     # issue ------------------------------------------------------------------------------------------------------------
@@ -231,86 +224,12 @@ class Trainer:
                 return
         work.complete()
 
-    # train ------------------------------------------------------------------------------------------------------------
-
-    async def _begin_phase(self, step: PhaseStep) -> None:
-        """Exactly at its first step: what is fresh must not have been trained in it yet."""
-        self._books.events.add(EventKind.PHASE, f"phase {step.phase.name} begins", phase=step.phase.name)
-        if step.phase.fresh_optimizer or step.phase.fresh_reference:
-            await self._parts.learner.start_phase(step.phase)
-
-    async def _make_step(self, step: PhaseStep, work: StepWork, waited_s: float) -> None:
-        """One optimiser step; or none, when no group came of its queries: the next result tells of those."""
-        self._untold += work.failures
-        self._num_empty = 0 if work.made else self._num_empty + 1
-        check_empty_steps(self._num_empty, step.step, self._untold)
-        if not work.made:
-            return
-        started_s, version = now_s(), self._version
-        learned = await self._learn(step.step, work)
-        learned_s = now_s()
-        await self._publish(version + 1)
-        self._end_groups(work)
-        ended_s = now_s()
-        times = {
-            names.TIME_WAIT_S: waited_s,
-            names.TIME_LEARNER_S: learned_s - started_s,
-            names.TIME_SYNC_S: ended_s - learned_s,
-            names.TIME_STEP_S: ended_s - max(work.begun_s, self._step_ended_s),
-        }
-        self._step_ended_s = ended_s
-        metrics = step_metrics(work, version, self._peaks.take()) | learned | times | self._told_metrics()
-        failures, self._untold = self._untold, []
-        groups = [made.group for made in work.in_order] + work.dropped
-        self._books.on_step(StepResult(step.step, step.phase.name, groups, failures, metrics))
-
-    async def _learn(self, step: int, work: StepWork) -> dict[str, float]:
-        """The update of one step.
-
-        Raises:
-            RewardError: no group of the step is left to learn from.
-            LearnerError: see `LearnerHandle.update`; its groups are kept for inspection.
-            ParityError: see `check_gap`.
-        """
-        groups = comparable_groups(work, self._books.quarantine.path)
-        check_age(groups, self._version, self._config.train.max_staleness)
-        clips = {made.group.clip_key: made.clip for made in work.in_order}
-        try:
-            learned = await self._parts.learner.update(groups, clips, step)
-        except LearnerLostError:
-            raise
-        except LearnerError as error:
-            path = self._books.quarantine.keep_update(step, groups)
-            raise LearnerError(f"{error} The groups of step {step} are in {path}.") from error
-        check_gap(learned, self._version, self._config.train.max_logprob_gap)
-        return learned
-
-    def _end_groups(self, work: StepWork) -> None:
-        for made in work.in_order:
-            issue, group = made.group.issue, made.group
-            if group.is_comparable:
-                self._books.ledger.end(issue.issue_id, Outcome.TRAINED, weight_version=group.weight_version)
-            else:
-                reason = unscored_reason(group)
-                self._books.ledger.end(issue.issue_id, Outcome.FILTERED, reason, group.weight_version)
-
-    async def _publish(self, version: int) -> None:
-        """Give the learner's weights to the engines, under a version above all before."""
-        weights = await self._parts.learner.export_weights(version)
-        await self._parts.rollouts.publish(version, weights)
-        self._version = version
-
-    def _told_metrics(self) -> dict[str, float]:
-        """Of this step and those without an update before it."""
-        num_decoded = self._parts.clips.num_decoded
-        since, self._num_decoded = num_decoded - self._num_decoded, num_decoded
-        return {
-            names.VIDEO_PREPARED: float(since),
-            names.VIDEO_UNREADABLE: float(len(self._untold)),
-            names.WEIGHTS_VERSION: float(self._version),
-        }
-
     # where it stands --------------------------------------------------------------------------------------------------
+
+    @property
+    def was_stopped(self) -> bool:
+        """A person has ended the run before its last step."""
+        return self._step < self._config.total_steps
 
     def _work(self, step: int) -> StepWork:
         return self._works.setdefault(step, StepWork(step))
@@ -319,13 +238,21 @@ class Trainer:
         return TrainerState(
             step=step.step,
             phase=step.phase.name,
-            weight_version=self._version,
+            weight_version=self._steps.version,
             issued_step=self._issued_step,
             sampler_states=self._sampler_states,
             refill_states=self._source.refill_states,
-            num_empty=self._num_empty,
-            untold=as_untold(self._untold),
+            num_empty=self._steps.num_empty,
+            untold=as_untold(self._steps.untold),
         )
+
+    def _status(self) -> dict[str, Any]:
+        works = [self._works[step] for step in sorted(self._works)]
+        return run_status(self._config, self._parts, self._books, self._step, self._steps, works)
+
+    def _stop(self) -> str:
+        self._is_stopping = True
+        return f"The run ends after step {self._step + 1}, with a checkpoint; --resume goes on from there."
 
     async def _go_back(self, error: MusegError) -> None:
         """Take all up again from the last checkpoint, with a new learner group. The engines stay."""
@@ -337,5 +264,5 @@ class Trainer:
         left_open = self._books.rewind(state)
         self._stand(state.trainer if state else None, left_open)
         await self._parts.learner.restart(checkpoint.learner_dir if checkpoint else None)
-        await self._publish(self._version + 1)
+        await self._steps.publish(self._steps.next_version)
         self._books.events.add(EventKind.RESTART, f"the learner goes on from step {self._step}", role="learner")

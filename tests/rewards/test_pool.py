@@ -34,9 +34,9 @@ TEXTS = [
 ]
 
 
-def group_of(texts: Sequence[str]) -> Group:
+def group_of(texts: Sequence[str], query: GroundingQuery = QUERY) -> Group:
     responses = tuple(Response((1,), np.zeros(1, dtype=np.float32), text, finished=True) for text in texts)
-    return Group(Issue(0, QUERY, "only", 0), "clip", 12.0, prompt_ids=(0,), responses=responses, weight_version=0)
+    return Group(Issue(0, query, "only", 0), "clip", 12.0, prompt_ids=(0,), responses=responses, weight_version=0)
 
 
 def doing(*deeds: str) -> Group:
@@ -115,7 +115,7 @@ def test_groups_wait_for_an_actor_and_are_counted() -> None:
             tasks.append(asyncio.create_task(pool.score(group_of(TEXTS), WEIGHTS)))
             await asyncio.sleep(0)
             await asyncio.sleep(0)
-        assert pool.num_waiting == 3
+        assert pool.num_waiting == pool.status().num_queued == 3
         await asyncio.gather(*tasks)
         assert pool.num_waiting == 0
 
@@ -208,9 +208,20 @@ def test_an_actor_that_does_not_start_takes_no_groups() -> None:
     in_pool(grow_beyond_the_cluster, make=too_large_from_the_second_on)
 
 
+def test_a_suspect_whose_process_finds_no_place_ends_the_run_and_is_no_quarantine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def score(pool: RewardPool) -> None:
+        monkeypatch.setattr("museg_ray.rewards.pool.START_TIMEOUT_S", 0.5)
+        await pool.score(doing("raise"), CUSTOM)
+
+    with pytest.raises(RewardError):
+        in_pool(score, make=lambda config, num_cpus: RewardWorker(config, num_cpus or 1000), **HOSTILE)
+
+
 def test_a_fault_of_ours_ends_the_run_and_is_no_quarantine() -> None:
     """A truth that no query should have: scoring it is a bug elsewhere, not a property of the responses."""
-    ill_formed = replace(group_of(TEXTS), query=replace(QUERY, segments=((38.0, 13.0),)))
+    ill_formed = group_of(TEXTS, replace(QUERY, segments=((38.0, 13.0),)))
     with pytest.raises(RewardError, match=r"fault of museg_ray(.|\n)*ill-formed"):
         in_pool(lambda pool: pool.score(ill_formed, WEIGHTS))
 

@@ -17,6 +17,8 @@ from rich.console import Console
 from museg_ray.checkpoints.state import DriverState, Notes, TrainerState
 from museg_ray.config.schema import Config, PhaseConfig, RewardWeights, TrainConfig
 from museg_ray.errors import LearnerError, ParityError, RewardError, VideoError, VideoFault
+from museg_ray.fleet.control import Mailbox
+from museg_ray.fleet.member import CrewStatus
 from museg_ray.ledger.ledger import read_ledger
 from museg_ray.metrics import names
 from museg_ray.model.qwen_vl import load_tokenizer
@@ -89,6 +91,12 @@ class NotingParts:
         self.steps.append(step)
         return LEARNED
 
+    async def ping(self) -> None:
+        pass
+
+    def status(self) -> CrewStatus:
+        return CrewStatus(1, 0, 0, [])
+
     async def export_weights(self, version: int) -> str:
         return "weights"
 
@@ -151,7 +159,7 @@ class Run:
         config.data.train, config.data.multi_segment_share = "main.jsonl", 0.5
         self.parts = NotingParts(unscored, unreadable or set())
         actors = [self.parts, self.parts, self.parts, NotingLearner(self.parts)]
-        parts = Parts(load_tokenizer(model_dir), *actors)  # type: ignore[arg-type]
+        parts = Parts(load_tokenizer(model_dir), *actors, Mailbox(), dict)  # type: ignore[arg-type]
         files = {f"{stem}.jsonl": queries(stem, 9) + queries(stem, 9, 2) for stem in ("main", "other")}
         used = {config.train_file(phase) for phase in phases}
         source = IssueSource(config, {path: of_file for path, of_file in files.items() if path in used})

@@ -24,7 +24,7 @@ import pytest
 from blake3 import blake3
 from fsspec.implementations.memory import MemoryFileSystem
 
-from museg_ray.config.schema import Config, VideoConfig
+from museg_ray.config.schema import Config, FleetConfig, VideoConfig
 from museg_ray.events import no_events
 from museg_ray.types import ByteArray
 from museg_ray.video.actor import ClipPool
@@ -218,14 +218,14 @@ def disk_fills_up(after_bytes: int) -> Iterator[None]:
 class Machine:
     """A pool with real actors, its event loop, and videos that nobody has prepared."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **fleet: float) -> None:
         self.config = small_config(folder / "store", num_cpus=0.5, deadline_s=3)
         self.runner = asyncio.Runner()
-        self.pool = self.runner.run(self._start_pool())
+        self.pool = self.runner.run(self._start_pool(FleetConfig(**fleet)))  # type: ignore[arg-type]
         self._video, self._numbers = render_video(folder / "video.mp4", seconds=2), itertools.count()
 
-    async def _start_pool(self) -> ClipPool:
-        pool = ClipPool(Config(video=self.config), no_events)
+    async def _start_pool(self, fleet: FleetConfig) -> ClipPool:
+        pool = ClipPool(Config(video=self.config, fleet=fleet), no_events)
         await pool.ready()
         return pool
 

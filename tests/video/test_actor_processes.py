@@ -11,6 +11,7 @@ import pytest
 import ray
 
 from museg_ray.errors import VideoError, VideoFault
+from museg_ray.types import Clip
 from museg_ray.video.loader import ClipHandle, ClipLoader
 from museg_ray.video.prepare import read_clip
 from tests.video.conftest import Machine, wait_until
@@ -69,6 +70,29 @@ def test_a_killed_actor_is_replaced_and_its_reader_ends(machine: Machine) -> Non
     (replaced,) = machine.get(machine.new_video())
     assert isinstance(replaced, ClipHandle) and replaced.origin != handle.origin
     wait_until(lambda: reader not in readers(), 10)
+
+
+def test_an_actor_that_sends_for_long_to_another_machine_is_not_taken_for_stuck(
+    ray_local: None, tmp_path: Path
+) -> None:
+    """Its clip has left the store, and to read it once more takes until the reader's deadline."""
+    others = readers()
+    machine = Machine(tmp_path, ping_every_s=0.1, ping_timeout_s=1.0)
+
+    async def send(handle: ClipHandle) -> Clip:
+        return await handle.origin.send.remote(handle.prepared.video)
+
+    with machine.runner:
+        (handle,) = machine.get(machine.new_video())
+        (reader,) = (process for process in readers() if process not in others)
+        reader.suspend()
+        machine.entry_of(handle).unlink()
+        try:
+            with pytest.raises(VideoError, match="timed out after 3 s"):
+                machine.runner.run(send(handle))
+            assert machine.pool.status().num_losses == 0
+        finally:
+            machine.runner.run(machine.pool.close())
 
 
 def test_close_ends_actors_and_readers_also_hung_ones(machine: Machine) -> None:

@@ -1,0 +1,75 @@
+"""The driver's end of `museg status`, `museg scale` and `museg stop`."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from museg_ray.config.schema import Config
+from museg_ray.fleet.control import Wish
+from museg_ray.train.parts import Parts
+
+STATUS_EVERY_S = 1.0
+
+
+class Handle:
+    """Leaves the run's status where others can read it, and does what they wish."""
+
+    def __init__(
+        self, config: Config, parts: Parts, status: Callable[[], dict[str, Any]], stop: Callable[[], str]
+    ) -> None:
+        """
+        Args:
+            config: of the run.
+            parts: what is scaled.
+            status: of this moment.
+            stop: asks the run to end after its step; what it answers.
+        """
+        self._config, self._parts, self._status, self._stop = config, parts, status, stop
+
+    async def tell(self) -> None:
+        """Leave the status, again and again."""
+        while True:
+            await self._parts.control.leave_status(self._status())
+            await asyncio.sleep(STATUS_EVERY_S)
+
+    async def listen(self) -> None:
+        """Do what is wished, one wish after the other."""
+        while True:
+            number, wish = await self._parts.control.next_wish()
+            await self._parts.control.answer(number, self._do(wish))
+
+    def _do(self, wish: Wish) -> str:
+        if wish.kind == "stop":
+            return self._stop()
+        return "\n".join(self._scale(role, size) for role, size in wish.sizes.items())
+
+    def _scale(self, role: str, size: int) -> str:
+        crew = self._parts.crews[role]
+        before = crew.status().num_wanted
+        crew.resize(size)
+        answer = f"{role}: {size} wanted, {before} before."
+        if size <= before:
+            return f"{answer} Those that are too many finish what they have and leave."
+        return f"{answer} {self._room(role, size - before)}"
+
+    def _room(self, role: str, count: int) -> str:
+        """Whether the cluster has room now for so many more."""
+        needs, free = _reserved(self._config)[role], self._parts.free_resources()
+        room = min((int(free.get(kind, 0.0) / amount) for kind, amount in needs.items() if amount), default=count)
+        each = ", ".join(f"{amount:g} {kind}" for kind, amount in needs.items() if amount) or "nothing"
+        if room >= count:
+            return f"Each reserves {each}: there is room."
+        left = ", ".join(f"{free.get(kind, 0.0):g} {kind}" for kind, amount in needs.items() if amount)
+        return (
+            f"Each reserves {each}, so {count} more need {count} times that; free are {left}: room for {room}. The "
+            f"other {count - room} wait until the cluster has more, and start by themselves then."
+        )
+
+
+def _reserved(config: Config) -> Mapping[str, Mapping[str, float]]:
+    rollout = config.rollout
+    return {
+        "rollout": {"CPU": rollout.num_cpus, "GPU": rollout.num_gpus},
+        "reward": {"CPU": config.rewards.num_cpus},
+        "clips": {"CPU": config.video.num_cpus},
+    }

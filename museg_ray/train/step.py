@@ -1,0 +1,127 @@
+"""One optimiser step: its groups to the learner, its weights to the engines, what it said to the books."""
+
+from museg_ray.checkpoints.state import TrainerState
+from museg_ray.clock import now_s
+from museg_ray.config.schema import Config
+from museg_ray.errors import LearnerError, LearnerLostError, PoisonQueryError, VideoError, WeightsLostError
+from museg_ray.events import EventKind
+from museg_ray.ledger.ledger import Outcome
+from museg_ray.metrics import names
+from museg_ray.rewards.phases import PhaseStep
+from museg_ray.runs.books import Books
+from museg_ray.runs.step_result import StepResult
+from museg_ray.train.checks import check_age, check_empty_steps, check_gap, comparable_groups, unscored_reason
+from museg_ray.train.parts import Parts
+from museg_ray.train.step_metrics import QueuePeaks, step_metrics
+from museg_ray.train.work import StepWork
+
+
+class StepMaker:
+    """Makes one step after the other; knows the version that serves."""
+
+    def __init__(self, config: Config, parts: Parts, books: Books) -> None:
+        self._config, self._parts, self._books = config, parts, books
+        self.peaks = QueuePeaks()
+        self.version = 0
+        """Of the weights that the learner and all that serve have."""
+        self.next_version = 1
+        self.is_learning = False
+        self._num_decoded = parts.clips.num_decoded
+        self.stand(None)
+
+    def stand(self, reached: TrainerState | None) -> None:
+        """At a checkpoint, or at the very beginning."""
+        self.is_learning = False
+        self.num_empty = reached.num_empty if reached else 0
+        """Steps in a row without a group."""
+        self.untold: list[VideoError | PoisonQueryError] = reached.untold_failures() if reached else []
+        """Told with the next result."""
+        self._ended_s = 0.0
+
+    async def begin_phase(self, step: PhaseStep) -> None:
+        """Exactly at its first step: what is fresh must not have been trained in it yet."""
+        self._books.events.add(EventKind.PHASE, f"phase {step.phase.name} begins", phase=step.phase.name)
+        if step.phase.fresh_optimizer or step.phase.fresh_reference:
+            await self._parts.learner.start_phase(step.phase)
+
+    async def make(self, step: PhaseStep, work: StepWork, waited_s: float) -> dict[str, float]:
+        """One optimiser step, and its metrics; or none, when no group came of its queries: the next result tells of
+        those."""
+        self.untold += work.failures
+        self.num_empty = 0 if work.made else self.num_empty + 1
+        check_empty_steps(self.num_empty, step.step, self.untold)
+        if not work.made:
+            return {}
+        started_s, version = now_s(), self.version
+        self.is_learning = True
+        learned = await self._learn(step.step, work)
+        self.is_learning, learned_s = False, now_s()
+        await self.publish(version + 1)
+        self._end_groups(work)
+        ended_s = now_s()
+        times = {
+            names.TIME_WAIT_S: waited_s,
+            names.TIME_LEARNER_S: learned_s - started_s,
+            names.TIME_SYNC_S: ended_s - learned_s,
+            names.TIME_STEP_S: ended_s - max(work.begun_s, self._ended_s),
+        }
+        self._ended_s = ended_s
+        metrics = step_metrics(work, version, self.peaks.take()) | learned | times | self._told_metrics()
+        failures, self.untold = self.untold, []
+        groups = [made.group for made in work.in_order] + work.dropped
+        self._books.on_step(StepResult(step.step, step.phase.name, groups, failures, metrics))
+        return metrics
+
+    async def _learn(self, step: int, work: StepWork) -> dict[str, float]:
+        """The update of one step.
+
+        Raises:
+            RewardError: no group of the step is left to learn from.
+            LearnerError: see `LearnerHandle.update`; its groups are kept for inspection.
+            ParityError: see `check_gap`.
+        """
+        groups = comparable_groups(work, self._books.quarantine.path)
+        check_age(groups, self.version, self._config.train.max_staleness)
+        clips = {made.group.clip_key: made.clip for made in work.in_order}
+        try:
+            learned = await self._parts.learner.update(groups, clips, step)
+        except LearnerLostError:
+            raise
+        except LearnerError as error:
+            path = self._books.quarantine.keep_update(step, groups)
+            raise LearnerError(f"{error} The groups of step {step} are in {path}.") from error
+        check_gap(learned, self.version, self._config.train.max_logprob_gap)
+        return learned
+
+    def _end_groups(self, work: StepWork) -> None:
+        for made in work.in_order:
+            issue, group = made.group.issue, made.group
+            if group.is_comparable:
+                self._books.ledger.end(issue.issue_id, Outcome.TRAINED, weight_version=group.weight_version)
+            else:
+                reason = unscored_reason(group)
+                self._books.ledger.end(issue.issue_id, Outcome.FILTERED, reason, group.weight_version)
+
+    async def publish(self, version: int) -> None:
+        """Give the learner's weights to the engines, under a version above all before.
+
+        Raises:
+            LearnerLostError: its process is gone, or was before the engines had its weights.
+        """
+        self.next_version = version + 1  # also where it is broken off: some engines may have it by then
+        weights = await self._parts.learner.export_weights(version)
+        try:
+            await self._parts.rollouts.publish(version, weights)
+        except WeightsLostError as error:
+            raise LearnerLostError(str(error)) from error
+        self.version = version
+
+    def _told_metrics(self) -> dict[str, float]:
+        """Of this step and those without an update before it."""
+        num_decoded = self._parts.clips.num_decoded
+        since, self._num_decoded = num_decoded - self._num_decoded, num_decoded
+        return {
+            names.VIDEO_PREPARED: float(since),
+            names.VIDEO_UNREADABLE: float(len(self.untold)),
+            names.WEIGHTS_VERSION: float(self.version),
+        }
