@@ -2,7 +2,7 @@
 
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint check
+.PHONY: chaos help setup demo test lint check
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
@@ -20,6 +20,9 @@ lint: setup  ## style and types: ruff, mypy
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+
+chaos: setup  ## 60 steps whose processes are killed at random, beside undisturbed runs (SEED=n; about 25 minutes)
+	@$(BIN)/python -m tests.chaos $(SEED)
 
 check:  ## what continuous integration runs
 	@bash .ci/run

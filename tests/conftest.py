@@ -134,9 +134,15 @@ def stored_clip(clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> tuple[C
 
 
 @pytest.fixture(scope="session")
-def shared_dir() -> Path:
+def repository() -> Path:
+    """Where `museg_ray` and `tests` can be imported from by a process of its own."""
+    return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_dir(repository: Path) -> Path:
     """The folder `shared` beside the repository, with golden cases and schemas; its tests skip where it is absent."""
-    folder = Path(__file__).resolve().parents[2] / "shared"
+    folder = repository.parent / "shared"
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there")
     return folder

@@ -1,7 +1,11 @@
 """Files that only grow: what they hold is what a list would, over marks, rewinds, crashes and new processes."""
 
 import json
+import os
+import resource
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from museg_ray.append_log import AppendLog, Watermark
+from museg_ray.append_log import BLOCK_BYTES, AppendLog, Watermark
 from museg_ray.errors import CheckpointError, ResourceError
 
 ROWS = st.lists(st.fixed_dictionaries({"text": st.text(max_size=5), "n": st.integers(0, 9)}), max_size=3)
@@ -19,6 +23,7 @@ DEEDS = st.lists(
         st.tuples(st.just("append"), ROWS),
         st.tuples(st.just("mark"), st.none()),
         st.tuples(st.just("rewind"), st.integers(0, 5)),
+        st.tuples(st.just("rewind anew"), st.integers(0, 5)),
         st.tuples(st.just("crash"), st.sampled_from(['{"torn', '{"n": 1}', ""])),
     ),
     max_size=20,
@@ -37,24 +42,27 @@ def test_a_log_is_a_list_that_can_be_taken_back_to_its_marks(deeds: list[tuple[s
                 rows += what
             elif deed == "mark":
                 marks.append((log.mark(), list(rows)))
-            elif deed == "rewind":
+            elif deed.startswith("rewind"):
                 marks = marks[: what % len(marks) + 1]
                 mark, kept = marks[-1]
                 log.rewind(mark)
+                if deed == "rewind anew":  # by the process that follows one which was killed behind it
+                    log = AppendLog(path)
+                    log.rewind(mark)
                 rows = list(kept)
             else:
                 with path.open("a") as file:
                     file.write(what)  # without the end of a line
                 log = AppendLog(path)
             assert list(log.rows()) == rows
-            assert path.is_file() == bool(rows) or not rows
+            assert path.is_file() == bool(rows)
 
 
 def test_a_mark_reads_nothing_however_long_the_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = AppendLog(tmp_path / "log.jsonl")
     log.append({"n": index} for index in range(1000))
-    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("read"))
     size_bytes = (tmp_path / "log.jsonl").stat().st_size
+    monkeypatch.setattr(Path, "open", lambda path, *_: pytest.fail("read"))
     assert log.mark().size_bytes == size_bytes
 
 
@@ -86,5 +94,49 @@ def test_a_damaged_line_is_named_by_its_number(tmp_path: Path) -> None:
 
 def test_a_full_disk_says_what_to_do() -> None:
     log = AppendLog(Path("/dev/full"))
-    with pytest.raises(ResourceError, match="Free disk space"):
+    with pytest.raises(ResourceError, match="No space left on device"):
         log.append([{"n": 1}])
+    assert log.mark() == Watermark()
+
+
+@contextmanager
+def room_for(size_bytes: int) -> Iterator[None]:
+    """No file of this process may be larger: what is written beyond fails, and the last write before is cut."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_disk_that_takes_half_a_line_keeps_none_of_it(tmp_path: Path) -> None:
+    log = AppendLog(tmp_path / "log.jsonl")
+    log.append([{"n": 1}])
+    with room_for(size_bytes=20), pytest.raises(ResourceError, match="could not be written"):
+        log.append([{"n": 2}, {"n": 3}])
+    assert log.path.read_text() == '{"n": 1}\n'
+    log.append([{"n": 4}])
+    assert [row["n"] for row in log.rows()] == [1, 4]
+    AppendLog(log.path).rewind(log.mark())
+
+
+@pytest.mark.parametrize("num_bytes", [BLOCK_BYTES - 10, BLOCK_BYTES - 9, 3 * BLOCK_BYTES])
+def test_a_torn_line_may_be_longer_than_what_is_read_at_once(num_bytes: int, tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    AppendLog(path).append([{"n": 1}])
+    with path.open("a") as file:
+        file.write("x" * num_bytes)
+    log = AppendLog(path)
+    assert path.read_text() == '{"n": 1}\n'
+    log.append([{"text": "y" * num_bytes}])
+    mark = log.mark()
+    AppendLog(path).rewind(mark)
+    assert [*log.rows()] == [{"n": 1}, {"text": "y" * num_bytes}]
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "log.jsonl").write_text("{}\n")
+    monkeypatch.setattr(Path, "open", lambda path, *_: os.open("/nowhere", os.O_RDONLY))
+    with pytest.raises(ResourceError, match=r"log\.jsonl cannot be opened: No such file"):
+        AppendLog(tmp_path / "log.jsonl")

@@ -18,7 +18,7 @@ ALLOWED = {
     "files": set(),
     "clock": set(),
     "events": set(),
-    "append_log": {"errors"},
+    "append_log": {"errors", "files"},
     "config": {"errors"},
     "algo": GROUND,
     "metrics": GROUND,

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
@@ -15,7 +16,6 @@ from museg_ray.config.schema import FURTHER_REWARDS
 from museg_ray.ledger.ledger import Ledger, Outcome
 from museg_ray.ledger.rollout_log import STEPS_PER_PART
 from museg_ray.metrics.names import ALARMS, METRICS
-from museg_ray.runs.books import Books
 from museg_ray.runs.step_result import StepResult
 from museg_ray.types import Group, Issue
 
@@ -31,7 +31,7 @@ METRICS_OF_STEP = {name: 0.5 for name in METRICS if name not in NOT_IN_EVERY_STE
 
 @dataclass(frozen=True, slots=True)
 class BooksTimes:
-    """Wall-clock milliseconds that the event loop does nothing else; medians over the rounds."""
+    """Milliseconds in which the event loop does nothing else; medians over the rounds."""
 
     open_ms: float
     """Once, at the start of a run."""
@@ -42,21 +42,57 @@ class BooksTimes:
     checkpoint_ms: float
 
 
-def measure_books(num_issues: int, num_rounds: int) -> BooksTimes:
-    """Times of a run that has had `num_issues` issues."""
-    with TemporaryDirectory(prefix="museg-bench-") as folder:
-        run_dir = Path(folder)
+def measure_books(num_issues: int, num_rounds: int) -> tuple[BooksTimes, BooksTimes]:
+    """At the first issue of a run, and behind `num_issues` of them; in turns, as a machine that others use too changes
+    its speed."""
+    with TemporaryDirectory(prefix="museg-bench-") as first_dir, TemporaryDirectory(prefix="museg-bench-") as late_dir:
+        first, late = _Run(Path(first_dir), 0), _Run(Path(late_dir), num_issues)
+        for run in (first, late):
+            run.round()  # the first one imports
+        rounds = [(first.round(), late.round()) for _ in range(num_rounds)]
+        for run in (first, late):
+            run.books.close()
+    of_first, of_late = zip(*rounds, strict=True)
+    return first.times(of_first), late.times(of_late)
+
+
+class _Run:
+    """The books of a run that has had so many issues."""
+
+    def __init__(self, run_dir: Path, num_issues: int) -> None:
         write_ledger(run_dir / "ledger.jsonl", num_issues)
+        self._step = num_issues // PROMPTS_PER_STEP
+        config = make_config(self._step + 1, 1, PROMPTS_PER_STEP, PROMPTS_PER_STEP)
         start_s = time.perf_counter()
-        books = open_books(make_config(num_issues + 1, 1, PROMPTS_PER_STEP, PROMPTS_PER_STEP), run_dir)
-        open_ms = _ms_since(start_s)
-        assert books.ledger.num_issues == num_issues and not books.ledger.open_issues
-        step = num_issues // PROMPTS_PER_STEP
-        _round(books, step)  # the first one imports
-        rounds = [_round(books, books.events.step) for _ in range(num_rounds)]
-        books.close()
-    means, slowest, checkpoints = (median(column) for column in zip(*rounds, strict=True))
-    return BooksTimes(open_ms, means, slowest, checkpoints)
+        self.books = open_books(config, run_dir)
+        self._open_ms = _ms_since(start_s)
+        assert self.books.ledger.num_issues == num_issues and not self.books.ledger.open_issues
+
+    def times(self, rounds: Sequence[tuple[float, float, float]]) -> BooksTimes:
+        return BooksTimes(self._open_ms, *(median(column) for column in zip(*rounds, strict=True)))
+
+    def round(self) -> tuple[float, float, float]:
+        """Milliseconds of a step, of the slowest one, and of a checkpoint some steps later."""
+        steps_ms = [self._step_ms() for _ in range(STEPS_PER_PART)]
+        for _ in range(STEPS_TO_CHECKPOINT):
+            self._step_ms()
+        state = TrainerState(self._step, PHASE, self._step, self._step, {}, {}, num_empty=0, untold=[])
+        start_s = time.perf_counter()
+        self.books.at_checkpoint(state)
+        return fmean(steps_ms), max(steps_ms), _ms_since(start_s)
+
+    def _step_ms(self) -> float:
+        """Of all that is written down from the issue of a step's queries to its end."""
+        self._step += 1
+        books = self.books
+        groups = [_group(books.ledger.num_issues + place, self._step) for place in range(PROMPTS_PER_STEP)]
+        result = StepResult(self._step, PHASE, groups, [], dict(METRICS_OF_STEP))
+        start_s = time.perf_counter()
+        books.ledger.issue([group.issue for group in groups])
+        for group in groups:
+            books.ledger.end(group.issue.issue_id, Outcome.TRAINED, weight_version=group.weight_version)
+        books.on_step(result)
+        return _ms_since(start_s)
 
 
 def write_ledger(path: Path, num_issues: int) -> None:
@@ -74,30 +110,6 @@ def write_ledger(path: Path, num_issues: int) -> None:
             file.write(b"".join(lines.replace(FIRST_ID, b'"issue_id": %d,' % issue_id) for issue_id in ids))
         file.flush()
         os.fsync(file.fileno())  # a run's own were on the disk long ago
-
-
-def _round(books: Books, step: int) -> tuple[float, float, float]:
-    """Milliseconds of a step, of the slowest one, and of a checkpoint some steps later."""
-    steps_ms = [_step_ms(books, step + 1 + index) for index in range(STEPS_PER_PART)]
-    for index in range(STEPS_TO_CHECKPOINT):
-        _step_ms(books, step + 1 + STEPS_PER_PART + index)
-    reached = books.events.step
-    state = TrainerState(reached, PHASE, reached, reached, {}, {}, num_empty=0, untold=[])
-    start_s = time.perf_counter()
-    books.at_checkpoint(state)
-    return fmean(steps_ms), max(steps_ms), _ms_since(start_s)
-
-
-def _step_ms(books: Books, step: int) -> float:
-    """Of all that is written down from the issue of a step's queries to its end."""
-    groups = [_group(books.ledger.num_issues + place, step) for place in range(PROMPTS_PER_STEP)]
-    result = StepResult(step, PHASE, groups, [], dict(METRICS_OF_STEP))
-    start_s = time.perf_counter()
-    books.ledger.issue([group.issue for group in groups])
-    for group in groups:
-        books.ledger.end(group.issue.issue_id, Outcome.TRAINED, weight_version=group.weight_version)
-    books.on_step(result)
-    return _ms_since(start_s)
 
 
 def _group(issue_id: int, step: int) -> Group:

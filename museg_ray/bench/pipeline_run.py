@@ -1,10 +1,11 @@
-"""Training over fakes that wait instead of computing, for `museg bench pipeline`: real trainer, crews, pools and books.
+"""Training over fakes that wait instead of computing: the real trainer, crews, pools and books, for pipeline.py.
 
-What the fakes give is made beforehand and as long as a real model's, so that the driver has as much to write down; what
-they still need of the processor is metered.
+What the fakes give is as long as a real model's, so that the driver has as much to pass on and to write down, but made
+beforehand. The process time that they still need is metered.
 """
 
 import asyncio
+import math
 import time
 import types
 from collections.abc import Callable, Coroutine, Generator, Sequence
@@ -29,6 +30,7 @@ from museg_ray.config.schema import (
     TrainConfig,
     VideoConfig,
 )
+from museg_ray.fleet.control import Mailbox
 from museg_ray.model.qwen_vl import PACKAGED_MODEL_DIR, load_tokenizer
 from museg_ray.rewards.pool import RewardPool
 from museg_ray.rewards.scorer import Outcome, pack_outcomes, unpack
@@ -232,6 +234,8 @@ async def _train(config: Config, script: Script, on_update: OnUpdate, meter: Met
         rollouts=RolloutPool(config, PACKAGED_MODEL_DIR, events, lambda: _Engine(script, config.rollout, meter)),
         rewards=RewardPool(config, events, lambda _num_cpus: _Scorer(script, meter)),
         learner=_Learner(script, meter, lambda step: on_update(parts, step)),
+        control=Mailbox(),
+        free_resources=lambda: {"CPU": math.inf, "GPU": math.inf},
     )
     source = IssueSource(config, {ANNOTATIONS: QUERIES})
     try:

@@ -86,11 +86,8 @@ class Notes:
 
     def go_back(self, earlier: "Notes") -> None:
         """Count what a checkpoint has; the time that was spent is spent."""
-        self.num_updates, self.num_responses, self.rollout_s = (
-            earlier.num_updates,
-            earlier.num_responses,
-            earlier.rollout_s,
-        )
+        self.num_updates, self.num_responses = earlier.num_updates, earlier.num_responses
+        self.rollout_s = earlier.rollout_s
         self.num_gaps, self.gap_sum, self.gap_max = earlier.num_gaps, earlier.gap_sum, earlier.gap_max
 
     def as_dict(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from museg_ray.checkpoints import folder as checkpoint
 from museg_ray.checkpoints.state import DriverState
 from museg_ray.config.load import save_config
 from museg_ray.config.schema import Config
-from museg_ray.errors import ConfigError, MusegError, ResourceError
+from museg_ray.errors import CheckpointError, ConfigError, MusegError, ResourceError
 from museg_ray.metrics.names import METRICS
 
 Result = TypeVar("Result")
@@ -97,9 +97,18 @@ class Checkpointer:
         return outcome if isinstance(outcome, MusegError) else None
 
     async def newest(self) -> checkpoint.Checkpoint | None:
-        """The newest one that is whole, for a learner that was lost; one under way is given up."""
+        """The newest one that is whole, for a learner that was lost; one under way is given up. None: there is none.
+
+        Raises:
+            CheckpointError: all are damaged. To begin anew would delete what the run has made, unasked.
+        """
         await self.close()
-        found, _ = await asyncio.to_thread(checkpoint.newest_whole, self.folder)
+        found, refusals = await asyncio.to_thread(checkpoint.newest_whole, self.folder)
+        if found is None and refusals:
+            raise CheckpointError(
+                f"No checkpoint in {self.folder} is whole. {' '.join(refusals)} Restore one from a copy, then go on "
+                "with --resume (run.resume=true)."
+            )
         return found
 
     def _take(self) -> asyncio.Task[None]:

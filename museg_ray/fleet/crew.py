@@ -58,10 +58,12 @@ class Crew(Generic[W]):
         self.members: list[Member[W]] = []
         self._numbers = count()
         self._leases = Leases[W](room)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()  # the lives of members
+        self._leaving: set[asyncio.Task[None]] = set()  # what is being put away
         self._losses: deque[float] = deque()  # when, within the restart window
         self._reasons: list[str] = []
         self._was_manned = self._is_closed = False
+        self._pause: asyncio.TimerHandle | None = None  # before the next start
         self._failed_start = ""  # the reason of the last one, until one succeeds
         self.failure: Exception | None = None
         """Why the crew as a whole has failed."""
@@ -140,8 +142,13 @@ class Crew(Generic[W]):
         member.load -= size
         self._leave_if_idle(member)
 
-    def lose(self, member: Member[W], reason: str) -> None:
-        """The member is gone, or has to go at once; all its jobs may come here, the later ones find it gone."""
+    def lose(self, member: Member[W], reason: str, counts: bool = True) -> None:
+        """The member is gone, or has to go at once; all its jobs may come here, the later ones find it gone.
+
+        Args:
+            reason: in words.
+            counts: against `fleet.max_restarts`.
+        """
         if member not in self.members:
             return
         was = member.state
@@ -152,7 +159,8 @@ class Crew(Generic[W]):
         self._num_losses += 1
         about = {"role": self._role, "member": member.name, "num_jobs": member.num_jobs, "age_s": self._age_s(member)}
         self._events(EventKind.LOSS, f"{member.name} is lost while {was}: {reason}", reason=reason, **about)
-        self._count_loss(reason)
+        if counts:
+            self._count_loss(reason)
         self._fill()
         self._tell()
 
@@ -173,7 +181,7 @@ class Crew(Generic[W]):
         for task in self._tasks:
             task.cancel()
         members, self.members = self.members, []
-        await asyncio.gather(*(self._end(member) for member in members))
+        await asyncio.gather(*(self._end(member) for member in members), *self._leaving)
         self._leases.fail(ResourceError(f"The {self._role} actors were closed."))
 
     def status(self) -> CrewStatus:
@@ -185,15 +193,33 @@ class Crew(Generic[W]):
     def _fill(self) -> None:
         """Start as many as are wanted and missing."""
         while not self._is_closed and self.failure is None:
-            staying = [m for m in self.members if m.state in (MemberState.STARTING, MemberState.SERVING)]
-            if len(staying) >= self.num_wanted:
+            if self._num_missing <= 0:
                 return
-            member = Member(f"{self._role}-{next(self._numbers)}", self._make(), now_s())
-            self.members.append(member)
-            self._spawn(self._live(member, self._pause_s()))
+            pause_s = self._pause_s()
+            if pause_s:
+                if self._pause is None:
+                    self._pause = asyncio.get_running_loop().call_later(pause_s, self._after_pause)
+                return
+            self._start_one()
 
-    async def _live(self, member: Member[W], pause_s: float) -> None:
-        await asyncio.sleep(pause_s)
+    def _start_one(self) -> None:
+        member = Member(f"{self._role}-{next(self._numbers)}", self._make(), now_s())
+        self.members.append(member)
+        self._spawn(self._live(member))
+
+    def _after_pause(self) -> None:
+        """One more is started; whoever else is missing waits for the next pause."""
+        self._pause = None
+        if not self._is_closed and self.failure is None and self._num_missing:
+            self._start_one()
+            self._fill()
+
+    @property
+    def _num_missing(self) -> int:
+        staying = [m for m in self.members if m.state in (MemberState.STARTING, MemberState.SERVING)]
+        return self.num_wanted - len(staying)
+
+    async def _live(self, member: Member[W]) -> None:
         try:
             await member.worker.start()
             prepared = await self._prepare(member) if self._prepare else ""
@@ -270,7 +296,9 @@ class Crew(Generic[W]):
             self._remove(member)
             text = f"{member.name} has left after {self._age_s(member):.1f} s"
             self._events(EventKind.LEAVE, text, role=self._role, member=member.name)
-            self._spawn(self._end(member))
+            leaving = asyncio.create_task(self._end(member))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
 
     async def _end(self, member: Member[W]) -> None:
         member.state = MemberState.GONE

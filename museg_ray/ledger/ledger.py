@@ -68,32 +68,35 @@ class Ledger:
         """
         Raises:
             ResourceError: the file cannot be read or written.
-            CheckpointError: a line of it is damaged.
         """
         self._log = AppendLog(path)
-        self._read()
+        self._issues: _Issues | None = None
 
     @property
     def num_issues(self) -> int:
         """The id of the next one."""
-        return self._num_issues
+        return self._read().num
 
     @property
     def open_issues(self) -> tuple[OpenIssue, ...]:
         """Without an end, in the order of issue; none after a run that ended well."""
-        return tuple(self._open.values())
+        return tuple(self._read().open.values())
 
     def issue(self, issues: Sequence[Issue]) -> None:
-        """Open the next issues, in the order of their ids."""
-        rows = []
-        for issue in issues:
-            assert issue.issue_id == self._num_issues, f"issue {issue.issue_id} came where {self._num_issues} was next"
+        """Open the next issues, in the order of their ids.
+
+        Raises:
+            ResourceError: disk full and the like; none of them is open.
+        """
+        known, opened, rows = self._read(), dict[int, OpenIssue](), []
+        for next_id, issue in enumerate(issues, start=known.num):
+            assert issue.issue_id == next_id, f"issue {issue.issue_id} came where {next_id} was next"
             query = issue.query
-            opened = OpenIssue(issue.issue_id, query.query_id, query.video, issue.phase, issue.step)
-            self._open[issue.issue_id] = opened
-            self._num_issues += 1
-            rows.append({"event": ISSUED, **asdict(opened), "seed": issue.seed, "unix_s": time.time()})
+            opened[next_id] = OpenIssue(next_id, query.query_id, query.video, issue.phase, issue.step)
+            rows.append({"event": ISSUED, **asdict(opened[next_id]), "seed": issue.seed, "unix_s": time.time()})
         self._log.append(rows)
+        known.open |= opened
+        known.num += len(opened)
 
     def end(self, issue_id: int, outcome: Outcome, reason: str = "", weight_version: int | None = None) -> None:
         """End an issue.
@@ -101,13 +104,18 @@ class Ledger:
         Args:
             issue_id: of an open one.
             outcome: trained, or filtered or failed, which need their reason.
+            reason: in words.
             weight_version: weights that the group was begun with; None when there was none.
+
+        Raises:
+            ResourceError: disk full and the like; it is still open.
         """
-        assert issue_id in self._open, f"issue {issue_id} was never issued, or has ended already"
+        known = self._read()
+        assert issue_id in known.open, f"issue {issue_id} was never issued, or has ended already"
         assert reason or outcome is Outcome.TRAINED, f"issue {issue_id} {outcome} without a reason"
-        del self._open[issue_id]
         row = {"event": outcome.value, "issue_id": issue_id, "reason": reason, "weight_version": weight_version}
         self._log.append([row | {"unix_s": time.time()}])
+        del known.open[issue_id]
 
     def mark(self) -> Watermark:
         """How far it went; all of it is on the disk when this returns."""
@@ -120,29 +128,46 @@ class Ledger:
             CheckpointError: the file does not hold what it held then.
         """
         self._log.rewind(mark)
-        self._read()
+        self._issues = None
 
     def close(self) -> None:
         self._log.close()
 
-    def _read(self) -> None:
-        lines: dict[int, bytes] = {}  # in which the open ones were issued
-        num_issues = 0
-        for number, line in enumerate(self._log.lines(), start=1):
-            match = _BEGINNING.match(line)
-            if match is None:
-                raise damaged_line(self._log.path, number, "it is no event of an issue")
-            event, issue_id = match[1].decode(), int(match[2])
-            if event == ISSUED:
-                fits = issue_id == num_issues
-                lines[issue_id] = line
-                num_issues += 1
-            else:
-                fits = lines.pop(issue_id, None) is not None
-            if not fits:
-                raise damaged_line(self._log.path, number, f"issue {issue_id} cannot be {event} there")
-        self._open = {issue_id: _opened(json.loads(line)) for issue_id, line in lines.items()}
-        self._num_issues = num_issues
+    def _read(self) -> "_Issues":
+        """Once it is asked for: a run that goes on takes the file back first, and what a failing machine left behind
+        the mark may be anything.
+
+        Raises:
+            CheckpointError: a line is damaged.
+        """
+        if self._issues is None:
+            self._issues = _read_issues(self._log)
+        return self._issues
+
+
+@dataclass(slots=True)
+class _Issues:
+    num: int
+    open: dict[int, OpenIssue]
+    """By id, in the order of issue."""
+
+
+def _read_issues(log: AppendLog) -> _Issues:
+    num, lines = 0, dict[int, bytes]()  # in which the open ones were issued
+    for number, line in enumerate(log.lines(), start=1):
+        match = _BEGINNING.match(line)
+        if match is None:
+            raise damaged_line(log.path, number, "it is no event of an issue")
+        event, issue_id = match[1].decode(), int(match[2])
+        if event == ISSUED:
+            fits = issue_id == num
+            lines[issue_id] = line
+            num += 1
+        else:
+            fits = lines.pop(issue_id, None) is not None
+        if not fits:
+            raise damaged_line(log.path, number, f"issue {issue_id} cannot be {event} there")
+    return _Issues(num, {issue_id: _opened(json.loads(line)) for issue_id, line in lines.items()})
 
 
 def read_ledger(path: Path) -> list[LedgerRow]:
@@ -155,7 +180,7 @@ def read_ledger(path: Path) -> list[LedgerRow]:
     for number, row in enumerate(read_rows(path), start=1):
         try:
             if row["event"] == ISSUED:
-                issues.append(_begun(row))
+                issues.append(_begun(row, len(issues)))
             else:
                 _end(issues[row["issue_id"]], row)
         except (LookupError, ValueError) as error:
@@ -163,8 +188,10 @@ def read_ledger(path: Path) -> list[LedgerRow]:
     return issues
 
 
-def _begun(row: Row) -> LedgerRow:
+def _begun(row: Row, next_id: int) -> LedgerRow:
     opened = _opened(row)
+    if opened.issue_id != next_id:
+        raise ValueError(f"issue {opened.issue_id} came where {next_id} was next")
     return LedgerRow(opened.issue_id, opened.query_id, opened.video, opened.phase, opened.step, row["unix_s"])
 
 

@@ -139,9 +139,9 @@ class RolloutLog:
         size_bytes = sum(part.stat().st_size for part in kept if part.is_file())
         if size_bytes != mark.size_bytes:
             raise CheckpointError(
-                f"{self.path} holds {size_bytes} bytes in its first {mark.num_parts} parts, where it held "
-                f"{mark.size_bytes} at the checkpoint. Files of it were changed or lost: restore them, or start a new "
-                "run from `museg export CHECKPOINT MODEL_DIR`."
+                f"{self.path} holds {size_bytes} bytes in its parts up to the checkpoint, where it held "
+                f"{mark.size_bytes} then. Files of it were changed or lost: restore them, or start a new run from "
+                "`museg export CHECKPOINT MODEL_DIR`."
             )
         for part in set(_parts(self.path).values()) - set(kept):
             part.unlink()

@@ -4,7 +4,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from museg_ray.config.schema import Config, RewardWeights
@@ -118,7 +118,8 @@ class RewardPool:
         """What each of the group's G responses earned, in their order.
 
         Raises:
-            RewardError: no reward actor is left, or one of them found a fault of ours.
+            RewardError: one of the actors found a fault of ours, or the pool was closed.
+            MusegError: the actors have failed for good.
         """
         job = _Job([response.text for response in group.responses], group.query, weights)  # ids and log-probs stay here
         self._waiting.append(job)
@@ -136,7 +137,7 @@ class RewardPool:
         self._crew.resize(size)
 
     def status(self) -> CrewStatus:
-        return self._crew.status()
+        return replace(self._crew.status(), num_queued=self.num_waiting)
 
     async def close(self) -> None:
         """End the actors. What still waits for a score gets a RewardError."""
@@ -182,7 +183,8 @@ class RewardPool:
             for job, outcomes in zip(batch, replies, strict=True):
                 job.outcomes += outcomes
         except MemberLost as failure:
-            self._crew.lose(member, str(failure))
+            # Not counted: a response may be to blame, and each is tried twice at most.
+            self._crew.lose(member, str(failure), counts=False)
             for job in batch:
                 job.outcomes += [str(failure)] * job.num_open
         except asyncio.CancelledError:
@@ -223,8 +225,7 @@ class RewardPool:
                 # Without CPUs of its own: the machines may be full, and a suspect must not wait for ever.
                 self._suspects_worker = self._make(0)
             try:
-                async with asyncio.timeout(START_TIMEOUT_S):
-                    await self._suspects_worker.start()
+                await self._start(self._suspects_worker)
                 request = ([text], job.query, job.weights)
                 ((outcome,),) = await self._ask(_plainly, self._suspects_worker, [request], num_calls=1)
             except MemberLost as failure:
@@ -236,6 +237,16 @@ class RewardPool:
                 self._end_suspects_worker()  # the response may still be at it, and must not meet the next one
                 raise
         return outcome if isinstance(outcome, RewardParts) else Unscored(text, (reason, outcome))
+
+    async def _start(self, worker: ScoringWorker) -> None:
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await worker.start()
+        except TimeoutError:
+            raise RewardError(
+                f"A process for a response that a reward actor failed on found no place within {START_TIMEOUT_S:g} s, "
+                "though it reserves no CPU: the cluster has no machine that takes anything."
+            ) from None
 
     def _end_suspects_worker(self) -> None:
         if self._suspects_worker is not None:

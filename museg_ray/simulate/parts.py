@@ -3,9 +3,12 @@
 import math
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import TypeVar
+
+from transformers import PreTrainedTokenizerBase
 
 from museg_ray.config.schema import Config
 from museg_ray.events import EventSink
@@ -56,7 +59,7 @@ def fake_parts(
     scorers = _named("scorer", lambda name: FakeScorer(script, name))
     preparers = _named("preparer", lambda name: FakePreparer(script, name, frozenset(unreadable)))
     return Parts(
-        tokenizer=load_tokenizer(model_dir),
+        tokenizer=_tokenizer(model_dir),
         clips=ClipPool(config, events, preparers),
         rollouts=RolloutPool(config, model_dir, events, engines),
         rewards=RewardPool(config, events, lambda _num_cpus: scorers()),
@@ -64,6 +67,12 @@ def fake_parts(
         control=Mailbox(),
         free_resources=lambda: {"CPU": math.inf, "GPU": math.inf},
     )
+
+
+@cache
+def _tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
+    """Once a process: simulations start thousands of runs."""
+    return load_tokenizer(model_dir)
 
 
 def _named(role: str, make: Callable[[str], W]) -> Callable[[], W]:

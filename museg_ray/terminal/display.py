@@ -71,7 +71,7 @@ class Display:
         self._progress = Progress(run_name, phases, total_steps)
         self._stages: list[_Stage] = []  # under way, innermost last
         self._waiting = _first_step()
-        self._training_start_s = self._last_step_s = 0.0  # on the monotonic clock
+        self._training_start_s = self._last_step_s = 0.0  # on the monotonic clock; 0: not yet
         self._panel_is_printed = False
         self._headed_phase: str | None = None  # whose plain heading stands above the last line
         # Last, since Live calls _render at once.
@@ -119,7 +119,7 @@ class Display:
             metrics: what the recorder got for it.
         """
         self._last_step_s = time.monotonic()
-        if not self._progress.rows:
+        if not self._training_start_s:
             self._training_start_s = self._last_step_s - metrics.get(names.TIME_STEP_S, 0.0)
         self._progress.rows.append(StepRow(step, phase, metrics))
         if not self._is_live:
@@ -129,13 +129,14 @@ class Display:
             self._print_line(_plain_row(self._progress))
 
     def forget_steps(self) -> None:
-        """Training was taken back: `earlier_step` tells of those that stay."""
+        """Training was taken back: `earlier_step` tells of those that stay. The time that has gone is gone."""
         self._progress.rows.clear()
 
     def earlier_step(self, step: int, phase: str, metrics: Mapping[str, float]) -> None:
         """Take in a step that was made before the run was resumed, without a line of its own."""
         self._progress.rows.append(StepRow(step, phase, metrics))
-        self._last_step_s = self._training_start_s = time.monotonic()
+        self._last_step_s = time.monotonic()
+        self._training_start_s = self._training_start_s or self._last_step_s
 
     def alarm(self, alarm: Alarm) -> None:
         """Show an alarm that the last step raised: above the panel, which names it for as long as it holds."""

@@ -55,7 +55,8 @@ class Handle:
     def _room(self, role: str, count: int) -> str:
         """Whether the cluster has room now for so many more."""
         needs, free = _reserved(self._config)[role], self._parts.free_resources()
-        room = min((int(free.get(kind, 0.0) / amount) for kind, amount in needs.items() if amount), default=count)
+        rooms = (free.get(kind, 0.0) // amount for kind, amount in needs.items() if amount)
+        room = int(min((count, *rooms)))
         each = ", ".join(f"{amount:g} {kind}" for kind, amount in needs.items() if amount) or "nothing"
         if room >= count:
             return f"Each reserves {each}: there is room."

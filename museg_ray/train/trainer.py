@@ -108,21 +108,28 @@ class Trainer:
         try:
             if reached is not None and reached.weight_version > 0:
                 await self._steps.publish(reached.weight_version)
+            lost: LearnerLostError | None = None
             while self._step < self._config.total_steps and not self._is_stopping:
-                await self._run_pumps()
+                lost = await self._run_until_lost(lost)
         except Exception as error:
             self._books.fail_open(f"{type(error).__name__}: {error}")
             raise
 
+    async def _run_until_lost(self, lost: LearnerLostError | None) -> LearnerLostError | None:
+        """Until the last step, or until the learner is lost; first, where it was, back to the last checkpoint."""
+        try:
+            if lost is not None:
+                await self._go_back(lost)
+            await self._run_pumps()
+        except LearnerLostError as error:
+            return error
+        return None
+
     async def _run_pumps(self) -> None:
-        """Until the last step, or until the learner is lost and has gone back."""
         self._pumps = Pumps()
         for pump in (self._issue(), self._watch(), self._handle.tell(), self._handle.listen()):
             self._pumps.start(pump)
-        try:
-            await self._pumps.run(self._train())
-        except LearnerLostError as error:
-            await self._go_back(error)
+        await self._pumps.run(self._train())
 
     async def _issue(self) -> None:
         for step in range(self._step + 1, self._issued_step + 1):

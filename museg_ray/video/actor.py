@@ -18,7 +18,7 @@ from museg_ray.config.schema import Config, VideoConfig
 from museg_ray.errors import ResourceError, VideoError, VideoFault
 from museg_ray.events import EventSink
 from museg_ray.fleet.crew import Crew
-from museg_ray.fleet.errors import MemberLost, result_of
+from museg_ray.fleet.errors import MemberLost, first_line, result_of
 from museg_ray.fleet.member import CrewStatus
 from museg_ray.fleet.worker import Worker
 from museg_ray.types import Clip
@@ -44,8 +44,9 @@ class PrepareActor:
         self._config = config
         self._reader = GuardedReader(config)
 
+    @ray.method(concurrency_group="control")
     def ready(self) -> None:
-        """Returns once the process is up."""
+        """Returns once the process is up; also while a video is read."""
 
     def prepare(self, video: str) -> PreparedClip:
         return self._reader.prepare(video)
@@ -65,9 +66,9 @@ class ClipWorker:
     def __init__(self, config: VideoConfig) -> None:
         # Ray leaves GPUs visible to actors that reserve none; a CUDA context here would take memory from the engines.
         cpu_only = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
-        remote_class: Any = ray.remote(num_cpus=config.num_cpus, runtime_env=cpu_only)(PrepareActor)
+        options: Any = {"num_cpus": config.num_cpus, "runtime_env": cpu_only}
+        remote_class: Any = ray.remote(concurrency_groups={"control": 1})(PrepareActor).options(**options)
         self._actor: ActorHandle = remote_class.remote(config)
-        self._is_preparing = False
 
     async def start(self) -> None:
         """
@@ -77,12 +78,10 @@ class ClipWorker:
         try:
             await self._actor.ready.remote()
         except RayError as error:
-            raise ResourceError(f"A clip preparation actor did not start: {error}") from error
+            raise ResourceError(f"A clip preparation actor did not start: {first_line(error)}") from error
 
     async def ping(self) -> bool:
-        """Of an idle one: a video has a deadline of its own."""
-        if not self._is_preparing:
-            await result_of(self._actor.ready.remote())
+        await result_of(self._actor.ready.remote())
         return False
 
     async def prepare(self, video: str) -> ClipHandle:
@@ -91,11 +90,7 @@ class ClipWorker:
             VideoError, ResourceError: as the reader raises them.
             MemberLost: the actor died.
         """
-        self._is_preparing = True
-        try:
-            return ClipHandle(await result_of(self._actor.prepare.remote(video)), self._actor)
-        finally:
-            self._is_preparing = False
+        return ClipHandle(await result_of(self._actor.prepare.remote(video)), self._actor)
 
     async def close(self) -> None:
         """The kernel ends its reader process with it."""
@@ -228,7 +223,7 @@ class ClipPool:
         return await self._prepare_once(video)
 
     async def _prepare_once(self, video: str) -> ClipHandle:
-        """A fresh process tells whether it was the video that ended the first one."""
+        """A second process tells whether it was the video that ended the first one."""
         reasons: list[str] = []
         while len(reasons) < MAX_DEATHS:
             async with self._crew.lease() as member:

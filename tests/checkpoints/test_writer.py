@@ -11,7 +11,7 @@ from museg_ray.checkpoints import folder as checkpoints
 from museg_ray.checkpoints.writer import Checkpointer, check_best_metric
 from museg_ray.config.load import load_config
 from museg_ray.config.schema import Config, PhaseConfig
-from museg_ray.errors import ConfigError, LearnerError, ResourceError
+from museg_ray.errors import CheckpointError, ConfigError, LearnerError, ResourceError
 from museg_ray.simulate.learner import FakeLearner
 from museg_ray.simulate.script import Script
 from tests.checkpoints.test_folder import state, steps_of
@@ -150,6 +150,25 @@ def test_one_that_is_given_up_half_way_is_never_taken_for_whole(start: Start) ->
     assert steps_of(checkpointer.folder) == []
     checkpoints.remove_leftovers(checkpointer.folder)
     assert list(checkpointer.folder.iterdir()) == []
+
+
+def test_a_learner_that_was_lost_goes_on_from_the_newest_one_that_is_whole(start: Start) -> None:
+    checkpointer, _ = start()
+
+    async def train() -> None:
+        assert await checkpointer.newest() is None
+        for step in (4, 8):
+            await checkpointer.begin(state(step))
+            await checkpointer.finish()
+        await checkpointer.begin(state(10))  # given up
+        for step in (8, 4):
+            newest = await checkpointer.newest()
+            assert newest is not None and newest.step == step
+            (newest.learner_dir / "learner.json").unlink()
+        with pytest.raises(CheckpointError, match=r"No checkpoint in .* is whole\. .*step 8 .*step 4"):
+            await checkpointer.newest()
+
+    asyncio.run(train())
 
 
 def test_the_metric_of_the_best_one_must_be_a_metric(config: Config) -> None:

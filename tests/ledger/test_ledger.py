@@ -1,14 +1,18 @@
 """Every issue from its draw to its end, and how far the books of a run went."""
 
 import math
+import os
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from museg_ray.errors import CheckpointError, PoisonQueryError, VideoError, VideoFault
+from museg_ray.append_log import AppendLog, Watermark
+from museg_ray.errors import CheckpointError, PoisonQueryError, ResourceError, VideoError, VideoFault
 from museg_ray.ledger.ledger import Ledger, Outcome, read_ledger
 from museg_ray.ledger.quarantine import Quarantine
 from museg_ray.ledger.rollout_log import STEPS_PER_PART, PartsMark, RolloutLog
@@ -93,27 +97,66 @@ def test_a_ledger_that_is_read_back_goes_on_after_its_last_issue(tmp_path: Path)
 
 
 def test_a_step_costs_the_same_however_many_issues_have_been(tmp_path: Path) -> None:
-    path, written = tmp_path / "ledger.jsonl", list[int]()
+    path, written_bytes = tmp_path / "ledger.jsonl", list[int]()
     ledger = Ledger(path)
-    for step in range(2000):
-        before = path.stat().st_size if path.is_file() else 0
-        ids = range(ledger.num_issues, ledger.num_issues + 14)
+    for step in range(100_000 // 100):
+        ids = range(ledger.num_issues, ledger.num_issues + 100)
         ledger.issue([an_issue(issue_id, step) for issue_id in ids])
         for issue_id in ids:
             ledger.end(issue_id, Outcome.TRAINED, weight_version=step)
-        written.append(path.stat().st_size - before)
-        assert not ledger.open_issues
-    assert max(written) < 1.1 * written[1], "what is written of a step does not grow"
+        written_bytes.append(path.stat().st_size - sum(written_bytes))
+        assert not ledger.open_issues, "what has ended is kept in memory no more"
+    assert max(written_bytes) < 1.1 * written_bytes[0], "the digits of ids grow, and nothing else"
+    assert Ledger(path).num_issues == 100_000
 
 
-def test_a_ledger_without_the_beginning_of_an_issue_is_damaged(tmp_path: Path) -> None:
-    (tmp_path / "ledger.jsonl").write_text('{"event": "trained", "issue_id": 3, "reason": "", "weight_version": 0}\n')
-    with pytest.raises(CheckpointError, match=r"ledger\.jsonl is damaged"):
+@pytest.mark.parametrize(
+    "order",
+    [(0, 1, 2, 2), (0, 2), (0, 0, 1, 2), (2, 0, 1), (1, 2)],
+    ids=["ended twice", "one not issued", "issued twice", "ended before its issue", "the first lost"],
+)
+@pytest.mark.parametrize("read", [lambda path: Ledger(path).num_issues, read_ledger], ids=["Ledger", "read_ledger"])
+def test_a_ledger_whose_events_do_not_fit_is_refused_by_line(
+    order: tuple[int, ...], read: Callable[[Path], object], tmp_path: Path
+) -> None:
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(path)
+    ledger.issue([an_issue(0), an_issue(1)])
+    ledger.end(1, Outcome.TRAINED, weight_version=0)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[index] for index in order))
+    with pytest.raises(CheckpointError, match=r"ledger\.jsonl, line \d is damaged"):
+        read(path)
+
+
+def test_a_line_that_is_no_event_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "ledger.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(CheckpointError, match=r"ledger\.jsonl, line 1 is damaged"):
         read_ledger(tmp_path / "ledger.jsonl")
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    with pytest.raises(CheckpointError, match=r"ledger\.jsonl, line 1 is damaged"):
+        ledger.issue([an_issue(0)])
+    ledger.rewind(Watermark())  # what comes after the mark may be anything
+    ledger.issue([an_issue(0)])
 
 
-def rows_of(folder: Path) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = pq.read_table(folder).to_pylist()
+def test_what_a_full_disk_did_not_take_has_not_happened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.issue([an_issue(0)])
+    monkeypatch.setattr(AppendLog, "_write", lambda log, lines: os.write(os.open("/dev/full", os.O_WRONLY), lines))
+    with pytest.raises(ResourceError):
+        ledger.issue([an_issue(1)])
+    with pytest.raises(ResourceError):
+        ledger.end(0, Outcome.TRAINED, weight_version=0)
+    monkeypatch.undo()
+    assert [issue.issue_id for issue in ledger.open_issues] == [0]
+    ledger.issue([an_issue(1)])
+    ledger.end(0, Outcome.TRAINED, weight_version=0)
+    assert Ledger(tmp_path / "ledger.jsonl").open_issues == ledger.open_issues
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(folder).to_pylist()
     return rows
 
 
@@ -178,17 +221,34 @@ def test_a_log_goes_back_to_its_mark_and_grows_from_there(tmp_path: Path) -> Non
         assert {row["step"] for row in rows_of(log.path)} == {1}
     log.rewind(mark)
     log.append([a_group(step=2)])
-    assert log.mark() == PartsMark(num_parts=2, num_rows=4)
+    assert log.mark().num_parts == 2
+    assert {row["step"] for row in rows_of(log.path)} == {1, 2}
     assert [path.name for path in sorted(log.path.iterdir())] == ["part-000000.parquet", "part-000001.parquet"]
 
 
-def test_a_log_that_lost_a_part_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["lost", "cut off"])
+def test_a_log_that_lacks_something_below_its_mark_is_refused(change: str, tmp_path: Path) -> None:
+    log = RolloutLog(tmp_path / "rollouts.parquet")
+    for step in (1, 2, 3):
+        log.append([a_group(step=step)])
+        mark = log.mark()
+    log.append([a_group(step=4)])
+    log.flush()
+    part = log.path / "part-000001.parquet"
+    part.unlink() if change == "lost" else part.write_bytes(part.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"rollouts\.parquet holds \d+ bytes .* where it held \d+ then"):
+        RolloutLog(log.path).rewind(mark)
+    assert (log.path / "part-000003.parquet").is_file(), "nothing is deleted of what is refused"
+
+
+def test_a_part_that_cannot_be_written_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = RolloutLog(tmp_path / "rollouts.parquet")
     log.append([a_group()])
-    mark = log.mark()
-    (log.path / "part-000000.parquet").unlink()
-    with pytest.raises(CheckpointError, match=r"rollouts\.parquet holds 0 responses .* where it held 2"):
-        RolloutLog(log.path).rewind(mark)
+    monkeypatch.setattr(pq, "write_table", lambda table, path: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+    with pytest.raises(ResourceError, match=r"part-000000\.parquet could not be written: No space left"):
+        log.mark()
+    monkeypatch.undo()
+    assert log.mark().num_parts == 1, "what could not be written is still there"
 
 
 def test_an_empty_log_writes_no_part(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A run folder is taken back to a checkpoint: each of its books, also torn ones, and what lies beside them."""
 
 import json
+import os
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.console import Console
 from museg_ray.checkpoints import folder as checkpoints
 from museg_ray.checkpoints.state import DriverState, Notes, TrainerState
 from museg_ray.config.schema import Config, PhaseConfig
-from museg_ray.errors import CheckpointError, VideoError
+from museg_ray.errors import CheckpointError, ResourceError, VideoError
 from museg_ray.ledger.ledger import Outcome, read_ledger
 from museg_ray.metrics import names
 from museg_ray.runs.books import Books
@@ -103,6 +104,21 @@ def test_everything_later_is_gone_and_everything_before_is_as_it_was(
     check_is_at_step(folder, STEP + 1)
 
 
+def test_alarms_are_those_of_the_steps_that_stay(run: tuple[Books, Path, DriverState]) -> None:
+    books, folder, state = run
+    raised = lines(folder / "alarms.jsonl")
+    assert [(row["name"], row["last_step"]) for row in raised] == [("variance_collapse", 3)]
+    books.rewind(state)
+    write_step(books, STEP + 1)
+    assert lines(folder / "alarms.jsonl") == raised, "it was raised before, and holds"
+    assert books.raised_alarms == ["variance_collapse"]
+    books.rewind(None)
+    assert books.raised_alarms == []
+    for step in (1, 2, 3):
+        write_step(books, step)
+    assert lines(folder / "alarms.jsonl") == raised, "all over again"
+
+
 def test_to_the_beginning_is_to_empty_books(run: tuple[Books, Path, DriverState]) -> None:
     books, folder, _ = run
     assert list(books.rewind(None)) == []
@@ -136,6 +152,17 @@ def test_a_book_that_is_not_whole_is_refused(lost: str, run: tuple[Books, Path, 
     (folder / lost).unlink()
     with pytest.raises(CheckpointError, match=rf"{lost.split('/')[0]} .*checkpoint"):
         books.rewind(state)
+
+
+def test_a_file_that_cannot_be_deleted_says_what_to_do(
+    run: tuple[Books, Path, DriverState], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    books, folder, state = run
+    monkeypatch.setattr(Path, "unlink", lambda path, **_: os.open("/dev/null/x", os.O_RDONLY))
+    with pytest.raises(ResourceError, match=rf"{folder} could not be written: Not a directory"):
+        books.rewind(state)
+    monkeypatch.undo()
+    assert [issue.issue_id for issue in books.rewind(state)] == [STEP]
 
 
 def test_what_a_crash_left_half_written_is_removed(run: tuple[Books, Path, DriverState]) -> None:

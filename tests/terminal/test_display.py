@@ -68,6 +68,23 @@ def test_a_run_that_goes_on_prints_no_line_for_earlier_steps_but_its_phases_head
     assert [line.split()[0] for line in written(console).splitlines()] == ["phase", "step", "3/4"]
 
 
+def test_training_that_was_taken_back_shows_the_steps_that_stay_and_all_the_time_that_has_gone(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    now_s, console = [1000.0], terminal_console()
+    monkeypatch.setattr("time.monotonic", lambda: now_s[0])
+    with Display("run-1", PHASES, 4, console) as display:
+        for step, matching in ((1, 0.1), (2, 0.9)):
+            display.step(step, "timestamps", METRICS | {names.REWARD_MATCHING: matching})
+            now_s[0] += 60.0
+        display.forget_steps()
+        display.earlier_step(1, "timestamps", METRICS | {names.REWARD_MATCHING: 0.1})
+        display.step(2, "timestamps", METRICS | {names.REWARD_MATCHING: 0.2})
+    last = written(console).rpartition("matching")[2]
+    assert "0.10 to 0.20" in last, "0.9 was never"
+    assert "2:04 gone" in written(console).rpartition("2 of 4")[2], "a step of 4 s, and two minutes since"
+
+
 def test_columns_of_a_pipe_stand_under_their_headings():
     console = plain_console()
     with Display("run-1", PHASES, 4, console) as display:

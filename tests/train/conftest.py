@@ -13,11 +13,6 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def repository() -> Path:
-    return Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="session")
 def museg() -> str:
     """The installed command."""
     return str(Path(sys.executable).with_name("museg"))
