@@ -58,7 +58,7 @@ class Sizes:
     num_issues: int = 1_000_000
     """In the ledger before the books are measured."""
     num_rounds: int = 9
-    """Of the books; the median counts."""
+    """Of the books; the least disturbed counts."""
 
 
 FULL = Sizes()

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -31,7 +31,7 @@ METRICS_OF_STEP = {name: 0.5 for name in METRICS if name not in NOT_IN_EVERY_STE
 
 @dataclass(frozen=True, slots=True)
 class BooksTimes:
-    """Milliseconds in which the event loop does nothing else; medians over the rounds."""
+    """Milliseconds in which the event loop does nothing else; of the least disturbed round."""
 
     open_ms: float
     """Once, at the start of a run."""
@@ -43,8 +43,8 @@ class BooksTimes:
 
 
 def measure_books(num_issues: int, num_rounds: int) -> tuple[BooksTimes, BooksTimes]:
-    """At the first issue of a run, and behind `num_issues` of them; in turns, as a machine that others use too changes
-    its speed."""
+    """At the first issue of a run, and behind `num_issues` of them. In turns: a machine that others use too changes its
+    speed."""
     with TemporaryDirectory(prefix="museg-bench-") as first_dir, TemporaryDirectory(prefix="museg-bench-") as late_dir:
         first, late = _Run(Path(first_dir), 0), _Run(Path(late_dir), num_issues)
         for run in (first, late):
@@ -69,7 +69,7 @@ class _Run:
         assert self.books.ledger.num_issues == num_issues and not self.books.ledger.open_issues
 
     def times(self, rounds: Sequence[tuple[float, float, float]]) -> BooksTimes:
-        return BooksTimes(self._open_ms, *(median(column) for column in zip(*rounds, strict=True)))
+        return BooksTimes(self._open_ms, *(min(column) for column in zip(*rounds, strict=True)))
 
     def round(self) -> tuple[float, float, float]:
         """Milliseconds of a step, of the slowest one, and of a checkpoint some steps later."""

@@ -1,6 +1,7 @@
 """report.html: one self-contained page about a run, made from its folder alone, finished or not."""
 
 import base64
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from museg_ray.config.schema import FURTHER_REWARDS
 from museg_ray.files import whole_file
 from museg_ray.metrics import names
 from museg_ray.metrics.alarms import Alarm, alarm_name
+from museg_ray.report.crews import draw_crews
 from museg_ray.report.curves import draw_curves
 from museg_ray.report.run_folder import RunFolder, read_run
 from museg_ray.report.timelines import draw_timelines
@@ -30,6 +32,8 @@ TIME_PARTS = (
     ("learner", names.TIME_LEARNER_S),
     ("weight sync", names.TIME_SYNC_S),
 )
+TOLD_EVENTS = ("loss", "restart", "rewind", "scale", "drain", "leave")
+"""What the page lists; joins, pushes, phases and checkpoints of an undisturbed run would fill it."""
 REWARD_PARTS = ("matching", "global", "local", "timestamp", "format", *FURTHER_REWARDS)
 
 
@@ -86,6 +90,8 @@ def write_report(run_dir: Path) -> Path:
             no_alarm=_why_no_alarm(run),
             heldout=run.summary.get("heldout"),
             curves=_inlined(draw_curves(run_dir)),
+            crews=_inlined(crews) if (crews := draw_crews(run)) else "",
+            events=[event for event in run.events if event["kind"] in TOLD_EVENTS],
             timelines=_inlined(draw_timelines(run_dir)),
             part_times=_part_times(run),
             samples=[sample for phase in run.phases for sample in _samples(run, phase.name)],
@@ -107,7 +113,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=_number, change=_change, duration=_duration, segments=_segments)
+    environment.filters.update(number=_number, change=_change, duration=_duration, segments=_segments, clock=_clock)
     return environment
 
 
@@ -182,6 +188,11 @@ def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+
+
+def _clock(unix_s: float) -> str:
+    """Of the day, where the page was made."""
+    return time.strftime("%H:%M:%S", time.localtime(unix_s))
 
 
 def _segments(segments: Sequence[Mapping[str, float]]) -> str:

@@ -58,6 +58,8 @@ class RunFolder:
     after: Mapping[str, HeldoutAnswer]
     alarms: Sequence[Alarm]
     """In the order in which they were raised; one that came back is there again."""
+    events: Sequence[Mapping[str, Any]]
+    """events.jsonl: joins, losses, scalings and the like, in the order in which they happened."""
     alarm_window_steps: int
     """Steps that an alarm looks at; 0: the run watched for none."""
 
@@ -135,6 +137,7 @@ def read_run(run_dir: Path) -> RunFolder:
         before=_read_answers(run_dir / "evaluation" / "before.jsonl"),
         after=_read_answers(run_dir / "evaluation" / "after.jsonl"),
         alarms=[Alarm(**row) for row in _read_lines(run_dir / "alarms.jsonl")],
+        events=_read_lines(run_dir / "events.jsonl"),
         # A run from before there were alarms has no such section.
         alarm_window_steps=config.get("alarms", {}).get("window_steps", 0),
     )

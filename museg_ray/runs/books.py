@@ -25,6 +25,10 @@ from museg_ray.runs.rewind import remove_later
 from museg_ray.runs.step_result import StepResult
 from museg_ray.terminal.display import Display
 
+ALWAYS_SHOWN = (EventKind.LOSS, EventKind.RESTART, EventKind.REWIND)
+SHOWN_LATER = (EventKind.JOIN, EventKind.SCALE, EventKind.DRAIN, EventKind.LEAVE)
+"""Of the start nobody wants to read them."""
+
 
 class Books:
     """The books of one run; `close` them in any case."""
@@ -51,7 +55,7 @@ class Books:
         self._rollouts = RolloutLog(run_dir / "rollouts.parquet")
         self.ledger = Ledger(run_dir / "ledger.jsonl")
         self.quarantine = Quarantine(run_dir / "quarantine.jsonl")
-        self.events = Events(run_dir / "events.jsonl")
+        self.events = Events(run_dir / "events.jsonl", self._show_event)
 
     @property
     def raised_alarms(self) -> list[str]:
@@ -138,6 +142,12 @@ class Books:
             yield
         except OSError as error:
             raise not_written(self.run_dir, error) from error
+
+    def _show_event(self, kind: EventKind, text: str) -> None:
+        """What is no part of an undisturbed run."""
+        is_under_way = bool(self.events.step)
+        if kind in ALWAYS_SHOWN or (is_under_way and kind in SHOWN_LATER):
+            self._display.event(text)
 
     def _replay(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Alarms look at steps that are long done; so does the display."""

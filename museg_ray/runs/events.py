@@ -5,7 +5,7 @@ It is never taken back: it tells what happened to the run, also to steps that we
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from museg_ray.append_log import AppendLog, Row
@@ -17,12 +17,16 @@ NUM_RECENT = 50
 class Events:
     """Appends events; `step` is the one that the run stands at."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, show: Callable[[EventKind, str], None]) -> None:
         """
+        Args:
+            path: of the file.
+            show: is told of each.
+
         Raises:
             ResourceError: the file cannot be read or written.
         """
-        self._log = AppendLog(path)
+        self._log, self._show = AppendLog(path), show
         self._recent: deque[Row] = deque(maxlen=NUM_RECENT)
         self.step = 0
 
@@ -40,6 +44,7 @@ class Events:
         row = {"unix_s": round(time.time(), 3), "step": self.step, "kind": kind.value, "text": text, **fields}
         self._recent.append(row)
         self._log.append([row])
+        self._show(kind, text)
 
     def close(self) -> None:
         self._log.close()

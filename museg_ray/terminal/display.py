@@ -138,6 +138,13 @@ class Display:
         self._last_step_s = time.monotonic()
         self._training_start_s = self._training_start_s or self._last_step_s
 
+    def event(self, text: str) -> None:
+        """Show what happened to a part of the run: who was lost, who joined, what was scaled."""
+        if self._is_live:
+            self._console.print(Text.assemble(("● ", "cyan"), (text, "dim")))
+        else:
+            self._print_line(f"event  {text}")
+
     def alarm(self, alarm: Alarm) -> None:
         """Show an alarm that the last step raised: above the panel, which names it for as long as it holds."""
         if self._is_live:

@@ -198,10 +198,8 @@ class _Session:
             "blind": blind.as_dict(),
             "swapped": swapped.as_dict(),
             "heldout": {"asked": len(queries.heldout), "scored": len(heldout)},
-            "logprob_gap": {
-                "mean": notes.gap_sum / notes.num_updates if notes.num_updates else 0.0,
-                "max": notes.gap_max,
-            },
+            # None where no response was sampled from the learner's own weights: nothing could be compared.
+            "logprob_gap": {"mean": notes.gap_sum / notes.num_gaps, "max": notes.gap_max} if notes.num_gaps else None,
             "rollouts_per_s": notes.num_responses / notes.rollout_s if notes.rollout_s else 0.0,
             "versions": {package: version(package) for package in (*STACK, engine)},
         }

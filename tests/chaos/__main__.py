@@ -1,4 +1,4 @@
-"""`make chaos [SEED=n]`: 60 steps at staleness 1, with a SIGKILL about every third step, beside three undisturbed runs."""
+"""`make chaos [SEED=n]`: 60 steps at staleness 1 with a SIGKILL about every third step, beside undisturbed runs."""
 
 import argparse
 import os
@@ -13,11 +13,9 @@ from tests.chaos.harness import KINDS, Report, Run, inspect, torment
 
 NUM_STEPS, NUM_DRIVER_KILLS, TIMEOUT_S = 60, 2, 3000.0
 OVERRIDES = (
-    "train.phases=[{name: timestamps, steps: 30, weights: {timestamp: 1},"
-    " prompt: 'Find every moment when {question}. First give your reasoning between <think> and </think>, with the"
-    " timestamps you rely on. Then give the segments between <answer> and </answer>, as start-end in seconds.'},"
-    " {name: free, steps: 30, prompt: 'Find every moment when {question}. First reason between <think> and </think>, then"
-    " give the segments between <answer> and </answer>, as start-end in seconds.'}]",
+    "train.phases=[{name: timestamps, steps: 25, weights: {timestamp: 1},"
+    " prompt: 'Find every time {question}. Refer to specific timestamps.'},"
+    " {name: free, steps: 35, prompt: 'Find every time {question}.'}]",
 )
 
 

@@ -1,0 +1,194 @@
+"""`museg bench pipeline` on small sizes; the whole of it takes a minute or two."""
+
+import asyncio
+import json
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from museg_ray.bench import pipeline
+from museg_ray.bench.pipeline import Sizes, bench_pipeline
+from museg_ray.bench.pipeline_books import measure_books, write_ledger
+from museg_ray.bench.pipeline_run import GROUP_SIZE, Meter, Waits, make_config, train_fakes
+from museg_ray.bench.result import BenchResult, Target
+from museg_ray.cli.bench import bench
+from museg_ray.clock import now_s
+from museg_ray.ledger.ledger import Ledger, Outcome, read_ledger
+from museg_ray.metrics import names
+from museg_ray.simulate.loop import SimulatedLoop, run_simulated
+
+SMALL = Sizes(
+    wait_s=0.005,
+    num_steps=1,
+    group_s=0.002,
+    num_scaling_steps=1,
+    num_actors=(2, 3),
+    prompts_per_step=4,
+    num_driver_steps=2,
+    num_issues=28,
+    num_rounds=1,
+)
+OVERLAP = {f"step, k = {k} / longer wait" for k in (0, 1)}
+DRIVER = {"driver's CPU time / step", "left out: fakes' / step"}
+BOOKS = {"step's books / first issue", "slowest of 10 / first issue", "checkpoint / first issue"}
+
+
+@pytest.fixture(scope="module")
+def result() -> BenchResult:
+    return bench_pipeline(lambda text: None, sizes=SMALL)
+
+
+def cases(result: BenchResult, measured: str) -> list[str | float]:
+    return [row["case"] for row in result.rows if row["measured"] == measured]
+
+
+def test_every_load_number_of_actors_and_book_has_a_row(result: BenchResult) -> None:
+    for what in OVERLAP:
+        assert cases(result, what) == ["rollout:learner 1:1", "rollout:learner 2:1", "rollout:learner 1:2"]
+    assert cases(result, "step / one actor's share") == [f"rollout actors: {count}" for count in (1, 2, 3)]
+    for what in DRIVER:
+        assert cases(result, what) == ["rollout actors: 2", "rollout actors: 3"]
+    for what in (*BOOKS, "opening them / first issue"):
+        assert cases(result, what) == ["issue 28"]
+    assert len({tuple(row) for row in result.rows}) == 1, "a table needs the same columns in all rows"
+    assert all(row["ratio"] == float(row["ms"]) / float(row["against"]) > 0 for row in result.rows)
+
+
+def test_every_promise_has_a_target(result: BenchResult) -> None:
+    assert [target.target for target in result.targets] == [1.15, 1.15, 1.15, 0.10, 0.02, 5.0, 200.0]
+    assert all(target.met == (target.value <= target.target) for target in result.targets)
+    driver = next(row for row in reversed(result.rows) if row["measured"] == "driver's CPU time / step")
+    assert result.targets[4].value == driver["ratio"]
+    assert result.targets[4].name == "driver's CPU time / step, rollout actors: 3, 32 responses"
+
+
+@pytest.mark.parametrize(
+    ("max_staleness", "rollout_s", "update_s", "step_s"),
+    [(0, 2.0, 3.0, 5.0), (1, 2.0, 3.0, 3.0), (1, 4.0, 3.0, 4.0), (1, 3.0, 3.0, 3.0)],
+)
+def test_a_step_takes_the_sum_of_both_in_turns_and_the_longer_one_overlapping(
+    max_staleness: int, rollout_s: float, update_s: float, step_s: float
+) -> None:
+    """In simulated time, so exactly. Engines with more room than a step's groups would be quicker than that."""
+    config = make_config(6, num_actors=2, prompts_per_step=4, groups_per_actor=2, max_staleness=max_staleness)
+    steps = train_fakes(config, Waits(rollout_s, update_s), make_loop=SimulatedLoop)
+    assert [step["step"] for step in steps] == [1, 2, 3, 4, 5, 6]
+    assert [step[names.TIME_STEP_S] for step in steps[2:]] == pytest.approx([step_s] * 4)
+
+
+def test_groups_come_in_over_the_spread_and_nothing_else_takes_time() -> None:
+    async def take(waits: Waits, what: str) -> float:
+        start_s = now_s()
+        await waits.moment("somebody", what)
+        return now_s() - start_s
+
+    async def take_all() -> tuple[list[float], float, float]:
+        waits = Waits(rollout_s=2.0, update_s=8.0, spread_s=10.0)
+        groups = [await take(waits, "generate") for _ in range(200)]
+        return groups, await take(waits, "update"), await take(waits, "ping")
+
+    groups, update, ping = run_simulated(take_all())
+    assert 2.0 <= min(groups) < 2.1 and 11.9 < max(groups) <= 12.0
+    assert (update, ping) == (pytest.approx(8.0), 0.0)
+
+
+class Clock:
+    """Process time that passes when it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = 0.0
+        monkeypatch.setattr(time, "process_time", lambda: self.now_s)
+
+    async def work(self, first_s: float, then_s: float) -> str:
+        self.now_s += first_s
+        await asyncio.sleep(0.001)
+        self.now_s += then_s
+        return "done"
+
+
+def test_the_meter_counts_what_passes_inside_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, meter = Clock(monkeypatch), Meter()
+
+    async def both() -> list[str]:
+        return await asyncio.gather(meter.of(clock.work(1.0, 2.0)), clock.work(100.0, 200.0))
+
+    assert asyncio.run(both()) == ["done", "done"]
+    assert (meter.cpu_s, clock.now_s) == (3.0, 303.0)
+
+
+def test_what_is_metered_can_fail_and_be_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    meter, closed = Meter(), []
+
+    async def fail() -> None:
+        raise ValueError("as it was raised")
+
+    async def wait() -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            closed.append("closed")
+
+    async def give_up() -> None:
+        async with asyncio.timeout(0.001):
+            await meter.of(wait())
+
+    with pytest.raises(ValueError, match="as it was raised"):
+        asyncio.run(_await(meter, fail))
+    with pytest.raises(TimeoutError):
+        asyncio.run(give_up())
+    assert closed == ["closed"]
+
+
+async def _await(meter: Meter, fail: object) -> None:
+    assert callable(fail)
+    await meter.of(fail())
+
+
+def test_a_ledger_written_fast_is_that_of_a_run(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    write_ledger(path, 20_001)
+    rows = read_ledger(path)
+    assert [row.issue_id for row in rows] == list(range(20_001))
+    assert {row.outcome for row in rows} == {Outcome.TRAINED}
+    ledger = Ledger(path)
+    assert (ledger.num_issues, ledger.open_issues) == (20_001, ())
+
+
+def test_no_book_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    first, late = measure_books(14, num_rounds=2)
+    assert min(first.step_ms, late.step_ms, late.slowest_step_ms, late.checkpoint_ms, late.open_ms) > 0
+    train_fakes(make_config(1, 1, 1, 1), Waits(0.0))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_the_real_stack_shows_comes_after_the_rest(result: BenchResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"measured": "x", "case": "y", "ms": 1.0, "against": 2.0, "ratio": 0.5}
+    target = Target("noticed, s", 1.0, 5.0, met=True)
+    for part in ("measure_overlap", "measure_scaling", "measure_driver", "measure_late_books"):
+        monkeypatch.setattr(pipeline, part, lambda sizes, tell: ([], []))
+    monkeypatch.setattr(pipeline, "measure_recovery", lambda tell: ([row], [target]))
+    assert bench_pipeline(lambda text: None, is_real=True) == BenchResult("pipeline", (row,), (target,))
+    assert bench_pipeline(lambda text: None).rows == ()
+
+
+def test_the_command_prints_the_table_and_writes_it_as_json(
+    result: BenchResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "bench_pipeline", lambda tell, is_real: result)
+    file = tmp_path / "pipeline.json"
+    done = CliRunner().invoke(bench, ["pipeline", "--json", str(file)], env={"COLUMNS": "160"})
+    assert done.exit_code == 0, done.output
+    written = json.loads(file.read_text())
+    assert written["bench"] == "pipeline"
+    assert written["rows"] == list(result.rows) and len(written["targets"]) == len(result.targets)
+    assert all(str(row["measured"]) in done.output and str(row["case"]) in done.output for row in result.rows)
+
+
+def test_a_group_has_as_many_responses_as_rewards() -> None:
+    """Else the trainer would not have learnt of it."""
+    (step,) = train_fakes(make_config(1, 1, 2, 2), Waits(1.0), make_loop=SimulatedLoop)
+    assert step[names.ROLLOUT_RESPONSES_PER_S] == pytest.approx(2 * GROUP_SIZE / 1.0)
+    assert step[names.REWARD_EQUAL_GROUPS_SHARE] == 0.0
