@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from statistics import median
 
 from museg_ray.bench.pipeline_books import measure_books
@@ -77,8 +78,8 @@ def bench_pipeline(tell: Tell, is_real: bool = False, sizes: Sizes = FULL) -> Be
     found = [part(sizes, tell) for part in (measure_overlap, measure_scaling, measure_driver, measure_late_books)]
     if is_real:
         found.append(measure_recovery(tell))
-    rows = [row for rows, _ in found for row in rows]
-    targets = [target for _, targets in found for target in targets]
+    rows = chain.from_iterable(rows for rows, _ in found)
+    targets = chain.from_iterable(targets for _, targets in found)
     return BenchResult("pipeline", tuple(rows), tuple(targets))
 
 

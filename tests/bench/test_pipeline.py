@@ -118,8 +118,8 @@ def test_the_meter_counts_what_passes_inside_alone(monkeypatch: pytest.MonkeyPat
     assert (meter.cpu_s, clock.now_s) == (3.0, 303.0)
 
 
-def test_what_is_metered_can_fail_and_be_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    meter, closed = Meter(), []
+def test_what_is_metered_can_fail_and_be_given_up() -> None:
+    meter, closed = Meter(), list[str]()
 
     async def fail() -> None:
         raise ValueError("as it was raised")
@@ -134,26 +134,24 @@ def test_what_is_metered_can_fail_and_be_given_up(monkeypatch: pytest.MonkeyPatc
         async with asyncio.timeout(0.001):
             await meter.of(wait())
 
+    async def await_failure() -> None:
+        await meter.of(fail())
+
     with pytest.raises(ValueError, match="as it was raised"):
-        asyncio.run(_await(meter, fail))
+        asyncio.run(await_failure())
     with pytest.raises(TimeoutError):
         asyncio.run(give_up())
     assert closed == ["closed"]
 
 
-async def _await(meter: Meter, fail: object) -> None:
-    assert callable(fail)
-    await meter.of(fail())
-
-
 def test_a_ledger_written_fast_is_that_of_a_run(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
-    write_ledger(path, 20_001)
+    write_ledger(path, 10_001)
     rows = read_ledger(path)
-    assert [row.issue_id for row in rows] == list(range(20_001))
+    assert [row.issue_id for row in rows] == list(range(10_001))
     assert {row.outcome for row in rows} == {Outcome.TRAINED}
     ledger = Ledger(path)
-    assert (ledger.num_issues, ledger.open_issues) == (20_001, ())
+    assert (ledger.num_issues, ledger.open_issues) == (10_001, ())
 
 
 def test_no_book_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,8 +185,7 @@ def test_the_command_prints_the_table_and_writes_it_as_json(
     assert all(str(row["measured"]) in done.output and str(row["case"]) in done.output for row in result.rows)
 
 
-def test_a_group_has_as_many_responses_as_rewards() -> None:
-    """Else the trainer would not have learnt of it."""
+def test_the_fakes_give_whole_groups_that_differ_in_their_rewards() -> None:
     (step,) = train_fakes(make_config(1, 1, 2, 2), Waits(1.0), make_loop=SimulatedLoop)
     assert step[names.ROLLOUT_RESPONSES_PER_S] == pytest.approx(2 * GROUP_SIZE / 1.0)
     assert step[names.REWARD_EQUAL_GROUPS_SHARE] == 0.0

@@ -97,7 +97,7 @@ def test_a_ledger_that_is_read_back_goes_on_after_its_last_issue(tmp_path: Path)
 
 
 def test_a_step_costs_the_same_however_many_issues_have_been(tmp_path: Path) -> None:
-    path, written_bytes = tmp_path / "ledger.jsonl", list[int]()
+    path, written_bytes, inodes = tmp_path / "ledger.jsonl", list[int](), set[int]()
     ledger = Ledger(path)
     for step in range(100_000 // 100):
         ids = range(ledger.num_issues, ledger.num_issues + 100)
@@ -106,6 +106,8 @@ def test_a_step_costs_the_same_however_many_issues_have_been(tmp_path: Path) -> 
             ledger.end(issue_id, Outcome.TRAINED, weight_version=step)
         written_bytes.append(path.stat().st_size - sum(written_bytes))
         assert not ledger.open_issues, "what has ended is kept in memory no more"
+        inodes.add(path.stat().st_ino)
+    assert len(inodes) == 1, "appended to, and never written anew"
     assert max(written_bytes) < 1.1 * written_bytes[0], "the digits of ids grow, and nothing else"
     assert Ledger(path).num_issues == 100_000
 

@@ -1,7 +1,6 @@
-"""The real driver, crews and books in simulated time, under schedules of deaths, delays, wishes and bad videos.
+"""The real driver, crews and books in simulated time: under deaths, delays, wishes and bad videos.
 
-A schedule that fails is shrunk and printed; `python -m pytest tests/train/test_schedules.py --hypothesis-seed=N` repeats
-one.
+A schedule that fails is shrunk and printed; `pytest tests/train/test_schedules.py --hypothesis-seed=N` repeats one.
 """
 
 import asyncio
