@@ -164,7 +164,7 @@ def measure_late_books(sizes: Sizes, tell: Tell) -> Found:
     case = f"issue {sizes.num_issues:,}"
     rows = [
         _row("step's books / first issue", case, late.step_ms, first.step_ms),
-        _row(f"slowest of {STEPS_PER_PART} / first issue", case, late.slowest_step_ms, first.slowest_step_ms),
+        _row(f"slowest of {STEPS_PER_PART} / first", case, late.slowest_step_ms, first.slowest_step_ms),
         _row("checkpoint / first issue", case, late.checkpoint_ms, first.checkpoint_ms),
         _row("opening them / first issue", case, late.open_ms, first.open_ms),
     ]

@@ -84,7 +84,7 @@ class Crew(Generic[W]):
     def resize(self, size: int) -> None:
         """Have `size` members from now on: what is too many leaves, first those that do not serve yet."""
         assert size >= 1, "a crew needs a member"
-        if size != self.num_wanted:
+        if size != self.num_wanted and self.num_wanted:
             self._events(EventKind.SCALE, f"{self._role}: {self.num_wanted} to {size} members", role=self._role)
         self.num_wanted = size
         staying = [m for m in self.members if m.state in (MemberState.STARTING, MemberState.SERVING)]
@@ -239,8 +239,10 @@ class Crew(Generic[W]):
         await self._watch(member)
 
     async def _watch(self, member: Member[W]) -> None:
-        while member.state is not MemberState.GONE:
+        while True:
             await asyncio.sleep(self._limits.ping_every_s)
+            if member.state is MemberState.GONE:
+                return
             try:
                 async with asyncio.timeout(self._limits.ping_timeout_s):
                     is_leaving = await member.worker.ping()
@@ -248,6 +250,9 @@ class Crew(Generic[W]):
                 self.lose(member, str(error))
             except TimeoutError:
                 self.lose(member, f"it did not answer for {self._limits.ping_timeout_s:g} s (fleet.ping_timeout_s)")
+            except Exception:
+                if member.state is not MemberState.GONE:  # else it was put away meanwhile, and says so in its own way
+                    raise
             else:
                 if is_leaving:
                     self.drain(member, "its machine is about to be taken away")

@@ -72,8 +72,9 @@ class RolloutActor:
     @ray.method(concurrency_group="control")
     async def close(self) -> None:
         """End the engine's process, if there is one."""
-        if self._engine is not None:
-            self._engine.close()
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
 
     @property
     def _started(self) -> RolloutEngine:

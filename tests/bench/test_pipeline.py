@@ -32,7 +32,7 @@ SMALL = Sizes(
 )
 OVERLAP = {f"step, k = {k} / longer wait" for k in (0, 1)}
 DRIVER = {"driver's CPU time / step", "left out: fakes' / step"}
-BOOKS = {"step's books / first issue", "slowest of 10 / first issue", "checkpoint / first issue"}
+BOOKS = {"step's books / first issue", "slowest of 10 / first", "checkpoint / first issue"}
 
 
 @pytest.fixture(scope="module")

@@ -130,7 +130,7 @@ def torment(
     Raises:
         AssertionError: it ends otherwise, or hangs.
     """
-    chance, report = random.Random(seed), Report()
+    chance, report, bag = random.Random(seed), Report(), list[str]()
     driver_at = sorted(chance.sample(range(2, num_steps - 1), num_driver_kills))
     deadline_s, next_step = time.monotonic() + timeout_s, 1
     while run.process.poll() is None:
@@ -146,8 +146,10 @@ def torment(
             tell(f"step {step}: the driver is killed and started again")
         elif step >= next_step:
             time.sleep(chance.uniform(0.0, 1.0))
-            kind = chance.choice(list(KINDS))
+            bag = bag or chance.sample(list(KINDS), len(KINDS))  # each kind once before any comes again
+            kind = bag[-1]
             if run.kill(kind, chance):
+                bag.pop()
                 report.kills[kind] += 1
                 next_step = step + chance.randint(1, 2 * STEPS_PER_KILL - 1)
                 tell(f"step {step}: kills {kind}")
@@ -204,7 +206,9 @@ def _recoveries(events: list[dict[str, Any]]) -> dict[str, float]:
     lost: dict[str, list[float]] = {}
     for event in events:
         role = event.get("role", "")
-        if event["kind"] == "loss":
+        if event["kind"] == "rewind":  # also of a driver that was started again, with members of its own
+            lost = {"learner": lost.get("learner", [])}
+        elif event["kind"] == "loss":
             lost.setdefault(role, []).append(event["unix_s"])
         elif event["kind"] in ("join", "restart") and lost.get(role):
             slowest[role] = max(slowest.get(role, 0.0), event["unix_s"] - lost[role].pop(0))

@@ -33,7 +33,7 @@ def test_a_run_is_watched_scaled_and_stopped_from_another_process(
         done = subprocess.run(
             [museg, *arguments], env=run_environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
         )
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, (done.stderr, process.poll() is not None and process.communicate()[0])
         return done.stdout
 
     def status() -> dict[str, Any]:
