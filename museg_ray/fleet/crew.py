@@ -241,7 +241,7 @@ class Crew(Generic[W]):
     async def _watch(self, member: Member[W]) -> None:
         while True:
             await asyncio.sleep(self._limits.ping_every_s)
-            if member.state is MemberState.GONE:
+            if member not in self.members:
                 return
             try:
                 async with asyncio.timeout(self._limits.ping_timeout_s):
@@ -251,7 +251,7 @@ class Crew(Generic[W]):
             except TimeoutError:
                 self.lose(member, f"it did not answer for {self._limits.ping_timeout_s:g} s (fleet.ping_timeout_s)")
             except Exception:
-                if member.state is not MemberState.GONE:  # else it was put away meanwhile, and says so in its own way
+                if member in self.members:  # else it was put away meanwhile, and says so in its own way
                     raise
             else:
                 if is_leaving:
