@@ -181,6 +181,8 @@ class Group:
     def for_update(self) -> "Group":
         """With its scored responses alone: what the learner trains on."""
         assert self.is_comparable and len(self.advantages) == len(self.responses)
+        if not self.unscored:
+            return self
         kept = [index for index, outcome in enumerate(self.outcomes) if isinstance(outcome, RewardParts)]
         return replace(
             self,

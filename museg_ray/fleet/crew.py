@@ -26,6 +26,9 @@ from museg_ray.fleet.member import CrewStatus, Member, MemberState, MemberStatus
 CLOSE_TIMEOUT_S = 20.0
 """For a member to end by itself; then it is killed."""
 MAX_BACKOFF_S = 60.0
+MAX_PINGS_PER_S = 64
+"""Of a crew: a ping costs the driver half a millisecond. In a larger crew each member is asked less often; one that has
+jobs shows its death by them at once."""
 
 
 class Crew(Generic[W]):
@@ -56,6 +59,7 @@ class Crew(Generic[W]):
         self._role, self._make, self._limits, self._events = role, make, limits, events
         self._prepare = prepare
         self.members: list[Member[W]] = []
+        self._serving: list[Member[W]] | None = None  # until one comes or goes: it is asked for with every job
         self._numbers = count()
         self._leases = Leases[W](room)
         self._tasks: set[asyncio.Task[None]] = set()  # the lives of members
@@ -74,7 +78,9 @@ class Crew(Generic[W]):
 
     @property
     def serving(self) -> list[Member[W]]:
-        return [member for member in self.members if member.state is MemberState.SERVING]
+        if self._serving is None:
+            self._serving = [member for member in self.members if member.state is MemberState.SERVING]
+        return self._serving
 
     @property
     def num_queued(self) -> int:
@@ -171,6 +177,7 @@ class Crew(Generic[W]):
         about = {"role": self._role, "member": member.name, "reason": why}
         self._events(EventKind.DRAIN, f"{member.name} gets nothing new: {why}", **about)
         member.state = MemberState.DRAINING
+        self._serving = None
         self._leave_if_idle(member)
         self._fill()
 
@@ -180,7 +187,7 @@ class Crew(Generic[W]):
         self.failure = self.failure or ResourceError(f"The {self._role} actors were closed.")
         for task in self._tasks:
             task.cancel()
-        members, self.members = self.members, []
+        members, self.members, self._serving = self.members, [], None
         await asyncio.gather(*(self._end(member) for member in members), *self._leaving)
         self._leases.fail(ResourceError(f"The {self._role} actors were closed."))
 
@@ -232,6 +239,7 @@ class Crew(Generic[W]):
         if member.state is not MemberState.STARTING:
             return
         member.state = MemberState.SERVING
+        self._serving = None
         self._failed_start = ""
         text = f"{member.name} serves after {self._age_s(member):.1f} s{prepared}"
         self._events(EventKind.JOIN, text, role=self._role, member=member.name, start_s=self._age_s(member))
@@ -240,7 +248,7 @@ class Crew(Generic[W]):
 
     async def _watch(self, member: Member[W]) -> None:
         while True:
-            await asyncio.sleep(self._limits.ping_every_s)
+            await asyncio.sleep(max(self._limits.ping_every_s, len(self.members) / MAX_PINGS_PER_S))
             if member not in self.members:
                 return
             try:
@@ -318,6 +326,7 @@ class Crew(Generic[W]):
     def _remove(self, member: Member[W]) -> None:
         member.state = MemberState.GONE
         self.members.remove(member)
+        self._serving = None
 
     def _tell(self) -> None:
         self._leases.grant(self.serving)

@@ -79,8 +79,13 @@ class Leases(Generic[W]):
                 lease.member.set_exception(error)
 
     def _least_busy(self, serving: Sequence[Member[W]]) -> Member[W] | None:
-        free = [member for member in serving if member.load < self._room and member.is_fit and not member.is_reserved]
-        return min(free, key=lambda member: member.load, default=None)
+        best, least = None, self._room
+        for member in serving:
+            if member.load < least and member.is_fit and not member.is_reserved:
+                best, least = member, member.load
+                if not least:
+                    break
+        return best
 
     def _alone(self, lease: Lease[W], serving: Sequence[Member[W]]) -> Member[W] | None:
         if lease.reserved not in serving:

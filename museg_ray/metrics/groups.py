@@ -35,7 +35,7 @@ def group_metrics(sampled: Sequence[Group], rollout_s: float) -> dict[str, float
     responses = [response for group in sampled for response in group.responses]
     return {
         **_reward_means(rewards),
-        names.REWARD_STD: fmean(float(np.std([r.total for r in group.rewards], ddof=1)) for group in groups),
+        names.REWARD_STD: _mean_std(groups),
         names.REWARD_EQUAL_GROUPS_SHARE: fmean(group.has_equal_rewards for group in groups),
         names.ROLLOUT_RESPONSES_PER_S: len(responses) / rollout_s,
         names.ROLLOUT_COMPLETION_TOKENS: fmean(len(r.token_ids) for r in responses),
@@ -43,6 +43,15 @@ def group_metrics(sampled: Sequence[Group], rollout_s: float) -> dict[str, float
         names.ANSWER_INVALID_SHARE: fmean(not r.predicted for r in rewards),
         **_answer_shares(groups),
     }
+
+
+def _mean_std(groups: Sequence[Group]) -> float:
+    """Over the groups, of the rewards' standard deviation."""
+    by_size = defaultdict(list)
+    for group in groups:
+        totals = [parts.total for parts in group.rewards]
+        by_size[len(totals)].append(totals)
+    return fmean(np.concatenate([np.std(totals, axis=1, ddof=1) for totals in by_size.values()]).tolist())
 
 
 def _reward_means(rewards: Sequence[RewardParts]) -> dict[str, float]:
@@ -95,11 +104,9 @@ def _rounded(segments: Iterable[Segment]) -> tuple[Segment, ...]:
 
 def _full_length_share(answers: Sequence[Answered]) -> float | None:
     """Of the answers to queries whose truth leaves a part of the video out, those that do not; None without any."""
-    is_full = [
-        _covers_all(predicted, group.clip_duration_s)
-        for group, predicted in answers
-        if not _covers_all(group.query.segments, group.clip_duration_s)
-    ]
+    by_id = {id(group): group for group, _ in answers}
+    is_asked = {key: not _covers_all(group.query.segments, group.clip_duration_s) for key, group in by_id.items()}
+    is_full = [_covers_all(predicted, group.clip_duration_s) for group, predicted in answers if is_asked[id(group)]]
     return fmean(is_full) if is_full else None
 
 

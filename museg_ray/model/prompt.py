@@ -1,6 +1,7 @@
 """The chat prompt of one query as token ids, with room for its video."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
@@ -20,14 +21,21 @@ def chat_prompt_ids(tokenizer: PreTrainedTokenizerBase, user_text: str) -> list[
     contains `<|video_pad|>` must not add a video. Special tokens surround it, so this gives the same ids as encoding
     the whole.
     """
+    before, after = _around(tokenizer)
+    user_ids = tokenizer.encode(user_text, add_special_tokens=False, split_special_tokens=True)
+    return [*before, *user_ids, *after]
+
+
+@lru_cache(maxsize=4)
+def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Ids before and after the user's text."""
     content = [{"type": "video"}, {"type": "text", "text": _USER_TEXT}]
     messages = [{"role": "user", "content": content}]
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     parts = rendered.split(_USER_TEXT)
     assert len(parts) == 2, f"the chat template must render the user's text once, not {len(parts) - 1} times"
     before, after = (tokenizer.encode(part, add_special_tokens=False) for part in parts)
-    user_ids = tokenizer.encode(user_text, add_special_tokens=False, split_special_tokens=True)
-    return [*before, *user_ids, *after]
+    return before, after
 
 
 def expand_video(prompt_ids: Sequence[int], num_video_tokens: int, spec: VisionSpec) -> list[int]:

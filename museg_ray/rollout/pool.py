@@ -85,6 +85,7 @@ class RolloutPool:
         self._config, self._events = config, events
         self._newest: _Weights | None = None
         self._published = asyncio.Event()
+        self._num_inside = 0
         self._last: _Request | None = None  # sampled: what joiners are compared on
         make_worker = make or (lambda: RolloutWorker(model_dir, config))
         room = config.rollout.max_num_seqs
@@ -94,7 +95,7 @@ class RolloutPool:
     @property
     def num_waiting(self) -> int:
         """Issues that are being sampled or wait for it."""
-        return self._crew.num_queued + sum(member.num_jobs for member in self._crew.members)
+        return self._num_inside
 
     @property
     def version(self) -> int:
@@ -136,7 +137,14 @@ class RolloutPool:
             RolloutError: vLLM refused it.
             MusegError: all actors have failed.
         """
-        request, deaths = _Request(issue, prompt_ids, clip, sampling), list[str]()
+        self._num_inside += 1
+        try:
+            return await self._sample(_Request(issue, prompt_ids, clip, sampling))
+        finally:
+            self._num_inside -= 1
+
+    async def _sample(self, request: _Request) -> Group:
+        issue, sampling, deaths = request.issue, request.sampling, list[str]()
         while True:
             alone = len(deaths) >= MAX_DEATHS
             async with self._crew.lease(issue.issue_id, sampling.group_size, alone) as member:

@@ -8,6 +8,7 @@ read back, and its folder is taken back to the checkpoint's step before the next
 """
 
 import asyncio
+import gc
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -129,6 +130,7 @@ class _Session:
             async with self._start(self._config, self._run_dir, self._model_dir, checkpoint, books.events.add) as parts:
                 with self.stage("start", "rollout engines and learner"):
                     await parts.ready()
+                gc.freeze()  # a full collection would look through all that was imported in the middle of a step
                 if before is None:
                     before = await self._evaluate("before", "held-out videos, before", queries.heldout, parts)
                 if not await self._train(parts, source, books):

@@ -1,13 +1,12 @@
 """What a step says about the parts: how long its groups took, how old their tokens are, how long the queues were."""
 
+from collections import Counter
 from dataclasses import dataclass
-
-import numpy as np
 
 from museg_ray.metrics import names
 from museg_ray.metrics.groups import group_metrics
 from museg_ray.train.work import StepWork
-from museg_ray.types import Group
+from museg_ray.types import Group, VersionSpan
 
 
 @dataclass(slots=True)
@@ -52,6 +51,10 @@ def step_metrics(work: StepWork, version: int, queues: dict[str, float]) -> dict
 
 def _ages(groups: list[Group], version: int) -> dict[str, float]:
     """Updates between the weights that sampled a token and those that learn from it."""
-    versions = [group.token_versions(index) for group in groups for index in range(len(group.responses))]
-    ages = version - np.concatenate(versions)
-    return {names.ROLLOUT_AGE_MEAN: float(ages.mean()), names.ROLLOUT_AGE_MAX: float(ages.max())}
+    num_tokens = Counter[int]()  # by age
+    for group in groups:
+        for response in group.responses:
+            for span in response.spans or (VersionSpan(group.weight_version, len(response.token_ids)),):
+                num_tokens[version - span.version] += span.num_tokens
+    mean = sum(age * num for age, num in num_tokens.items()) / num_tokens.total()
+    return {names.ROLLOUT_AGE_MEAN: float(mean), names.ROLLOUT_AGE_MAX: float(max(num_tokens))}

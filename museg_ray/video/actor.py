@@ -5,7 +5,7 @@ go names and sizes.
 """
 
 import asyncio
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Protocol
@@ -66,8 +66,8 @@ class ClipWorker:
     def __init__(self, config: VideoConfig) -> None:
         # Ray leaves GPUs visible to actors that reserve none; a CUDA context here would take memory from the engines.
         cpu_only = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
-        options: Any = {"num_cpus": config.num_cpus, "runtime_env": cpu_only}
-        remote_class: Any = ray.remote(concurrency_groups={"control": 1})(PrepareActor).options(**options)
+        options: Any = {"num_cpus": config.num_cpus, "runtime_env": cpu_only, "concurrency_groups": {"control": 1}}
+        remote_class: Any = ray.remote(**options)(PrepareActor)
         self._actor: ActorHandle = remote_class.remote(config)
 
     async def start(self) -> None:
@@ -125,7 +125,8 @@ class ClipPool:
         self._crew.resize(config.video.num_actors)
         self._pending: dict[str, asyncio.Task[ClipHandle]] = {}  # being prepared, or prepared ahead and not yet used
         self._ahead: dict[str, int] = {}  # bytes that each clip prepared ahead takes, or may take
-        self._later: deque[str] = deque()  # to prepare ahead once there is room
+        self._ahead_bytes = self._num_running = 0  # of `_ahead`: their sum, and those that are being prepared
+        self._later: OrderedDict[str, None] = OrderedDict()  # to prepare ahead once there is room
         self.num_decoded = 0
         """Clips that no store had yet."""
 
@@ -158,12 +159,14 @@ class ClipPool:
             VideoError: the video cannot be read, took longer than its deadline, or crashed its reader.
             ResourceError: an actor does not start, or the frame store cannot be used.
         """
-        if video in self._later:
-            self._later.remove(video)
+        self._later.pop(video, None)
         task = self._pending.get(video) or self._start(video)
-        if self._ahead.pop(video, None) is not None:  # it is used now: there is room for another one
+        if (size_bytes := self._ahead.pop(video, None)) is not None:  # it is used now: there is room for another one
+            self._ahead_bytes -= size_bytes
             if task.done():
                 del self._pending[video]
+            else:
+                self._num_running -= 1
             self._work_ahead()
         # Shielded: a caller that is cancelled must not take the clip from the others.
         return await asyncio.shield(task)
@@ -173,7 +176,7 @@ class ClipPool:
 
         A video that cannot be read is told to whoever asks for it.
         """
-        self._later.extend(video for video in videos if video not in self._pending and video not in self._later)
+        self._later.update((video, None) for video in videos if video not in self._pending)
         self._work_ahead()
 
     async def close(self) -> None:
@@ -195,7 +198,10 @@ class ClipPool:
             return
         failed = task.exception() is not None  # asked for here too: its callers may be gone
         if video in self._ahead:
-            self._ahead[video] = 0 if failed else task.result().prepared.size_bytes
+            size_bytes = 0 if failed else task.result().prepared.size_bytes
+            self._ahead_bytes += size_bytes - self._ahead[video]
+            self._ahead[video] = size_bytes
+            self._num_running -= 1
         else:
             del self._pending[video]
         self._work_ahead()
@@ -203,14 +209,15 @@ class ClipPool:
     def _work_ahead(self) -> None:
         """Start what there is room for. No more at once than there are actors, so that a clip that is needed now waits
         for one of them at most."""
-        room_bytes = self._config.ahead_gib * GIB - sum(self._ahead.values())
-        num_running = sum(not self._pending[video].done() for video in self._ahead)
-        largest_bytes = largest_clip_bytes(self._config)
-        while self._later and num_running < self._crew.num_wanted and room_bytes >= largest_bytes:
-            video = self._later.popleft()
+        most_bytes, largest_bytes = self._config.ahead_gib * GIB, largest_clip_bytes(self._config)
+        while self._later and self._num_running < self._crew.num_wanted:
+            if self._ahead_bytes + largest_bytes > most_bytes:
+                return
+            video, _ = self._later.popitem(last=False)
             self._ahead[video] = largest_bytes
+            self._ahead_bytes += largest_bytes
+            self._num_running += 1
             self._start(video)
-            num_running, room_bytes = num_running + 1, room_bytes - largest_bytes
 
     async def _prepare(self, video: str) -> ClipHandle:
         for pause_s in RETRY_AFTER_S:
