@@ -1,16 +1,221 @@
-"""Recovery on the real stack, for `museg bench pipeline --real`: not measured yet."""
+"""Recovery on the real stack, for `museg bench pipeline --real`: an engine's process, its actor and its whole node are
+killed while groups are sampled."""
 
-from collections.abc import Callable
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import ray
 
 from museg_ray.bench.result import Row, Target
+from museg_ray.config.schema import Config, ModelConfig, RolloutConfig, VideoConfig
 from museg_ray.errors import ResourceError
+from museg_ray.events import EventKind
+from museg_ray.model.prompt import chat_prompt_ids
+from museg_ray.model.qwen_vl import PACKAGED_MODEL_DIR, load_policy, load_tokenizer
+from museg_ray.rollout.engine import Sampling
+from museg_ray.rollout.pool import RolloutPool
+from museg_ray.types import Clip, GroundingQuery, Group, Issue
+from museg_ray.video.loader import ClipHandle
+from museg_ray.video.prepare import PreparedClip
+from museg_ray.video.store import FrameStore
+from museg_ray.weights.blob import weights_to_blob
+
+VICTIMS = ("engine", "actor", "raylet")
+NUM_GROUPS = 12
+SAMPLING = Sampling(group_size=8, temperature=1.0, max_completion_tokens=192)
+NOTICED_TARGET_S, REQUEUED_TARGET_S, REPLACED_TARGET_S = 5.0, 1.0, 5.0
+WAIT_S = 300.0
+
+Happening = tuple[float, EventKind, dict[str, Any]]
+"""Seconds on the monotonic clock, kind, fields."""
 
 
 def measure_recovery(tell: Callable[[str], None]) -> tuple[list[Row], list[Target]]:
     """Seconds from SIGKILL of an engine process, of its actor and of a raylet until the loss is noticed, until its
-    issues run elsewhere, and until the replacement serves at the newest version; tokens sampled twice.
+    issues go to another actor, and until the replacement serves at the newest version.
 
     Args:
         tell: is told what is being done.
+
+    Raises:
+        ResourceError: Ray or the second node does not start, or a replacement never serves.
     """
-    raise ResourceError("museg bench pipeline --real: recovery on the real stack is not measured yet.")
+    tell("starting two nodes and two engines")
+    with _two_nodes() as node, tempfile.TemporaryDirectory(prefix="museg-bench-") as folder:
+        deaths = asyncio.run(_measure(Path(folder), node, tell))
+    rows = [row for death in deaths for row in death.rows()]
+    targets = [
+        _at_most("slowest notice of a death, s", max(death.noticed_s for death in deaths), NOTICED_TARGET_S),
+        _at_most("slowest requeue after it, s", max(death.requeued_s for death in deaths), REQUEUED_TARGET_S),
+        _at_most("replacement, s beyond its start", max(death.beyond_start_s for death in deaths), REPLACED_TARGET_S),
+    ]
+    return rows, targets
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """Of one victim, in seconds since the kill, and what came of it."""
+
+    victim: str
+    noticed_s: float
+    requeued_s: float
+    """Since it was noticed, until the last of its issues was given to another."""
+    num_twice: int
+    """Groups that were begun twice."""
+    serves_s: float
+    start_s: float
+    """That the replacement took by itself."""
+
+    @property
+    def beyond_start_s(self) -> float:
+        return self.serves_s - self.start_s
+
+    def rows(self) -> list[Row]:
+        case = f"killed: {self.victim}, {self.num_twice} groups begun twice"
+        return [
+            _row("noticed / target", case, self.noticed_s, NOTICED_TARGET_S),
+            _row("requeued / target", case, self.requeued_s, REQUEUED_TARGET_S),
+            _row("replacement serves / its start", case, self.serves_s, self.start_s),
+        ]
+
+
+def _row(what: str, case: str, took_s: float, against_s: float) -> Row:
+    """With the columns of the other rows of this bench."""
+    return {"measured": what, "case": case, "ms": 1e3 * took_s, "against": 1e3 * against_s, "ratio": took_s / against_s}
+
+
+def _at_most(name: str, value: float, target: float) -> Target:
+    return Target(name, value, target, value <= target)
+
+
+async def _measure(folder: Path, node: subprocess.Popen[bytes], tell: Callable[[str], None]) -> list[Death]:
+    happened: list[Happening] = []
+
+    def note(kind: EventKind, text: str, **fields: object) -> None:
+        happened.append((time.monotonic(), kind, fields))
+
+    spare = ray.remote(_Spare).options(num_cpus=1).remote()  # so that the second engine goes to the second node
+    await spare.ready.remote()
+    pool = RolloutPool(_config(folder), PACKAGED_MODEL_DIR, note)
+    clip = _stored_clip(folder)
+    try:
+        await pool.ready()
+        ray.kill(spare)
+        policy = load_policy(PACKAGED_MODEL_DIR, dtype=_float32()).named_parameters()
+        await pool.publish(1, ray.put(weights_to_blob(policy)))
+        await _sample(pool, clip, 1)
+        deaths = []
+        for victim in VICTIMS:
+            tell(f"killing: {victim}")
+            happened.clear()
+            deaths.append(await _kill(victim, pool, clip, node, happened))
+        return deaths
+    finally:
+        await pool.close()
+
+
+async def _kill(
+    victim: str, pool: RolloutPool, clip: ClipHandle, node: subprocess.Popen[bytes], happened: list[Happening]
+) -> Death:
+    groups = asyncio.create_task(_sample(pool, clip, NUM_GROUPS))
+    await asyncio.sleep(1.0)
+    killed_s = time.monotonic()
+    os.kill(_pid(victim, node), signal.SIGKILL)
+    await groups
+    deadline_s = killed_s + WAIT_S
+    while not (joins := _of(happened, EventKind.JOIN)):
+        if time.monotonic() > deadline_s:
+            raise ResourceError(f"After the death of an {victim} no replacement served within {WAIT_S:g} s.")
+        await asyncio.sleep(0.1)
+    noticed_s = _of(happened, EventKind.LOSS)[0][0] - killed_s
+    requeues = _of(happened, EventKind.REQUEUE)
+    requeued_s = max((when - killed_s - noticed_s for when, _, _ in requeues), default=0.0)
+    serves_s, start_s = joins[-1][0] - killed_s, joins[-1][2]["start_s"]
+    return Death(victim, noticed_s, requeued_s, len(requeues), serves_s, start_s)
+
+
+async def _sample(pool: RolloutPool, clip: ClipHandle, count: int) -> list[Group]:
+    query = GroundingQuery("bench/0", "bench.mp4", "it happens", ((1.0, 2.0),))
+    prompt_ids = chat_prompt_ids(load_tokenizer(PACKAGED_MODEL_DIR), "Find every time it happens.")
+    issues = [Issue(number, query, "bench", seed=number) for number in range(count)]
+    return await asyncio.gather(*(pool.sample(issue, prompt_ids, clip, SAMPLING) for issue in issues))
+
+
+def _of(happened: Sequence[Happening], kind: EventKind) -> list[Happening]:
+    return [each for each in happened if each[1] is kind]
+
+
+def _config(folder: Path) -> Config:
+    rollout = RolloutConfig(
+        num_actors=2, num_cpus=1, num_threads=1, max_num_seqs=32, kv_cache_gib=0.125, enforce_eager=True
+    )
+    model = ModelConfig(dtype="float32", max_tokens=512)
+    return Config(model=model, rollout=rollout, video=VideoConfig(store_dir=str(folder)))
+
+
+def _stored_clip(folder: Path) -> ClipHandle:
+    frames = np.random.default_rng(0).integers(0, 256, size=(24, 56, 56, 3), dtype=np.uint8)
+    times_s = np.linspace(0.0, 11.5, 24, dtype=np.float32)
+    clip = Clip("bench", "bench.mp4", frames, times_s, duration_s=12.0)
+    FrameStore(folder, limit_gib=1).put(clip)
+    prepared = PreparedClip(clip.key, clip.video, clip.frames.shape, clip.duration_s, was_decoded=True)
+    return ClipHandle(prepared, origin=None)
+
+
+def _float32() -> Any:
+    import torch
+
+    return torch.float32
+
+
+class _Spare:
+    """Holds a CPU."""
+
+    def ready(self) -> None:
+        pass
+
+
+@contextmanager
+def _two_nodes() -> Iterator[subprocess.Popen[bytes]]:
+    """A Ray of our own with a second node, whose process is given; two CPUs on the first, one on the second."""
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray_command = str(Path(sys.executable).with_name("ray"))
+    address = ray.get_runtime_context().gcs_address
+    ports = ("node-manager", "object-manager", "min-worker", "max-worker")
+    command = [ray_command, "start", f"--address={address}", "--block", "--num-cpus=1", "--disable-usage-stats"]
+    command += [f"--{name}-port=0" for name in ports]
+    node = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline_s = time.monotonic() + 60
+        while ray.cluster_resources().get("CPU", 0) < 3:
+            if time.monotonic() > deadline_s or node.poll() is not None:
+                raise ResourceError("The second Ray node did not start; see Ray's log folder.")
+            time.sleep(0.2)
+        yield node
+    finally:
+        node.terminate()
+        node.wait()
+        ray.shutdown()
+
+
+def _pid(victim: str, node: subprocess.Popen[bytes]) -> int:
+    """Of a process on the first node, or of the second node's raylet."""
+    if victim == "raylet":
+        return next(each.pid for each in psutil.Process(node.pid).children(recursive=True) if each.name() == "raylet")
+    of_second = {each.pid for each in psutil.Process(node.pid).children(recursive=True)}
+    family = psutil.Process().children(recursive=True)
+    engine = next(each for each in family if "EngineCore" in each.name() and each.pid not in of_second)
+    return engine.pid if victim == "engine" else engine.ppid()

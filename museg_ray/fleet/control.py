@@ -22,6 +22,7 @@ from ray.exceptions import RayError
 
 from museg_ray.errors import ResourceError
 from museg_ray.files import whole_file
+from museg_ray.fleet.errors import result_of
 
 NAMESPACE = "museg"
 CONTROL_FILE = "control.json"
@@ -107,7 +108,8 @@ class RayControl:
         await self._mailbox.leave_status.remote(status)
 
     async def next_wish(self) -> tuple[int, Wish]:
-        number, wish = await self._mailbox.next_wish.remote()
+        # Taken back where the driver gives up waiting: a call that nobody awaits would swallow the next wish.
+        number, wish = await result_of(self._mailbox.next_wish.remote())
         return number, wish
 
     async def answer(self, number: int, text: str) -> None:

@@ -276,15 +276,20 @@ def test_actors_without_a_place_in_the_cluster_end_the_run_with_the_arithmetic(m
         in_pool(lambda pool: pool.score(group_of(TEXTS), WEIGHTS), num_cpus=1000)
 
 
-def test_actors_that_die_again_and_again_end_the_run_with_their_reasons() -> None:
-    """One loss is one too many here. What was at the actor is told first: it was scored elsewhere."""
+def test_only_deaths_that_no_response_can_be_blamed_for_count_against_the_restarts() -> None:
+    """One loss is one too many here. A response that ends its actor is quarantined, and the run goes on."""
 
-    async def score_twice(pool: RewardPool) -> None:
+    async def lose_two(pool: RewardPool) -> None:
         assert is_scored(await pool.score(doing("fine", "die"), CUSTOM)) == [True, False]
+        assert is_scored(await pool.score(doing("fine"), CUSTOM)) == [True]
+        (idle,) = pool._crew.serving
+        os.kill(await idle.worker._actor.__ray_call__.remote(lambda _: os.getpid()), signal.SIGKILL)
+        while pool._crew.failure is None:
+            await asyncio.sleep(0.1)
         await pool.score(doing("fine"), CUSTOM)
 
     with pytest.raises(ResourceError, match=r"1 reward actors were lost within .*fleet\.max_restarts is 0.*died"):
-        in_pool(score_twice, max_restarts=0, **HOSTILE)
+        in_pool(lose_two, max_restarts=0, **HOSTILE)
 
 
 def test_an_actor_sees_no_gpu_and_loads_no_torch() -> None:

@@ -168,3 +168,44 @@ def test_a_run_whose_books_were_cut_is_refused(folder: Path, server: RunServer, 
     metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[1:]))
     ended = server.run("cut", RESUME)
     assert ended.code == 1 and "metrics.jsonl does not begin with" in ended.printed
+
+
+REFILLING = ("train.refill=zero_variance", "train.max_refills=2", "rollout.group_size=2", "train.prompts_per_step=5")
+
+
+@pytest.fixture(scope="module")
+def refilled(server: RunServer) -> Ended:
+    ended = server.run("refilled", *REFILLING)
+    assert ended.code == 0, ended.printed
+    return ended
+
+
+@pytest.mark.parametrize("share", [index / 6 for index in range(6)])
+def test_a_run_that_refills_is_exact_too(share: float, folder: Path, server: RunServer, refilled: Ended) -> None:
+    whole = picture(folder / "refilled")
+    assert any("all earned the same" in row["reason"] for row in whole["ledger"]), "nothing was refilled"
+    name = f"refilled-{int(share * 100)}"
+    assert server.run(name, RESUME, *REFILLING, kill_at=1 + int(share * refilled.num_moments)).code == -9
+    ended = server.run(name, RESUME, *REFILLING)
+    assert ended.code == 0, ended.printed
+    assert picture(folder / name) == whole
+
+
+OVERLAPPING = ("train.max_staleness=1", "algo.correction=truncate")
+
+
+@pytest.mark.parametrize("share", [0.3, 0.45, 0.6, 0.75, 0.9])
+def test_a_run_that_overlaps_loses_and_repeats_nothing_when_it_is_killed_and_resumed(
+    share: float, folder: Path, server: RunServer, uninterrupted: Ended
+) -> None:
+    name = f"overlapping-{int(share * 100)}"
+    assert server.run(name, RESUME, *OVERLAPPING, kill_at=1 + int(share * uninterrupted.num_moments)).code == -9
+    ended = server.run(name, RESUME, *OVERLAPPING)
+    assert ended.code == 0, ended.printed
+    left = books(folder / name)
+    assert {row["outcome"] for row in left["ledger"]} == {"trained", "failed"}, "every issue ends"
+    assert [row["issue_id"] for row in left["ledger"]] == list(range(2 * NUM_STEPS))
+    logged = [(row["issue_id"], row["response_index"]) for row in left["rollouts"]]
+    trained = [row["issue_id"] for row in left["ledger"] if row["outcome"] == "trained"]
+    assert sorted(logged) == [(issue_id, index) for issue_id in trained for index in range(4)]
+    assert max(row[names.ROLLOUT_AGE_MAX] for row in left["metrics"]) == 1.0
