@@ -4,7 +4,6 @@ import os
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from museg_ray.config.schema import Config
@@ -43,7 +42,7 @@ def run_status(
         "phase": phase_after(config, step),
         "weight_version": steps.version,
         "max_staleness": config.train.max_staleness,
-        "crews": {role: asdict(crew.status()) for role, crew in parts.crews.items()},
+        "crews": {role: crew.status().as_dict() for role, crew in parts.crews.items()},
         "queues": {
             "rollout": parts.rollouts.num_waiting,
             "reward": parts.rewards.num_waiting,
