@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
+from multiprocessing import get_context
 from pathlib import Path
 
 import av
@@ -93,7 +94,8 @@ def _render(root: Path, config: SyntheticConfig, progress: Progress) -> None:
     (root / "videos").mkdir()
     counts = {"train": config.num_train_videos, "heldout": config.num_heldout_videos}
     jobs = [(split, index) for split, count in counts.items() for index in range(count)]
-    with ProcessPoolExecutor(max_workers=os.cpu_count(), initializer=_end_with_parent) as pool:
+    # Spawned: a child that is forked while threads of other libraries hold a lock waits for it for ever.
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), initializer=_end_with_parent) as pool:
         futures = [pool.submit(_render_video, root, config.seed, split, index) for split, index in jobs]
         try:
             for done, future in enumerate(futures, start=1):

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -162,7 +163,7 @@ def _load_corpus(config: Config, progress: Progress) -> list[tuple[Clip, list[Gr
         by_video.setdefault(query.video, []).append(query)
     decode = progress.add_task("decode videos", total=len(by_video))
     loaded = []
-    with ProcessPoolExecutor() as pool:
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:  # see corpus.py
         clips = pool.map(read_clip, by_video, [config.video] * len(by_video), chunksize=16)
         for queries, clip in zip(by_video.values(), clips, strict=True):
             loaded.append((clip, queries))
