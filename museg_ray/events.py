@@ -5,6 +5,8 @@ from typing import Protocol
 
 
 class EventKind(StrEnum):
+    START = "start"
+    """A driver begins, or goes on after one that died; none of that one's members is there any more."""
     JOIN = "join"
     """A member serves from now on."""
     LOSS = "loss"

@@ -26,7 +26,7 @@ class Member(Generic[W]):
     """One worker and where it is in its life."""
 
     name: str
-    """`rollout-3`; no other member of the run ever gets it."""
+    """`rollout-3`; no other member that this driver starts ever gets it."""
     worker: W
     born_s: float
     state: MemberState = MemberState.STARTING

@@ -56,10 +56,12 @@ def stays_of(events: Sequence[Mapping[str, Any]]) -> list[Stay]:
     here: dict[str, Stay] = {}
     for event in events:
         now_min = (event["unix_s"] - first_s) / 60
-        if event["kind"] == "join":
+        if event["kind"] == "start":
+            for stay in here.values():  # went with the driver before
+                stay.to_min, stay.was_lost = now_min, True
+            here.clear()
+        elif event["kind"] == "join":
             stay = Stay(event["member"], event["role"], now_min, (last_s - first_s) / 60)
-            if (before := here.get(stay.member)) is not None:
-                before.to_min = now_min
             here[stay.member] = stay
             stays.append(stay)
         elif event["kind"] in ("loss", "leave") and event.get("member") in here:

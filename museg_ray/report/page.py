@@ -32,7 +32,7 @@ TIME_PARTS = (
     ("learner", names.TIME_LEARNER_S),
     ("weight sync", names.TIME_SYNC_S),
 )
-TOLD_EVENTS = ("loss", "restart", "rewind", "scale", "drain", "leave")
+TOLD_EVENTS = ("start", "loss", "restart", "rewind", "scale", "drain", "leave")
 """What the page lists; joins, pushes, phases and checkpoints of an undisturbed run would fill it."""
 REWARD_PARTS = ("matching", "global", "local", "timestamp", "format", *FURTHER_REWARDS)
 

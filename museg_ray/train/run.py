@@ -9,7 +9,9 @@ read back, and its folder is taken back to the checkpoint's step before the next
 
 import asyncio
 import gc
+import os
 import signal
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -25,6 +27,7 @@ from museg_ray.data.curriculum import load_curriculum
 from museg_ray.errors import VideoError
 from museg_ray.evaluation.blind import blind_baseline
 from museg_ray.evaluation.runner import Evaluation, evaluate, read_answers, swap_videos, write_answers
+from museg_ray.events import EventKind
 from museg_ray.model.qwen_vl import check_size_multiple, resolve_model_path
 from museg_ray.report.page import write_report
 from museg_ray.rewards.recipe import Recipe
@@ -126,6 +129,7 @@ class _Session:
         source, before = IssueSource(self._config, queries.train), self._before(queries)
         checkpoint = self._resumed.checkpoint.learner_dir if self._resumed else None
         books = Books(self._config, self._run_dir, self._display, self._notes)
+        books.events.add(EventKind.START, f"a driver starts: pid {os.getpid()} on {socket.gethostname()}")
         try:
             async with self._start(self._config, self._run_dir, self._model_dir, checkpoint, books.events.add) as parts:
                 with self.stage("start", "rollout engines and learner"):

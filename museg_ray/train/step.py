@@ -1,6 +1,7 @@
 """One optimiser step: its groups to the learner, its weights to the engines, what it said to the books."""
 
 from museg_ray.checkpoints.state import TrainerState
+from museg_ray.checkpoints.writer import to_the_end
 from museg_ray.clock import now_s
 from museg_ray.config.schema import Config
 from museg_ray.errors import LearnerError, LearnerLostError, PoisonQueryError, VideoError, WeightsLostError
@@ -111,7 +112,8 @@ class StepMaker:
         self.next_version = version + 1  # also where it is broken off: some engines may have it by then
         weights = await self._parts.learner.export_weights(version)
         try:
-            await self._parts.rollouts.publish(version, weights)
+            # To the end, also where the learner is found lost meanwhile: no engine may be left in the middle of an update.
+            await to_the_end(self._parts.rollouts.publish(version, weights))
         except WeightsLostError as error:
             raise LearnerLostError(str(error)) from error
         self.version = version

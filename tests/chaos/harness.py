@@ -206,8 +206,8 @@ def _recoveries(events: list[dict[str, Any]]) -> dict[str, float]:
     lost: dict[str, list[float]] = {}
     for event in events:
         role = event.get("role", "")
-        if event["kind"] == "rewind":  # also of a driver that was started again, with members of its own
-            lost = {"learner": lost.get("learner", [])}
+        if event["kind"] == "start":  # of a driver that has members of its own
+            lost = {}
         elif event["kind"] == "loss":
             lost.setdefault(role, []).append(event["unix_s"])
         elif event["kind"] in ("join", "restart") and lost.get(role):

@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from museg_ray.append_log import AppendLog
 from museg_ray.report.crews import draw_crews, stays_of
 from museg_ray.report.page import write_report
 from museg_ray.report.run_folder import read_run
 
 EVENTS = [
+    {"unix_s": 0.0, "step": 0, "kind": "start", "text": "a driver starts"},
     {"unix_s": 0.0, "step": 0, "kind": "join", "text": "rollout-0 serves", "role": "rollout", "member": "rollout-0"},
     {"unix_s": 60.0, "step": 1, "kind": "join", "text": "rollout-1 serves", "role": "rollout", "member": "rollout-1"},
     {
@@ -38,11 +41,17 @@ def test_every_stay_has_its_time_and_its_end() -> None:
     assert stays_of([]) == []
 
 
+def test_who_was_there_when_a_driver_died_went_with_it() -> None:
+    again = {"unix_s": 200.0, "step": 2, "kind": "start", "text": "a driver starts"}
+    stays = {stay.member: (stay.to_min, stay.was_lost) for stay in stays_of([*EVENTS[:5], again])}
+    assert stays["reward-0"] == (pytest.approx(200 / 60), True)
+
+
 def test_the_report_draws_them_and_lists_what_went_wrong(make_run: Callable[..., Path]) -> None:
     folder = make_run()
     assert draw_crews(read_run(folder)) is None, "a run without events has no picture of them"
     AppendLog(folder / "events.jsonl").append(EVENTS)
     page = write_report(folder).read_text()
     assert (folder / "crews.png").stat().st_size > 1000
-    assert "2 events: losses, restarts, scalings" in page
+    assert "3 events: losses, restarts, scalings" in page
     assert "&lt;b&gt;rollout-0&lt;/b&gt; died" in page and "checkpoint of step 4" not in page
