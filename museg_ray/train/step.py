@@ -112,7 +112,7 @@ class StepMaker:
         self.next_version = version + 1  # also where it is broken off: some engines may have it by then
         weights = await self._parts.learner.export_weights(version)
         try:
-            # To the end, also where the learner is found lost meanwhile: no engine may be left in the middle of an update.
+            # To the end, also where the learner is found lost meanwhile: no engine may be left half updated.
             await to_the_end(self._parts.rollouts.publish(version, weights))
         except WeightsLostError as error:
             raise LearnerLostError(str(error)) from error
