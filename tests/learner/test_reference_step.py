@@ -84,7 +84,7 @@ class Stock:
     def fixed(self, groups: Sequence[Group]) -> dict[int, Tensor]:
         """Log-probs by the response's `id`."""
         with torch.no_grad():
-            return {id(r): self.row(each.group, r)[0] for each in groups for r in each.responses}
+            return {id(r): self.row(each, r)[0] for each in groups for r in each.responses}
 
     def kept(self, response: Response) -> Tensor:
         return self.bias[list(response.token_ids)] == 0
@@ -253,7 +253,7 @@ class PlainGrpo:
                     "token": 1 / num_tokens,
                     "constant": 1 / (len(groups) * len(each.advantages) * self.config.rollout.max_completion_tokens),
                 }[algo.loss_mean]
-                logprobs, entropies = self.stock.row(each.group, response)
+                logprobs, entropies = self.stock.row(each, response)
                 old, rollout = self.old[id(response)], torch.tensor(response.logprobs)
                 losses, shown = token_losses(
                     logprobs[kept],

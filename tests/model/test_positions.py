@@ -76,7 +76,7 @@ def vllm_rule(dtype: torch.dtype, model_dir: Path, spec: VisionSpec) -> VllmRule
     object.__setattr__(model, "config", model_config.hf_config)  # all that the position rule reads
 
     def process(prompt_ids: list[int], clip: Clip) -> tuple[list[int], torch.Tensor, int]:
-        prompt = _vllm_prompt(prompt_ids, clip, 0, spec)
+        prompt = _vllm_prompt(prompt_ids, clip, 0, 0, spec)
         items = processor.info.parse_mm_data(prompt["multi_modal_data"])
         kwargs = prompt["mm_processor_kwargs"]
         processed = processor(prompt["prompt_token_ids"], items, hf_processor_mm_kwargs=kwargs)
