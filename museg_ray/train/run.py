@@ -125,13 +125,13 @@ class _Session:
 
     async def _train_and_evaluate(self, queries: RunQueries) -> dict[str, object] | None:
         """Everything that needs the parts; returns the summary, or None where the run was stopped before its end."""
-        _cancel_on_sigterm()
         source, before = IssueSource(self._config, queries.train), self._before(queries)
         checkpoint = self._resumed.checkpoint.learner_dir if self._resumed else None
         books = Books(self._config, self._run_dir, self._display, self._notes)
         books.events.add(EventKind.START, f"a driver starts: pid {os.getpid()} on {socket.gethostname()}")
         try:
             async with self._start(self._config, self._run_dir, self._model_dir, checkpoint, books.events.add) as parts:
+                _cancel_on_sigterm()  # after Ray has started, which puts a handler of its own
                 with self.stage("start", "rollout engines and learner"):
                     await parts.ready()
                 gc.freeze()  # a full collection would look through all that was imported in the middle of a step
