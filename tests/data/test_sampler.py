@@ -317,7 +317,7 @@ def two_files(**data: Any) -> tuple[Config, dict[str, list[GroundingQuery]]]:
 
 def test_each_file_has_a_sampler_and_needs_the_weights_of_its_own_sources_only() -> None:
     samplers = build_samplers(
-        *two_files(source_weights={"a": 1.0, "b": 0.5}, curriculum="examples.curriculum.difficulty")
+        *two_files(source_weights={"a": 1.0, "b": 0.5}, curriculum="examples.curriculum.difficulty"), seed=0
     )
     assert list(samplers) == ["a.jsonl", "b.jsonl"]
     assert samplers["b.jsonl"].state()["inputs"]["source_weights"] == {"b": 0.5}

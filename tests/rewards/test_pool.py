@@ -112,7 +112,7 @@ def test_groups_wait_for_an_actor_and_are_counted() -> None:
     async def score_one_by_one(pool: RewardPool) -> None:
         tasks = []
         for _ in range(CALLS_PER_ACTOR + 3):  # so many calls at the actor, each of one group; the others wait
-            tasks.append(asyncio.create_task(pool.score(group_of(TEXTS), WEIGHTS)))
+            tasks.append(asyncio.create_task(pool.score(doing("slow"), CUSTOM)))
             await asyncio.sleep(0)
             await asyncio.sleep(0)
         assert pool.num_waiting == 3
@@ -121,7 +121,7 @@ def test_groups_wait_for_an_actor_and_are_counted() -> None:
         assert pool.num_waiting == 0
         assert num_queued == 3
 
-    in_pool(score_one_by_one)
+    in_pool(score_one_by_one, **HOSTILE)
 
 
 def test_a_dead_actor_is_replaced_and_its_groups_are_scored_all_the_same() -> None:
