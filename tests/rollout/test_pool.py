@@ -86,8 +86,9 @@ def pool(
 
 
 def engine_processes() -> list[psutil.Process]:
-    """Those of this test session's own Ray."""
-    return [child for child in psutil.Process().children(recursive=True) if "EngineCore" in child.name()]
+    """Those of the pool's actors; another module's engine may be a child of the test process itself."""
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if "EngineCore" in child.name() and child.ppid() != os.getpid()]
 
 
 def test_pushed_weights_change_the_greedy_answer_of_every_actor_to_that_of_hugging_face(
