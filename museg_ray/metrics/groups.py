@@ -18,25 +18,27 @@ Answered = tuple[Group, tuple[Segment, ...]]
 """A valid answer and the group it belongs to."""
 
 
-def group_metrics(sampled: Sequence[Group], rollout_s: float) -> dict[str, float]:
+def group_metrics(sampled: Sequence[Group], rollout_s: float, dropped: Sequence[Group] = ()) -> dict[str, float]:
     """Metrics of one step's responses; a share that no response could count for is absent.
 
-    `rollout/*` are of all responses, the others of those that the learner gets.
+    `rollout/*` and the share of equal groups are of all responses, the others of those that the learner gets.
 
     Args:
         sampled: at least one of them comparable.
         rollout_s: seconds that their generation took, above 0.
+        dropped: sampled too, and left out since their responses all earned the same.
 
     Returns:
         metric name -> value: `reward/*`, `rollout/*` and `answer/*`, all finite.
     """
     groups = [group for group in sampled if group.is_comparable]
     rewards = [parts for group in groups for parts in group.rewards]
-    responses = [response for group in sampled for response in group.responses]
+    responses = [response for group in (*sampled, *dropped) for response in group.responses]
+    num_equal = sum(group.has_equal_rewards for group in groups) + len(dropped)
     return {
         **_reward_means(rewards),
         names.REWARD_STD: _mean_std(groups),
-        names.REWARD_EQUAL_GROUPS_SHARE: fmean(group.has_equal_rewards for group in groups),
+        names.REWARD_EQUAL_GROUPS_SHARE: num_equal / (len(groups) + len(dropped)),
         names.ROLLOUT_RESPONSES_PER_S: len(responses) / rollout_s,
         names.ROLLOUT_COMPLETION_TOKENS: fmean(len(r.token_ids) for r in responses),
         names.ROLLOUT_TRUNCATED_SHARE: fmean(not r.finished for r in responses),

@@ -25,7 +25,7 @@ from museg_ray.runs.rewind import remove_later
 from museg_ray.runs.step_result import StepResult
 from museg_ray.terminal.display import Display
 
-ALWAYS_SHOWN = (EventKind.LOSS, EventKind.RESTART, EventKind.REWIND)
+ALWAYS_SHOWN = (EventKind.LOSS, EventKind.RESTART, EventKind.REWIND, EventKind.REFILL)
 SHOWN_LATER = (EventKind.JOIN, EventKind.SCALE, EventKind.DRAIN, EventKind.LEAVE)
 """Of the start nobody wants to read them."""
 

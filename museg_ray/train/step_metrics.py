@@ -38,7 +38,7 @@ def step_metrics(work: StepWork, version: int, queues: dict[str, float]) -> dict
     """
     groups = [made.group for made in work.in_order]
     return {
-        **group_metrics(groups, work.ended_s - work.begun_s),
+        **group_metrics(groups, work.ended_s - work.begun_s, work.dropped),
         **_ages(groups, version),
         **queues,
         names.REWARD_QUARANTINED: float(sum(len(group.unscored) for group in groups)),

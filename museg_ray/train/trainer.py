@@ -225,11 +225,19 @@ class Trainer:
             for group in equal:
                 self._books.ledger.end(group.issue.issue_id, Outcome.FILTERED, EQUAL_REWARDS, group.weight_version)
             count = min(len(equal), self._config.train.max_refills - work.num_refills)
+            if count < len(equal):
+                self._books.events.add(EventKind.REFILL, self._refills_are_used_up(work, len(equal) - count))
             if count > 0:
                 work.num_refills += count
                 self._begin(work, self._source.refill(work.step, equal[0].issue.phase, count))
                 return
         work.complete()
+
+    def _refills_are_used_up(self, work: StepWork, num_lacking: int) -> str:
+        return (
+            f"step {work.step} trains {num_lacking} groups less: {len(work.dropped)} earned the same in all their "
+            f"responses, and train.max_refills = {self._config.train.max_refills} was reached"
+        )
 
     # where it stands --------------------------------------------------------------------------------------------------
 
