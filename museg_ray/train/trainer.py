@@ -235,7 +235,7 @@ class Trainer:
 
     def _refills_are_used_up(self, work: StepWork, num_lacking: int) -> str:
         return (
-            f"step {work.step} trains {num_lacking} groups less: {len(work.dropped)} earned the same in all their "
+            f"step {work.step} trains fewer groups ({num_lacking} less): {len(work.dropped)} earned the same in all their "
             f"responses, and train.max_refills = {self._config.train.max_refills} was reached"
         )
 

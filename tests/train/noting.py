@@ -1,0 +1,201 @@
+"""Parts that only note what they are asked, and a trainer over them."""
+
+import asyncio
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from museg_ray.checkpoints.state import DriverState, Notes, TrainerState
+from museg_ray.config.schema import Config, PhaseConfig, RewardWeights, TrainConfig
+from museg_ray.errors import VideoError, VideoFault
+from museg_ray.fleet.control import Mailbox
+from museg_ray.fleet.member import CrewStatus
+from museg_ray.ledger.ledger import read_ledger
+from museg_ray.metrics import names
+from museg_ray.model.qwen_vl import load_tokenizer
+from museg_ray.runs.books import Books
+from museg_ray.runs.step_result import StepResult
+from museg_ray.terminal.display import Display
+from museg_ray.train.issues import IssueSource
+from museg_ray.train.parts import Parts
+from museg_ray.train.trainer import Trainer
+from museg_ray.types import GroundingQuery, Group, Issue, Response, RewardParts, Unscored
+
+LEARNED = {names.LEARNER_LOSS: 0.0, names.PARITY_GAP_MEAN: 0.0, names.PARITY_GAP_MAX: 0.0}
+TEXTS = ("good", "bad", "worse")
+PHASES = [
+    PhaseConfig("timestamps", 2, "Cite. {question}", RewardWeights(timestamp=1.0)),
+    PhaseConfig("free", 2, "{question}", train="other.jsonl", fresh_optimizer=True, fresh_reference=True),
+    PhaseConfig("last", 1, "{question}", RewardWeights(matching=0.5), multi_segment_share=0.0, fresh_schedule=True),
+]
+
+
+class NotingParts:
+    """Stands for every actor of a run; `unscored` holds the (query, text) that no reward actor can score, `unreadable`
+    the videos that cannot be read."""
+
+    def __init__(self, unscored: set[tuple[str, str]], unreadable: set[str]) -> None:
+        self.unscored, self.unreadable = unscored, unreadable
+        self.num_waiting = self.num_decoded = 0
+        self.ahead: list[str] = []
+        self.gone_once: set[str] = set()
+        self.equal: set[str] = set()
+        """Queries whose responses all earn the same."""
+        self.weights: list[RewardWeights] = []
+        self.updates: list[Sequence[Group]] = []
+        self.steps: list[int] = []
+        self.scored: list[Group] = []
+        self.gap = 0.0
+        self.pushed: list[int] = []
+        self.started: list[tuple[int, str]] = []  # updates made before, name of the phase
+
+    def prefetch(self, videos: Iterable[str]) -> None:
+        self.ahead += videos
+
+    async def get(self, video: str) -> str:
+        if video in self.unreadable:
+            raise VideoError(f"{video} is broken", VideoFault.CUT_OFF)
+        return video
+
+    async def sample(self, issue: Issue, prompt_ids: Any, clip: Any, sampling: Any) -> Group:
+        video = issue.query.video
+        if video in self.gone_once:
+            self.gone_once.remove(video)
+            raise VideoError("its machine is gone", VideoFault.UNREACHABLE)
+        responses = tuple(Response((1,), np.zeros(1, np.float32), text, True) for text in TEXTS)
+        return Group(issue, video, 12.0, (1,), responses, weight_version=self.pushed[-1] if self.pushed else 0)
+
+    async def score(self, group: Group, weights: RewardWeights) -> tuple[RewardParts | Unscored, ...]:
+        self.weights.append(weights)
+        return tuple(
+            Unscored(text, ("died", "died again"))
+            if (group.query.query_id, text) in self.unscored
+            else RewardParts(1.0 if group.query.query_id in self.equal else 1.0 / (1 + index), 0, 0, 0, 0, 0)
+            for index, text in enumerate(TEXTS)
+        )
+
+    async def start_phase(self, phase: PhaseConfig) -> None:
+        self.started.append((len(self.updates), phase.name))
+
+    async def update(self, groups: Sequence[Group], clips: Any, step: int) -> dict[str, float]:
+        self.updates.append(groups)
+        self.steps.append(step)
+        return LEARNED
+
+    async def ping(self) -> None:
+        pass
+
+    def status(self) -> CrewStatus:
+        return CrewStatus(1, 0, 0, [])
+
+    async def export_weights(self, version: int) -> str:
+        return "weights"
+
+    async def publish(self, version: int, weights: str) -> None:
+        self.pushed.append(version)
+
+
+class NotingLearner:
+    """The learner among them, whose `score` is not the rewards'."""
+
+    def __init__(self, parts: NotingParts) -> None:
+        self._parts = parts
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._parts, name)
+
+    async def score(self, groups: Sequence[Group], clips: Any) -> dict[str, float]:
+        self._parts.scored += groups
+        return {names.PARITY_GAP_MEAN: self._parts.gap, names.PARITY_GAP_MAX: self._parts.gap}
+
+
+def queries(stem: str, count: int, num_segments: int = 1) -> list[GroundingQuery]:
+    segments = tuple((float(2 * i), 2.0 * i + 1) for i in range(num_segments))
+    return [GroundingQuery(f"{stem}/{i}-{num_segments}", f"{stem}{i}.mp4", "it", segments) for i in range(count)]
+
+
+class NotingCheckpoints:
+    """Stands for the checkpoints of a run; one is due after every step."""
+
+    def __init__(self) -> None:
+        self.reached: list[DriverState] = []
+
+    def is_due(self, step: int) -> bool:
+        return True
+
+    async def begin(self, state: DriverState) -> None:
+        self.reached.append(state)
+
+    def raise_if_failed(self) -> None:
+        pass
+
+    async def finish(self) -> None:
+        pass
+
+
+class Run:
+    """A trainer run to its end, or to its error, over `NotingParts`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        model_dir: Path,
+        phases: list[PhaseConfig],
+        unscored: set[tuple[str, str]],
+        unreadable: set[str] | None = None,
+        goes_on: "tuple[Run, int] | None" = None,
+        **train: Any,
+    ) -> None:
+        config = Config(train=TrainConfig(prompts_per_step=2, phases=phases, **train))
+        config.data.train, config.data.multi_segment_share = "main.jsonl", 0.5
+        self.parts = NotingParts(unscored, unreadable or set())
+        actors = [self.parts, self.parts, self.parts, NotingLearner(self.parts)]
+        parts = Parts(load_tokenizer(model_dir), *actors, Mailbox(), dict)  # type: ignore[arg-type]
+        files = {f"{stem}.jsonl": queries(stem, 9) + queries(stem, 9, 2) for stem in ("main", "other")}
+        used = {config.train_file(phase) for phase in phases}
+        source = IssueSource(config, {path: of_file for path, of_file in files.items() if path in used})
+        self.folder, self.results = Path(tempfile.mkdtemp(dir=folder)), list[StepResult]()
+        self.state: DriverState | None = None
+        if goes_on is not None:
+            before, step = goes_on
+            self.state = before.checkpoints.reached[step - 1]
+            shutil.copytree(before.folder, self.folder, dirs_exist_ok=True)
+        self.checkpoints: Any = NotingCheckpoints()
+        display = Display("test", phases, config.total_steps, Console(file=StringIO()))
+        self.books = Books(config, self.folder, display, Notes())
+        self.trainer = Trainer(config, parts, source, self.books, self.checkpoints)
+
+    def to_end(self) -> "Run":
+        tell = self.books.on_step
+
+        def on_step(result: StepResult) -> None:
+            self.results.append(result)
+            tell(result)
+
+        self.books.on_step = on_step  # type: ignore[method-assign]
+        left_open = self.books.rewind(self.state) if self.state else []
+        try:
+            asyncio.run(self.trainer.run(self.state.trainer if self.state else None, left_open))
+        finally:
+            self.books.close()
+        return self
+
+    @property
+    def reached(self) -> list[TrainerState]:
+        return [state.trainer for state in self.checkpoints.reached]
+
+    @property
+    def issued(self) -> list[dict[str, Any]]:
+        return [asdict(row) for row in read_ledger(self.folder / "ledger.jsonl")]
+
+    @property
+    def quarantined(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "quarantine.jsonl").read_text().splitlines()]
