@@ -235,8 +235,8 @@ class Trainer:
 
     def _refills_are_used_up(self, work: StepWork, num_lacking: int) -> str:
         return (
-            f"step {work.step} trains fewer groups ({num_lacking} less): {len(work.dropped)} earned the same in all their "
-            f"responses, and train.max_refills = {self._config.train.max_refills} was reached"
+            f"step {work.step} trains fewer groups ({num_lacking} less): {len(work.dropped)} earned the same in "
+            f"all their responses, and train.max_refills = {self._config.train.max_refills} was reached"
         )
 
     # where it stands --------------------------------------------------------------------------------------------------
