@@ -160,7 +160,7 @@ class Crew(Generic[W]):
         was = member.state
         self._remove(member)
         member.num_jobs_lost = member.num_jobs
-        member.lost.set_result(reason)
+        member.lose(reason)
         member.worker.kill()
         self._num_losses += 1
         about = {"role": self._role, "member": member.name, "num_jobs": member.num_jobs, "age_s": self._age_s(member)}
@@ -192,7 +192,8 @@ class Crew(Generic[W]):
         self._leases.fail(ResourceError(f"The {self._role} actors were closed."))
 
     def status(self) -> CrewStatus:
-        members = [MemberStatus(m.name, m.state.value, self._age_s(m), m.num_jobs) for m in self.members]
+        now = now_s()
+        members = [MemberStatus(m.name, m.state.value, round(now - m.born_s, 2), m.num_jobs) for m in self.members]
         return CrewStatus(self.num_wanted, self._num_losses, self.num_queued, members)
 
     # a member's life --------------------------------------------------------------------------------------------------

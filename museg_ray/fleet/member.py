@@ -40,8 +40,9 @@ class Member(Generic[W]):
     """False: it gets nothing new until what went wrong with it is mended."""
     num_jobs_lost: int = 0
     """Inside it when it was lost."""
-    lost: asyncio.Future[str] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    """Done with the reason once it is lost."""
+    lost_reason: str | None = None
+    """Why it is lost; None while it is not."""
+    _calls: set[asyncio.Task[Any]] = field(default_factory=set)
 
     async def run(self, call: Coroutine[Any, Any, Result]) -> Result:
         """The result of a call of the worker.
@@ -50,15 +51,24 @@ class Member(Generic[W]):
             MemberLost: it is lost meanwhile, also where the call itself would hang.
         """
         task = asyncio.create_task(call)
-        either: list[asyncio.Future[Any]] = [task, self.lost]
-        try:
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            raise MemberLost(self.lost.result())
-        finally:
+        self._calls.add(task)
+        if self.lost_reason is not None:
             task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            this = asyncio.current_task()
+            if self.lost_reason is None or this is None or this.cancelling():  # whoever waits is cancelled
+                raise
+            raise MemberLost(self.lost_reason) from None
+        finally:
+            self._calls.discard(task)
+
+    def lose(self, reason: str) -> None:
+        """It is gone: its calls end."""
+        self.lost_reason = reason
+        for task in self._calls:
+            task.cancel()
 
 
 @dataclass(frozen=True, slots=True)

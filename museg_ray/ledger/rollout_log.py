@@ -167,6 +167,7 @@ def _parts(folder: Path) -> dict[int, Path]:
 def _response_rows(group: Group) -> list[dict[str, Any]]:
     issue, query = group.issue, group.query
     advantages = group.advantages.tolist() or [math.nan] * len(group.responses)
+    truth = _segment_structs(query.segments)
     return [
         {
             "step": issue.step,
@@ -174,7 +175,7 @@ def _response_rows(group: Group) -> list[dict[str, Any]]:
             "issue_id": issue.issue_id,
             "query_id": query.query_id,
             "question": query.question,
-            "truth": _segment_structs(query.segments),
+            "truth": truth,
             "response_index": index,
             "text": response.text,
             **_reward_columns(outcome),
