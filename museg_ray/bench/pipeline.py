@@ -12,6 +12,7 @@ from itertools import chain
 from statistics import median
 
 from museg_ray.bench.pipeline_books import measure_books
+from museg_ray.bench.pipeline_real import measure_real_overlap
 from museg_ray.bench.pipeline_recovery import measure_recovery
 from museg_ray.bench.pipeline_run import GROUP_SIZE, Meter, Waits, make_config, train_fakes
 from museg_ray.bench.result import BenchResult, Row, Target
@@ -77,7 +78,7 @@ def bench_pipeline(tell: Tell, is_real: bool = False, sizes: Sizes = FULL) -> Be
     """
     found = [part(sizes, tell) for part in (measure_overlap, measure_scaling, measure_driver, measure_late_books)]
     if is_real:
-        found.append(measure_recovery(tell))
+        found += [(measure_real_overlap(tell), []), measure_recovery(tell)]
     rows = chain.from_iterable(rows for rows, _ in found)
     targets = chain.from_iterable(targets for _, targets in found)
     return BenchResult("pipeline", tuple(rows), tuple(targets))

@@ -74,6 +74,8 @@ class Death:
     """Since it was noticed, until the last of its issues was given to another."""
     num_twice: int
     """Groups that were begun twice."""
+    num_tokens_twice: int
+    """At most so many tokens of theirs were sampled twice: all that they have in the end."""
     serves_s: float
     start_s: float
     """That the replacement took by itself."""
@@ -83,7 +85,8 @@ class Death:
         return self.serves_s - self.start_s
 
     def rows(self) -> list[Row]:
-        case = f"killed: {self.victim}, {self.num_twice} groups begun twice"
+        twice = f"{self.num_twice} groups begun twice, <= {self.num_tokens_twice:,} tokens"
+        case = f"killed: {self.victim}, {twice}"
         return [
             _row("noticed / target", case, self.noticed_s, NOTICED_TARGET_S),
             _row("requeued / target", case, self.requeued_s, REQUEUED_TARGET_S),
@@ -133,7 +136,7 @@ async def _kill(
     await asyncio.sleep(1.0)
     killed_s = time.monotonic()
     os.kill(_pid(victim, node), signal.SIGKILL)
-    await groups
+    sampled = await groups
     deadline_s = killed_s + WAIT_S
     while not (joins := _of(happened, EventKind.JOIN)):
         if time.monotonic() > deadline_s:
@@ -143,7 +146,9 @@ async def _kill(
     requeues = _of(happened, EventKind.REQUEUE)
     requeued_s = max((when - killed_s - noticed_s for when, _, _ in requeues), default=0.0)
     serves_s, start_s = joins[-1][0] - killed_s, joins[-1][2]["start_s"]
-    return Death(victim, noticed_s, requeued_s, len(requeues), serves_s, start_s)
+    twice = [sampled[fields["issue_id"]] for _, _, fields in requeues]
+    num_tokens_twice = sum(len(response.token_ids) for group in twice for response in group.responses)
+    return Death(victim, noticed_s, requeued_s, len(twice), num_tokens_twice, serves_s, start_s)
 
 
 async def _sample(pool: RolloutPool, clip: ClipHandle, count: int) -> list[Group]:
