@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
 
 
 class Pumps:
@@ -21,18 +23,19 @@ class Pumps:
         self._tasks.add(task)
         task.add_done_callback(self._done)
 
-    async def run(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run `work` to its end, then end the others; all have ended when this returns or raises.
+    async def run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """The result of `work`; the others end with it. All have ended when this returns or raises.
 
         Raises:
             Exception: the first that any of them raised, as it was raised.
         """
         main = asyncio.create_task(work)
         try:
-            await asyncio.wait([main, self._failed], return_when=asyncio.FIRST_COMPLETED)
+            either: list[asyncio.Future[Any]] = [main, self._failed]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if self._failed.done():
                 self._failed.result()
-            main.result()
+            return main.result()
         finally:
             await self._end(main)
 

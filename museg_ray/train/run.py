@@ -14,6 +14,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -135,15 +136,18 @@ class _Session:
                 with self.stage("start", "rollout engines and learner"):
                     await parts.ready()
                 gc.freeze()  # a full collection would look through all that was imported in the middle of a step
+                checkpointer = Checkpointer(self._config, self._run_dir, parts.learner)
+                trainer = Trainer(self._config, parts, source, books, checkpointer)
+                evaluate_on = partial(self._evaluate, parts, trainer)
                 if before is None:
-                    before = await self._evaluate("before", "held-out videos, before", queries.heldout, parts)
-                if not await self._train(parts, source, books):
+                    before = await evaluate_on("before", "held-out videos, before", queries.heldout)
+                if not await self._train(trainer, checkpointer, books):
                     return None
                 with self.stage("export", "model"):  # before anything else can fail
                     await parts.learner.export_model(self._run_dir / "model")
                     save_config(self._config, self._run_dir / "model" / MODEL_CONFIG_FILE)
-                after = await self._evaluate("after", "held-out videos, after", queries.heldout, parts)
-                swapped = await self._evaluate("swapped", "swapped videos", swap_videos(queries.heldout), parts)
+                after = await evaluate_on("after", "held-out videos, after", queries.heldout)
+                swapped = await evaluate_on("swapped", "swapped videos", swap_videos(queries.heldout))
         finally:
             books.close()
             remove_leftovers(self._run_dir / CHECKPOINTS_DIR)  # of a checkpoint that was given up
@@ -156,26 +160,24 @@ class _Session:
     def _answers_path(self, name: str) -> Path:
         return self._run_dir / "evaluation" / f"{name}.jsonl"
 
-    async def _evaluate(self, name: str, text: str, queries: Sequence[GroundingQuery], parts: Parts) -> Evaluation:
-        evaluation = self._config.evaluation
-        prompt = self._config.evaluation_prompt
+    async def _evaluate(
+        self, parts: Parts, trainer: Trainer, name: str, text: str, queries: Sequence[GroundingQuery]
+    ) -> Evaluation:
+        prompt, max_tokens = self._config.evaluation_prompt, self._config.evaluation.max_completion_tokens
         with self.stage(f"evaluate_{name}", text):
-            found = await evaluate(
-                queries, prompt, evaluation.max_completion_tokens, parts.tokenizer, parts.clips, parts.rollouts
-            )
+            evaluation = evaluate(queries, prompt, max_tokens, parts.tokenizer, parts.clips, parts.rollouts)
+            found = await trainer.beside(f"evaluation of {text}", evaluation)
         for error in found.unreadable:
             self._display.warn(f"{text}: {error}")
         write_answers(found.answered, self._answers_path(name))
         return found
 
-    async def _train(self, parts: Parts, source: IssueSource, books: Books) -> bool:
+    async def _train(self, trainer: Trainer, checkpointer: Checkpointer, books: Books) -> bool:
         """All steps that are left, and the checkpoint of the last one, whole; False where the run was stopped."""
         state = self._resumed.state if self._resumed else None
         left_open = books.rewind(state) if state else []
         if state:
             save_run_config(self._config, self._opened)  # now that nothing speaks against it any more
-        checkpointer = Checkpointer(self._config, self._run_dir, parts.learner)
-        trainer = Trainer(self._config, parts, source, books, checkpointer)
         try:
             with self._notes.timing("train"):
                 await trainer.run(state.trainer if state else None, left_open)

@@ -19,7 +19,13 @@ NUM_EVENTS = 8
 
 
 def run_status(
-    config: Config, parts: Parts, books: Books, step: int, steps: StepMaker, works: Sequence[StepWork]
+    config: Config,
+    parts: Parts,
+    books: Books,
+    step: int,
+    steps: StepMaker,
+    works: Sequence[StepWork],
+    doing: str,
 ) -> dict[str, Any]:
     """Plain values, ready for JSON.
 
@@ -30,6 +36,7 @@ def run_status(
         step: the last one that is done.
         steps: makes them.
         works: of the steps that are issued, in their order.
+        doing: what is done beside training; empty: nothing.
     """
     recent = [event for event in books.events.recent if event["kind"] in TOLD]
     return {
@@ -48,7 +55,7 @@ def run_status(
             "reward": parts.rewards.num_waiting,
             "learner": sum(work.is_complete.is_set() for work in works),
         },
-        "waits": _who_waits(works[0] if works else None, steps.is_learning, config.train.max_staleness),
+        "waits": doing or _who_waits(works[0] if works else None, steps.is_learning, config.train.max_staleness),
         "alarms": books.raised_alarms,
         "events": recent[-NUM_EVENTS:],
     }

@@ -22,8 +22,8 @@ that checkpoint's weights under a new version.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
 
 from museg_ray.checkpoints.state import TrainerState, as_untold
 from museg_ray.checkpoints.writer import Checkpointer
@@ -48,6 +48,7 @@ from museg_ray.train.step import StepMaker
 from museg_ray.train.work import StepWork
 from museg_ray.types import Issue
 
+Result = TypeVar("Result")
 WATCH_EVERY_S = 0.05
 EQUAL_REWARDS = "its responses all earned the same: nothing to learn from"
 
@@ -73,6 +74,8 @@ class Trainer:
         self._autoscaler = Autoscaler(config, parts.rollouts, books.events)
         self._num_losses = 0  # of the learner, in a row
         self._is_stopping = False
+        self._doing = ""  # beside training
+        self._stand(None, ())
 
     def _stand(self, reached: TrainerState | None, left_open: Sequence[OpenIssue]) -> None:
         """At a checkpoint, or at the very beginning, whatever was before."""
@@ -114,6 +117,16 @@ class Trainer:
         except Exception as error:
             self._books.fail_open(f"{type(error).__name__}: {error}")
             raise
+
+    async def beside(self, doing: str, work: Coroutine[Any, Any, Result]) -> Result:
+        """The result of `work`: something else with the parts (`doing` in words), watched and steered like training."""
+        self._doing, pumps = doing, Pumps()
+        pumps.start(self._handle.tell())
+        pumps.start(self._handle.listen())
+        try:
+            return await pumps.run(work)
+        finally:
+            self._doing = ""
 
     async def _run_until_lost(self, lost: LearnerLostError | None) -> LearnerLostError | None:
         """Until the last step, or until the learner is lost; first, where it was, back to the last checkpoint."""
@@ -225,19 +238,13 @@ class Trainer:
             for group in equal:
                 self._books.ledger.end(group.issue.issue_id, Outcome.FILTERED, EQUAL_REWARDS, group.weight_version)
             count = min(len(equal), self._config.train.max_refills - work.num_refills)
+            work.num_refills += count
             if count < len(equal):
-                self._books.events.add(EventKind.REFILL, self._refills_are_used_up(work, len(equal) - count))
-            if count > 0:
-                work.num_refills += count
+                self._books.events.add(EventKind.REFILL, work.lacking(len(equal) - count))
+            if count:
                 self._begin(work, self._source.refill(work.step, equal[0].issue.phase, count))
                 return
         work.complete()
-
-    def _refills_are_used_up(self, work: StepWork, num_lacking: int) -> str:
-        return (
-            f"step {work.step} trains fewer groups ({num_lacking} less): {len(work.dropped)} earned the same in "
-            f"all their responses, and train.max_refills = {self._config.train.max_refills} was reached"
-        )
 
     # where it stands --------------------------------------------------------------------------------------------------
 
@@ -263,10 +270,14 @@ class Trainer:
 
     def _status(self) -> dict[str, Any]:
         works = [self._works[step] for step in sorted(self._works)]
-        return run_status(self._config, self._parts, self._books, self._step, self._steps, works)
+        return run_status(self._config, self._parts, self._books, self._step, self._steps, works, self._doing)
 
     def _stop(self) -> str:
+        if not self.was_stopped:
+            return f"The last step is done; the run ends by itself after this: {self._doing or 'its checkpoint'}."
         self._is_stopping = True
+        if self._doing:
+            return f"The run ends after this: {self._doing}; --resume begins it again."
         return f"The run ends after step {self._step + 1}, with a checkpoint; --resume goes on from there."
 
     async def _go_back(self, error: MusegError) -> None:

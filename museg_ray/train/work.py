@@ -47,6 +47,13 @@ class StepWork:
         self.dropped += equal
         return equal
 
+    def lacking(self, count: int) -> str:
+        """In words, that the step stays so many groups short."""
+        return (
+            f"step {self.step} trains fewer groups ({count} less): {len(self.dropped)} earned the same in all their "
+            f"responses, and train.max_refills was reached after {self.num_refills}"
+        )
+
     def complete(self) -> None:
         self.ended_s = now_s()
         self.is_complete.set()

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from museg_ray.checkpoints.folder import list_checkpoints
+
 JOB_TIMEOUT_S = 600
 GAUGES = (
     "ray_museg_reward_total",
@@ -64,12 +66,20 @@ def _wait_for(url: str) -> None:
             time.sleep(0.5)
 
 
-def test_a_submitted_job_trains_and_shows_its_metrics(
+def test_a_submitted_job_shows_its_metrics_and_is_watched_and_stopped_through_the_jobs_address(
     head: Head, repository: Path, run_environment: dict[str, str], short_overrides: list[str], tmp_path: Path
 ) -> None:
+    def from_outside(*command: str) -> str:
+        """A command that knows the run's name and the Jobs address alone."""
+        words = ["museg", *command, "--address", head.dashboard]
+        ended = subprocess.run(words, env=run_environment, cwd=tmp_path, capture_output=True, text=True, timeout=180)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        return ended.stdout
+
     entrypoint = ["museg", "train", "-c", "configs/demo.yaml", f"run.dir={tmp_path}", "run.name=job", *short_overrides]
+    long_phase = "train.phases=[{name: long, steps: 1000, prompt: 'Find {question}.'}]"
     job = subprocess.Popen(
-        ["ray", "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--", *entrypoint],
+        ["ray", "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--", *entrypoint, long_phase],
         env=run_environment,
         cwd=repository,
         stdout=subprocess.PIPE,
@@ -78,11 +88,18 @@ def test_a_submitted_job_trains_and_shows_its_metrics(
     )
     seen: set[str] = set()
     deadline_s = time.monotonic() + JOB_TIMEOUT_S
-    while job.poll() is None and time.monotonic() < deadline_s:
+    while job.poll() is None and seen != set(GAUGES) and time.monotonic() < deadline_s:
         exported = _read(head.metrics)
         seen |= {gauge for gauge in GAUGES if f"{gauge}{{" in exported and 'run="job"' in exported}
         time.sleep(0.5)
-    printed = job.communicate(timeout=10)[0]
-    assert job.returncode == 0, printed[-3000:]
-    assert json.loads((tmp_path / "job" / "summary.json").read_text())["steps"] == 2
     assert seen == set(GAUGES)
+    status = json.loads(from_outside("status", "job", "--json"))
+    assert (
+        status["phase"] == "long"
+        and len(status["crews"]["rollout"]["members"]) == status["crews"]["rollout"]["num_wanted"]
+    )
+    assert "with a checkpoint" in from_outside("stop", "job")
+    printed = job.communicate(timeout=120)[0]
+    assert job.returncode == 0 and "The run was stopped" in printed, printed[-3000:]
+    num_steps = len((tmp_path / "job" / "metrics.jsonl").read_text().splitlines())
+    assert list_checkpoints(tmp_path / "job" / "checkpoints")[-1].step == num_steps < 1000

@@ -54,5 +54,5 @@ def test_a_step_says_so_when_it_has_replaced_as_many_groups_as_it_may(
     (text,) = events(run)
     assert text == (
         f"step 1 trains fewer groups (1 less): {max_refills + 1} earned the same in all their responses, and "
-        f"train.max_refills = {max_refills} was reached"
+        f"train.max_refills was reached after {max_refills}"
     )
