@@ -86,8 +86,8 @@ def test_a_run_killed_at_random_times_ends_as_one_that_was_not(
 def test_a_run_killed_again_and_again_ends_as_one_that_was_not(
     folder: Path, server: RunServer, uninterrupted: Ended
 ) -> None:
-    """Every life makes one checkpoint and then dies a little later than the life before."""
-    for moment in range(45, 90, 3):
+    """Every life dies a little later than the life before; most of them make a checkpoint."""
+    for moment in range(60, 200, 5):
         if (ended := server.run("often", RESUME, kill_at=moment)).code == 0:
             break
         assert ended.code == -9, ended.printed
