@@ -3,13 +3,12 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from museg_ray.errors import LearnerError, MusegError, ParityError, RewardError, VideoError
+from museg_ray.errors import MusegError, ParityError, RewardError, VideoError
 from museg_ray.metrics import names
 from museg_ray.train.work import StepWork
 from museg_ray.types import Group
 
 MAX_EMPTY_STEPS = 3
-MAX_LEARNER_LOSSES = 3
 
 
 def comparable_groups(work: StepWork, quarantine_path: Path) -> list[Group]:
@@ -72,14 +71,3 @@ def check_empty_steps(num_empty: int, step: int, failures: Sequence[MusegError])
         "nothing to learn from. Look at the responses in rollouts.parquet; raise train.max_refills, or set "
         "train.refill=none."
     )
-
-
-def check_learner_losses(num_losses: int, error: MusegError) -> None:
-    """
-    Raises:
-        LearnerError: it died so often in a row without a step of progress.
-    """
-    if num_losses >= MAX_LEARNER_LOSSES:
-        raise LearnerError(
-            f"The learner was lost {num_losses} times without a step of progress between; the last time: {error}"
-        ) from error

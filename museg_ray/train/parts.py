@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from museg_ray.checkpoints.writer import to_the_end
 from museg_ray.config.schema import Config, PhaseConfig, RewardWeights
-from museg_ray.events import EventSink
+from museg_ray.events import EventSink, no_events
 from museg_ray.fleet.control import Control, RayControl
 from museg_ray.fleet.member import CrewStatus
 from museg_ray.learner.actor import LearnerHandle
@@ -23,6 +23,7 @@ from museg_ray.model.qwen_vl import load_tokenizer
 from museg_ray.rewards.pool import RewardPool
 from museg_ray.rollout.engine import Sampling
 from museg_ray.rollout.pool import RolloutPool
+from museg_ray.train.losses import learner_ready
 from museg_ray.train.runtime import ray_session
 from museg_ray.types import Group, Issue, RewardParts, Unscored
 from museg_ray.video.actor import ClipPool
@@ -111,13 +112,17 @@ class Parts:
     def crews(self) -> dict[str, CrewPart]:
         return {"rollout": self.rollouts, "reward": self.rewards, "clips": self.clips}
 
-    async def ready(self) -> None:
+    async def ready(self, checkpoint: Path | None = None, events: EventSink = no_events) -> None:
         """
+        Args:
+            checkpoint: that the learner was made with.
+            events: are told of learners that are lost meanwhile.
+
         Raises:
             MusegError: a part did not start.
         """
-        parts = (self.rollouts, self.rewards, self.learner, self.clips)
-        await asyncio.gather(*(part.ready() for part in parts))
+        crews = (crew.ready() for crew in self.crews.values())
+        await asyncio.gather(*crews, learner_ready(self.learner, checkpoint, events))
 
     async def close(self) -> None:
         await asyncio.gather(*(part.close() for part in (self.clips, self.rewards, self.rollouts, self.learner)))

@@ -13,9 +13,11 @@ class Pumps:
     `asyncio.TaskGroup` would wrap what one of them raises; a user is to read that error bare.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *works: Coroutine[Any, Any, None]) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        for work in works:
+            self.start(work)
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` beside the others; an error of it ends all."""

@@ -12,7 +12,7 @@ import gc
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -37,7 +37,7 @@ from museg_ray.runs.folder import write_json
 from museg_ray.runs.resume import OpenRun, open_run, save_run_config
 from museg_ray.terminal.display import Display
 from museg_ray.train.issues import IssueSource
-from museg_ray.train.parts import Parts, StartParts, start_on_ray
+from museg_ray.train.parts import LearnerPart, Parts, StartParts, start_on_ray
 from museg_ray.train.queries import RunQueries, check_heldout, read_run_queries
 from museg_ray.train.trainer import Trainer
 from museg_ray.types import GroundingQuery
@@ -134,18 +134,15 @@ class _Session:
             async with self._start(self._config, self._run_dir, self._model_dir, checkpoint, books.events.add) as parts:
                 _cancel_on_sigterm()  # after Ray has started, which puts a handler of its own
                 with self.stage("start", "rollout engines and learner"):
-                    await parts.ready()
+                    await parts.ready(checkpoint, books.events.add)
                 gc.freeze()  # a full collection would look through all that was imported in the middle of a step
                 checkpointer = Checkpointer(self._config, self._run_dir, parts.learner)
                 trainer = Trainer(self._config, parts, source, books, checkpointer)
                 evaluate_on = partial(self._evaluate, parts, trainer)
                 if before is None:
                     before = await evaluate_on("before", "held-out videos, before", queries.heldout)
-                if not await self._train(trainer, checkpointer, books):
+                if not await self._train(trainer, checkpointer, books, partial(self._export, parts.learner)):
                     return None
-                with self.stage("export", "model"):  # before anything else can fail
-                    await parts.learner.export_model(self._run_dir / "model")
-                    save_config(self._config, self._run_dir / "model" / MODEL_CONFIG_FILE)
                 after = await evaluate_on("after", "held-out videos, after", queries.heldout)
                 swapped = await evaluate_on("swapped", "swapped videos", swap_videos(queries.heldout))
         finally:
@@ -172,15 +169,23 @@ class _Session:
         write_answers(found.answered, self._answers_path(name))
         return found
 
-    async def _train(self, trainer: Trainer, checkpointer: Checkpointer, books: Books) -> bool:
-        """All steps that are left, and the checkpoint of the last one, whole; False where the run was stopped."""
+    async def _export(self, learner: LearnerPart) -> None:
+        with self.stage("export", "model"):
+            await learner.export_model(self._run_dir / "model")
+            save_config(self._config, self._run_dir / "model" / MODEL_CONFIG_FILE)
+
+    async def _train(
+        self, trainer: Trainer, checkpointer: Checkpointer, books: Books, export: Callable[[], Awaitable[None]]
+    ) -> bool:
+        """All steps that are left, the checkpoint of the last one, whole, and the model; False where the run was
+        stopped."""
         state = self._resumed.state if self._resumed else None
         left_open = books.rewind(state) if state else []
         if state:
             save_run_config(self._config, self._opened)  # now that nothing speaks against it any more
         try:
             with self._notes.timing("train"):
-                await trainer.run(state.trainer if state else None, left_open)
+                await trainer.run(state.trainer if state else None, left_open, export)
             return not trainer.was_stopped
         finally:
             if error := await to_the_end(checkpointer.close()):

@@ -22,35 +22,36 @@ that checkpoint's weights under a new version.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from museg_ray.checkpoints.state import TrainerState, as_untold
 from museg_ray.checkpoints.writer import Checkpointer
 from museg_ray.clock import now_s
 from museg_ray.config.schema import Config
-from museg_ray.errors import LearnerLostError, MusegError, PoisonQueryError, VideoError
+from museg_ray.errors import LearnerLostError, PoisonQueryError, VideoError
 from museg_ray.events import EventKind
 from museg_ray.ledger.ledger import OpenIssue, Outcome
 from museg_ray.rewards.phases import PhaseStep, phase_steps
 from museg_ray.runs.books import Books
 from museg_ray.train.autoscale import Autoscaler
-from museg_ray.train.checks import check_learner_losses
 from museg_ray.train.groups import GroupMaker
 from museg_ray.train.handle import Handle
 from museg_ray.train.issues import IssueSource
+from museg_ray.train.losses import check_learner_losses
 from museg_ray.train.parts import Parts
 from museg_ray.train.plan import StepPlan, lookahead
 from museg_ray.train.probe import probe_parity
 from museg_ray.train.pumps import Pumps
 from museg_ray.train.status import run_status
 from museg_ray.train.step import StepMaker
-from museg_ray.train.work import StepWork
+from museg_ray.train.work import EQUAL_REWARDS, StepWork
 from museg_ray.types import Issue
 
 Result = TypeVar("Result")
+Act = Callable[[], Awaitable[None]]
 WATCH_EVERY_S = 0.05
-EQUAL_REWARDS = "its responses all earned the same: nothing to learn from"
 
 
 class Trainer:
@@ -91,7 +92,9 @@ class Trainer:
         self._slots_freed = asyncio.Event()
         self._is_probed = False
 
-    async def run(self, reached: TrainerState | None = None, left_open: Sequence[OpenIssue] = ()) -> None:
+    async def run(
+        self, reached: TrainerState | None = None, left_open: Sequence[OpenIssue] = (), export: Act | None = None
+    ) -> None:
         """All steps that are left, or those until a person stops the run (`was_stopped`).
 
         Invariant: with k = 0 a run that is killed at any moment and resumed from a checkpoint gives the numbers of one
@@ -103,45 +106,41 @@ class Trainer:
             reached: where a resumed run goes on; its learner holds the weights of then, its engines those of the model
                 folder.
             left_open: issues that had not ended then.
+            export: of the model after the last step; a learner that is lost even here is no loss.
 
         Raises:
             MusegError: a part failed for good, or rollout and learner disagree; the run cannot go on.
         """
         self._stand(reached, left_open)
+        take_up: Act = partial(self._go_on, reached)
         try:
-            if reached is not None and reached.weight_version > 0:
-                await self._steps.publish(reached.weight_version)
-            lost: LearnerLostError | None = None
-            while self._step < self._config.total_steps and not self._is_stopping:
-                lost = await self._run_until_lost(lost)
+            while not self._is_stopping and (lost := await self._run_until_lost(take_up, export)) is not None:
+                take_up = partial(self._go_back, lost)
         except Exception as error:
             self._books.fail_open(f"{type(error).__name__}: {error}")
             raise
 
     async def beside(self, doing: str, work: Coroutine[Any, Any, Result]) -> Result:
         """The result of `work`: something else with the parts (`doing` in words), watched and steered like training."""
-        self._doing, pumps = doing, Pumps()
-        pumps.start(self._handle.tell())
-        pumps.start(self._handle.listen())
+        self._doing = doing
         try:
-            return await pumps.run(work)
+            return await Pumps(self._handle.tell(), self._handle.listen()).run(work)
         finally:
             self._doing = ""
 
-    async def _run_until_lost(self, lost: LearnerLostError | None) -> LearnerLostError | None:
-        """Until the last step, or until the learner is lost; first, where it was, back to the last checkpoint."""
+    async def _run_until_lost(self, take_up: Act, export: Act | None) -> LearnerLostError | None:
+        """Until all is done, or until the learner is lost."""
         try:
-            if lost is not None:
-                await self._go_back(lost)
+            await take_up()
             await self._run_pumps()
+            if export is not None and not self.was_stopped:
+                await export()
         except LearnerLostError as error:
             return error
         return None
 
     async def _run_pumps(self) -> None:
-        self._pumps = Pumps()
-        for pump in (self._issue(), self._watch(), self._handle.tell(), self._handle.listen()):
-            self._pumps.start(pump)
+        self._pumps = Pumps(self._issue(), self._watch(), self._handle.tell(), self._handle.listen())
         await self._pumps.run(self._train())
 
     async def _issue(self) -> None:
@@ -280,7 +279,11 @@ class Trainer:
             return f"The run ends after this: {self._doing}; --resume begins it again."
         return f"The run ends after step {self._step + 1}, with a checkpoint; --resume goes on from there."
 
-    async def _go_back(self, error: MusegError) -> None:
+    async def _go_on(self, reached: TrainerState | None) -> None:
+        if reached is not None and reached.weight_version > 0:
+            await self._steps.publish(reached.weight_version)
+
+    async def _go_back(self, error: LearnerLostError) -> None:
         """Take all up again from the last checkpoint, with a new learner group. The engines stay."""
         self._num_losses += 1
         check_learner_losses(self._num_losses, error)

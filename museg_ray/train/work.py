@@ -8,6 +8,8 @@ from museg_ray.errors import PoisonQueryError, VideoError
 from museg_ray.train.groups import Made
 from museg_ray.types import Group, Issue
 
+EQUAL_REWARDS = "its responses all earned the same: nothing to learn from"
+
 
 class StepWork:
     """Who is on the way, and what has come of the others."""

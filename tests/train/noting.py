@@ -26,7 +26,7 @@ from museg_ray.runs.step_result import StepResult
 from museg_ray.terminal.display import Display
 from museg_ray.train.issues import IssueSource
 from museg_ray.train.parts import Parts
-from museg_ray.train.trainer import Trainer
+from museg_ray.train.trainer import Act, Trainer
 from museg_ray.types import GroundingQuery, Group, Issue, Response, RewardParts, Unscored
 
 LEARNED = {names.LEARNER_LOSS: 0.0, names.PARITY_GAP_MEAN: 0.0, names.PARITY_GAP_MAX: 0.0}
@@ -44,7 +44,7 @@ class NotingParts:
 
     def __init__(self, unscored: set[tuple[str, str]], unreadable: set[str]) -> None:
         self.unscored, self.unreadable = unscored, unreadable
-        self.num_waiting = self.num_decoded = 0
+        self.num_waiting = self.num_decoded = self.num_restarts = 0
         self.ahead: list[str] = []
         self.gone_once: set[str] = set()
         self.equal: set[str] = set()
@@ -93,6 +93,9 @@ class NotingParts:
     async def ping(self) -> None:
         pass
 
+    async def restart(self, checkpoint: None) -> None:
+        self.num_restarts += 1
+
     def status(self) -> CrewStatus:
         return CrewStatus(1, 0, 0, [])
 
@@ -140,6 +143,9 @@ class NotingCheckpoints:
     async def finish(self) -> None:
         pass
 
+    async def newest(self) -> None:
+        """None is whole."""
+
 
 class Run:
     """A trainer run to its end, or to its error, over `NotingParts`."""
@@ -173,7 +179,7 @@ class Run:
         self.books = Books(config, self.folder, display, Notes())
         self.trainer = Trainer(config, parts, source, self.books, self.checkpoints)
 
-    def to_end(self) -> "Run":
+    def to_end(self, export: Act | None = None) -> "Run":
         tell = self.books.on_step
 
         def on_step(result: StepResult) -> None:
@@ -183,7 +189,7 @@ class Run:
         self.books.on_step = on_step  # type: ignore[method-assign]
         left_open = self.books.rewind(self.state) if self.state else []
         try:
-            asyncio.run(self.trainer.run(self.state.trainer if self.state else None, left_open))
+            asyncio.run(self.trainer.run(self.state.trainer if self.state else None, left_open, export))
         finally:
             self.books.close()
         return self
