@@ -21,7 +21,7 @@ lint: setup  ## style and types: ruff, mypy
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 
-chaos: setup  ## 60 steps whose processes are killed at random, beside undisturbed runs (SEED=n; about 25 minutes)
+chaos: setup  ## 60 steps whose processes are killed at random, beside undisturbed runs (SEED=n; about 12 minutes)
 	@$(BIN)/python -m tests.chaos $(SEED)
 
 check:  ## what continuous integration runs

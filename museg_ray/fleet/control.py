@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
@@ -22,12 +23,14 @@ from ray.exceptions import RayError
 
 from museg_ray.errors import ResourceError
 from museg_ray.files import whole_file
-from museg_ray.fleet.errors import result_of
+from museg_ray.fleet.errors import MemberLost, result_of
 
 NAMESPACE = "museg"
 CONTROL_FILE = "control.json"
 """In the folder of a run that is going on: where its mailbox is."""
 ANSWER_TIMEOUT_S = 30.0
+AGAIN_S = 1.0
+"""Until a mailbox that died is asked again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +75,11 @@ class Mailbox:
             del self._answers[number]
 
     async def next_wish(self) -> tuple[int, Wish]:
-        """For the driver: waits for the next one."""
-        return await self._wishes.get()
+        """For the driver: waits for the next one whose asker still waits."""
+        while True:
+            number, wish = await self._wishes.get()
+            if number in self._answers:
+                return number, wish
 
     async def answer(self, number: int, text: str) -> None:
         if number in self._answers and not self._answers[number].done():  # whoever asked may have gone
@@ -105,15 +111,21 @@ class RayControl:
             partial.write_text(json.dumps(found), encoding="utf-8")
 
     async def leave_status(self, status: dict[str, Any]) -> None:
-        await self._mailbox.leave_status.remote(status)
+        with suppress(MemberLost):  # Ray starts it anew, and the next status reaches it
+            await result_of(self._mailbox.leave_status.remote(status))
 
     async def next_wish(self) -> tuple[int, Wish]:
         # Taken back where the driver gives up waiting: a call that nobody awaits would swallow the next wish.
-        number, wish = await result_of(self._mailbox.next_wish.remote())
-        return number, wish
+        while True:
+            try:
+                number, wish = await result_of(self._mailbox.next_wish.remote())
+                return number, wish
+            except MemberLost:
+                await asyncio.sleep(AGAIN_S)
 
     async def answer(self, number: int, text: str) -> None:
-        await self._mailbox.answer.remote(number, text)
+        with suppress(MemberLost):  # whoever asked has seen it die
+            await result_of(self._mailbox.answer.remote(number, text))
 
     def close(self) -> None:
         self._path.unlink(missing_ok=True)
@@ -121,8 +133,9 @@ class RayControl:
 
 
 def _start_mailbox(run_name: str) -> ActorHandle:
-    # No CPU: it must find a place on a full cluster.
+    # No CPU: it must find a place on a full cluster. Wherever that is may go away: the run needs it for nothing.
     options = {"name": mailbox_name(run_name), "namespace": NAMESPACE, "num_cpus": 0, "max_concurrency": 1000}
+    options["max_restarts"] = -1
     return ray.remote(Mailbox).options(**options).remote()
 
 

@@ -237,6 +237,10 @@ class Crew(Generic[W]):
         except MusegError as error:
             self._start_failed(member, error)
             return
+        except Exception:
+            if member in self.members:  # else it was put away meanwhile, and says so in its own way
+                raise
+            return
         if member.state is not MemberState.STARTING:
             return
         member.state = MemberState.SERVING
@@ -267,13 +271,13 @@ class Crew(Generic[W]):
                     self.drain(member, "its machine is about to be taken away")
 
     def _start_failed(self, member: Member[W], error: MusegError) -> None:
-        """A mistake of the user's, or one that is there from the first start on, will not go away; neither will one
-        that comes twice while nobody serves."""
+        """A mistake of the user's will not go away; neither will what comes twice in a row before all have served once,
+        or while nobody serves."""
         if member.state is MemberState.GONE:
             return
         reason = str(error)
-        is_hopeless = isinstance(error, ValueError) or not self._was_manned
-        if is_hopeless or (not self.serving and reason == self._failed_start):
+        is_manned = self._was_manned and self.serving
+        if isinstance(error, ValueError) or (reason == self._failed_start and not is_manned):
             self._fail(error)
         self._failed_start = reason
         self.lose(member, reason)

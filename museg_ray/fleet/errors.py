@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
 
 from museg_ray.errors import MusegError
 
@@ -32,6 +32,21 @@ async def result_of(reference: ray.ObjectRef) -> Any:
             raise cause from None
         raise
     except RayError as error:
+        raise MemberLost(first_line(error)) from None
+
+
+async def started(reference: ray.ObjectRef) -> None:
+    """Wait for the first answer of an actor.
+
+    Raises:
+        RayError: its `__init__` raised, which it would do again.
+        MemberLost: its process or node is gone.
+    """
+    try:
+        await reference
+    except RayActorError as error:
+        if error.actor_init_failed:
+            raise
         raise MemberLost(first_line(error)) from None
 
 

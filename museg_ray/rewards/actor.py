@@ -8,7 +8,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from museg_ray.config.schema import RewardConfig
 from museg_ray.errors import RewardError
-from museg_ray.fleet.errors import MemberLost, result_of
+from museg_ray.fleet.errors import MemberLost, result_of, started
 from museg_ray.rewards.scorer import BatchScorer, pack_outcomes, unpack
 
 
@@ -37,10 +37,11 @@ class RewardWorker:
     async def start(self) -> None:
         """
         Raises:
-            RewardError: its process did not start.
+            RewardError: it cannot start.
+            MemberLost: its process died.
         """
         try:
-            await self._actor.__ray_ready__.remote()
+            await started(self._actor.__ray_ready__.remote())
         except RayError as error:
             raise RewardError(
                 f"A reward actor did not start: {_lines(error)[-1]} A module that rewards.custom names must be "

@@ -177,8 +177,9 @@ class RolloutPool:
         members = [member for member in self._crew.members if member.state in served]
         failures = await asyncio.gather(*(self._push(member, self._newest) for member in members))
         errors = [error for error in failures if error is not None]
-        if errors and len(errors) == len(members):
-            raise errors[0]
+        lost = [error for error in errors if isinstance(error, WeightsLostError)]  # no fault of theirs
+        if lost or (errors and len(errors) == len(members)):
+            raise (lost or errors)[0]
         for member, error in zip(members, failures, strict=True):
             if error is not None:
                 self._crew.lose(member, str(error))

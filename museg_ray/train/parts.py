@@ -121,8 +121,14 @@ class Parts:
         Raises:
             MusegError: a part did not start.
         """
-        crews = (crew.ready() for crew in self.crews.values())
-        await asyncio.gather(*crews, learner_ready(self.learner, checkpoint, events))
+        waits = [crew.ready() for crew in self.crews.values()]
+        tasks = [asyncio.ensure_future(wait) for wait in (*waits, learner_ready(self.learner, checkpoint, events))]
+        try:
+            await asyncio.gather(*tasks)
+        finally:  # else a learner would be started again while all is closed
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def close(self) -> None:
         await asyncio.gather(*(part.close() for part in (self.clips, self.rewards, self.rollouts, self.learner)))

@@ -22,9 +22,9 @@ that checkpoint's weights under a new version.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from museg_ray.checkpoints.state import TrainerState, as_untold
 from museg_ray.checkpoints.writer import Checkpointer
@@ -43,14 +43,12 @@ from museg_ray.train.losses import check_learner_losses
 from museg_ray.train.parts import Parts
 from museg_ray.train.plan import StepPlan, lookahead
 from museg_ray.train.probe import probe_parity
-from museg_ray.train.pumps import Pumps
+from museg_ray.train.pumps import Act, Pumps, Result
 from museg_ray.train.status import run_status
 from museg_ray.train.step import StepMaker
 from museg_ray.train.work import EQUAL_REWARDS, StepWork
 from museg_ray.types import Issue
 
-Result = TypeVar("Result")
-Act = Callable[[], Awaitable[None]]
 WATCH_EVERY_S = 0.05
 
 
@@ -73,10 +71,10 @@ class Trainer:
         self._maker, self._steps = GroupMaker(config, parts), StepMaker(config, parts, books)
         self._handle = Handle(config, parts, self._status, self._stop)
         self._autoscaler = Autoscaler(config, parts.rollouts, books.events)
-        self._num_losses = 0  # of the learner, in a row
+        self._num_losses = self._furthest = 0  # of the learner since it made a step that was never made before
         self._is_stopping = False
         self._doing = ""  # beside training
-        self._stand(None, ())
+        self._step, self._works = 0, dict[int, StepWork]()
 
     def _stand(self, reached: TrainerState | None, left_open: Sequence[OpenIssue]) -> None:
         """At a checkpoint, or at the very beginning, whatever was before."""
@@ -85,7 +83,7 @@ class Trainer:
         self._sampler_states = reached.sampler_states if reached else {}
         self._steps.stand(reached)
         self._source.restore(self._books.ledger.num_issues, reached)
-        self._works: dict[int, StepWork] = {}
+        self._works = {}
         self._left_open: dict[int, list[Issue]] = defaultdict(list)
         for issue in self._source.reopened(left_open):
             self._left_open[issue.step].append(issue)
@@ -113,8 +111,10 @@ class Trainer:
         """
         self._stand(reached, left_open)
         take_up: Act = partial(self._go_on, reached)
+        if self._is_stopping:  # wished while something else was done
+            return
         try:
-            while not self._is_stopping and (lost := await self._run_until_lost(take_up, export)) is not None:
+            while (lost := await self._run_until_lost(take_up, export)) is not None:
                 take_up = partial(self._go_back, lost)
         except Exception as error:
             self._books.fail_open(f"{type(error).__name__}: {error}")
@@ -176,7 +176,9 @@ class Trainer:
             if step.is_first:
                 await self._steps.begin_phase(step)
             metrics = await self._steps.make(step, work, waited_s)
-            self._step, self._num_losses = step.step, 0
+            self._step = step.step
+            if step.step > self._furthest:
+                self._furthest, self._num_losses = step.step, 0
             del self._works[step.step]
             self._checkpoints.raise_if_failed()
             if self._checkpoints.is_due(step.step) or self._is_stopping:

@@ -18,7 +18,7 @@ from museg_ray.config.schema import Config, VideoConfig
 from museg_ray.errors import ResourceError, VideoError, VideoFault
 from museg_ray.events import EventSink
 from museg_ray.fleet.crew import Crew
-from museg_ray.fleet.errors import MemberLost, first_line, result_of
+from museg_ray.fleet.errors import MemberLost, first_line, result_of, started
 from museg_ray.fleet.member import CrewStatus
 from museg_ray.fleet.worker import Worker
 from museg_ray.types import Clip
@@ -73,10 +73,11 @@ class ClipWorker:
     async def start(self) -> None:
         """
         Raises:
-            ResourceError: its process did not start.
+            ResourceError: it cannot start.
+            MemberLost: its process died.
         """
         try:
-            await self._actor.ready.remote()
+            await started(self._actor.ready.remote())
         except RayError as error:
             raise ResourceError(f"A clip preparation actor did not start: {first_line(error)}") from error
 

@@ -26,7 +26,8 @@ from museg_ray.runs.step_result import StepResult
 from museg_ray.terminal.display import Display
 from museg_ray.train.issues import IssueSource
 from museg_ray.train.parts import Parts
-from museg_ray.train.trainer import Act, Trainer
+from museg_ray.train.pumps import Act
+from museg_ray.train.trainer import Trainer
 from museg_ray.types import GroundingQuery, Group, Issue, Response, RewardParts, Unscored
 
 LEARNED = {names.LEARNER_LOSS: 0.0, names.PARITY_GAP_MEAN: 0.0, names.PARITY_GAP_MAX: 0.0}

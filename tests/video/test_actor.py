@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import ActorDiedError, RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
 from museg_ray.config.schema import Config, FleetConfig, VideoConfig
 from museg_ray.errors import ResourceError, VideoError, VideoFault
@@ -19,6 +19,7 @@ from museg_ray.video.loader import ClipHandle
 from museg_ray.video.prepare import PreparedClip
 from museg_ray.video.store import GIB
 
+INIT_RAISED = RayActorError(error_msg="its __init__ raised", actor_init_failed=True)
 CLIP_BYTES = 4 * 28 * 28 * 3
 
 
@@ -306,7 +307,7 @@ def test_no_more_actors_than_set_are_started(actors: Actors) -> None:
 
 def test_an_actor_that_does_not_start_is_no_fault_of_the_video(actors: Actors) -> None:
     async def test() -> None:
-        actors.start_failures = [ActorDiedError()]
+        actors.start_failures = [INIT_RAISED, INIT_RAISED]
         pool = ClipPool(settings(), no_events)
         for wait in (pool.ready(), pool.get("a")):
             with pytest.raises(ResourceError, match="did not start"):
@@ -315,13 +316,23 @@ def test_an_actor_that_does_not_start_is_no_fault_of_the_video(actors: Actors) -
     run(test())
 
 
+def test_an_actor_whose_process_is_killed_while_it_starts_is_replaced(actors: Actors) -> None:
+    async def test() -> None:
+        actors.start_failures = [ActorDiedError()]
+        pool = ClipPool(settings(), no_events)
+        await pool.ready()
+        assert (await pool.get("a")).prepared.video == "a" and pool.status().num_losses == 1
+
+    run(test())
+
+
 def test_an_actor_that_does_not_start_in_the_middle_of_a_run_is_started_once_more(actors: Actors) -> None:
     async def test() -> None:
         pool = ClipPool(settings(), no_events)
         await pool.ready()
-        actors.failures["a"], actors.start_failures = [ActorDiedError()], [ActorDiedError()]
+        actors.failures["a"], actors.start_failures = [ActorDiedError()], [INIT_RAISED]
         assert (await pool.get("a")).prepared.video == "a" and actors.num_started == 3
-        actors.failures["b"], actors.start_failures = [ActorDiedError()], [ActorDiedError(), ActorDiedError()]
+        actors.failures["b"], actors.start_failures = [ActorDiedError()], [INIT_RAISED, INIT_RAISED]
         with pytest.raises(ResourceError, match="did not start"):
             await pool.get("b")
 
