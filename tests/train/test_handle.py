@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from museg_ray.append_log import read_rows
@@ -16,6 +17,12 @@ from museg_ray.ledger.ledger import read_ledger
 Start = Callable[..., subprocess.Popen[str]]
 WAIT_S = 240
 LONG = "train.phases=[{name: long, steps: 1000, prompt: 'Find {question}.'}]"
+
+
+def kill_mailbox_of(driver_pid: int) -> None:
+    (mailbox,) = [each for each in psutil.Process(driver_pid).children(recursive=True) if "Mailbox" in each.name()]
+    mailbox.kill()
+    mailbox.wait()
 
 
 @pytest.mark.timeout(600)
@@ -29,10 +36,13 @@ def test_a_run_is_watched_scaled_and_stopped_from_another_process(
     folder = tmp_path / "run"
     process = start_museg("demo", "--run-dir", str(folder), *short_overrides, LONG, "rollout.num_actors=1")
 
-    def ask(*arguments: str) -> str:
-        done = subprocess.run(
+    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             [museg, *arguments], env=run_environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
         )
+
+    def ask(*arguments: str) -> str:
+        done = command(*arguments)
         assert done.returncode == 0, (done.stderr, process.poll() is not None and process.communicate()[0])
         return done.stdout
 
@@ -59,6 +69,8 @@ def test_a_run_is_watched_scaled_and_stopped_from_another_process(
     wait_for(lambda: len(serving()) == 3)
     step = status()["step"]
     wait_for(lambda: status()["step"] >= step + 2)
+    kill_mailbox_of(process.pid)  # the run needs it for nothing
+    wait_for(lambda: command("status", str(folder)).returncode == 0)
     assert "finish what they have and leave" in ask("scale", str(folder), "--rollout", "1")
     wait_for(lambda: len(status()["crews"]["rollout"]["members"]) == 1)
     assert "with a checkpoint" in ask("stop", str(folder))
