@@ -25,6 +25,21 @@ def kill_mailbox_of(driver_pid: int) -> None:
     mailbox.wait()
 
 
+def check_books(folder: Path) -> None:
+    """Of a run that was scaled from one to three actors and back, and stopped."""
+    steps = [row["step"] for row in read_rows(folder / "metrics.jsonl")]
+    assert steps == list(range(1, steps[-1] + 1))
+    ledger = read_ledger(folder / "ledger.jsonl")
+    assert all(row.outcome == "trained" for row in ledger if row.step <= steps[-1]), "nothing dropped"
+    assert len({row.issue_id for row in ledger}) == len(ledger) >= 2 * len(steps), "nothing repeated"
+    *_, last = list_checkpoints(folder / "checkpoints")
+    verify(last)
+    assert last.step == steps[-1]
+    assert not (folder / "control.json").exists()
+    kinds = [event["kind"] for event in read_rows(folder / "events.jsonl")]
+    assert kinds.count("leave") == 2 and "loss" not in kinds
+
+
 @pytest.mark.timeout(600)
 def test_a_run_is_watched_scaled_and_stopped_from_another_process(
     start_museg: Start,
@@ -76,18 +91,7 @@ def test_a_run_is_watched_scaled_and_stopped_from_another_process(
     assert "with a checkpoint" in ask("stop", str(folder))
     printed, _ = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0 and "The run was stopped" in printed, printed
-
-    steps = [row["step"] for row in read_rows(folder / "metrics.jsonl")]
-    assert steps == list(range(1, steps[-1] + 1))
-    ledger = read_ledger(folder / "ledger.jsonl")
-    assert all(row.outcome == "trained" for row in ledger if row.step <= steps[-1]), "nothing dropped"
-    assert len({row.issue_id for row in ledger}) == len(ledger) >= 2 * len(steps), "nothing repeated"
-    *_, last = list_checkpoints(folder / "checkpoints")
-    verify(last)
-    assert last.step == steps[-1]
-    assert not (folder / "control.json").exists()
-    kinds = [event["kind"] for event in read_rows(folder / "events.jsonl")]
-    assert kinds.count("leave") == 2 and "loss" not in kinds
+    check_books(folder)
 
 
 def test_a_run_that_is_not_there_is_refused_with_what_is(

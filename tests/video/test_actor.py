@@ -1,13 +1,12 @@
 """Who waits for whom in clip preparation, with actors that are objects of this process."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from types import SimpleNamespace
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
 from museg_ray.config.schema import Config, FleetConfig, VideoConfig
 from museg_ray.errors import ResourceError, VideoError, VideoFault
@@ -16,55 +15,11 @@ from museg_ray.video import actor as actor_module
 from museg_ray.video.actor import ClipPool
 from museg_ray.video.frames import largest_clip_bytes
 from museg_ray.video.loader import ClipHandle
-from museg_ray.video.prepare import PreparedClip
 from museg_ray.video.store import GIB
+from tests.video.fake_actors import Actors
 
 INIT_RAISED = RayActorError(error_msg="its __init__ raised", actor_init_failed=True)
 CLIP_BYTES = 4 * 28 * 28 * 3
-
-
-class Actors:
-    """Ray's part: makes actors, which prepare a video when its gate is open. Gates are open unless `shut`."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        self.failures: dict[str, list[Exception]] = {}
-        self.gates: dict[str, asyncio.Event] = {}
-        self.start_failures: list[RayError] = []  # of the next actors, one each
-        self.num_started = self.num_busy = self.most_busy = 0
-        self.killed: list[Any] = []
-
-    def shut(self, *videos: str) -> None:
-        self.gates |= {video: asyncio.Event() for video in videos}
-
-    def open(self) -> None:
-        for gate in self.gates.values():
-            gate.set()
-
-    def remote(self, **options: Any) -> Callable[[type], Any]:
-        return lambda actor_class: SimpleNamespace(remote=self._start)
-
-    def _start(self, config: VideoConfig) -> Any:
-        self.num_started += 1
-        return SimpleNamespace(prepare=SimpleNamespace(remote=self._prepare), ready=SimpleNamespace(remote=self._ready))
-
-    async def _ready(self) -> None:
-        if self.start_failures:
-            raise self.start_failures.pop(0)
-
-    async def _prepare(self, video: str) -> PreparedClip:
-        self.asked.append(video)
-        self.num_busy += 1
-        self.most_busy = max(self.most_busy, self.num_busy)
-        try:
-            await asyncio.sleep(0)
-            if video in self.gates:
-                await self.gates[video].wait()
-            if self.failures.get(video):
-                raise self.failures[video].pop(0)
-            return PreparedClip(video, video, (4, 28, 28, 3), 2.0, True)
-        finally:
-            self.num_busy -= 1
 
 
 @pytest.fixture
