@@ -17,8 +17,8 @@ NUM_STEPS, WARM_UP_STEPS = 24, 4
 SETTINGS = (
     f"train.phases=[{{name: only, steps: {NUM_STEPS}, prompt: 'Find every time {{question}}.'}}]",
     "data.synthetic.num_train_videos=40",
-    "data.synthetic.num_heldout_videos=2",
-    "evaluation.num_queries=2",
+    "data.synthetic.num_heldout_videos=4",
+    "evaluation.num_queries=4",
     "checkpoint.every_steps=0",
     # One engine and one learner thread: each side a core of its own, as each has GPUs of its own on a cluster.
     "rollout.num_actors=1",

@@ -240,7 +240,8 @@ async def _train(config: Config, script: Script, on_update: OnUpdate, meter: Met
     source = IssueSource(config, {ANNOTATIONS: QUERIES})
     try:
         await parts.ready()
-        await Trainer(config, parts, source, books, Checkpointer(config, run_dir, parts.learner)).run()
+        checkpoints = Checkpointer(config, run_dir, parts.learner, books.events.add)
+        await Trainer(config, parts, source, books, checkpoints).run()
     finally:
         await parts.close()
         books.close()

@@ -17,6 +17,7 @@ from museg_ray.checkpoints.state import DriverState
 from museg_ray.config.load import save_config
 from museg_ray.config.schema import Config
 from museg_ray.errors import CheckpointError, ConfigError, MusegError, ResourceError
+from museg_ray.events import EventKind, EventSink
 from museg_ray.metrics.names import METRICS
 
 Result = TypeVar("Result")
@@ -43,10 +44,15 @@ class CheckpointedLearner(Protocol):
 class Checkpointer:
     """The checkpoints of one run, from one event loop."""
 
-    def __init__(self, config: Config, run_dir: Path, learner: CheckpointedLearner) -> None:
-        """The run's configuration goes into each checkpoint: what goes on from it compares itself with that."""
-        self._config = config
-        self._learner = learner
+    def __init__(self, config: Config, run_dir: Path, learner: CheckpointedLearner, events: EventSink) -> None:
+        """
+        Args:
+            config: of the run; goes into each checkpoint: what goes on from it compares itself with that.
+            run_dir: gets the checkpoints.
+            learner: writes its part.
+            events: are told of each that is whole.
+        """
+        self._config, self._learner, self._events = config, learner, events
         self._under_way: asyncio.Task[None] | None = None
         self.folder = run_dir / checkpoint.CHECKPOINTS_DIR
         checkpoint.retire(self.folder, config.checkpoint)  # a crash may have come between the last one and this
@@ -69,7 +75,7 @@ class Checkpointer:
         except OSError as error:
             raise _not_written(partial, error) from error
         await self._learner.begin_checkpoint(partial / checkpoint.LEARNER_DIR)
-        self._under_way = asyncio.create_task(self._complete(partial))
+        self._under_way = asyncio.create_task(self._complete(partial, state.step))
 
     def raise_if_failed(self) -> None:
         """
@@ -117,7 +123,7 @@ class Checkpointer:
         task, self._under_way = self._under_way, None
         return task
 
-    async def _complete(self, partial: Path) -> None:
+    async def _complete(self, partial: Path, step: int) -> None:
         await self._learner.finish_checkpoint()
         try:
             # To the end also when it is given up: what is deleted under a thread that lists files would be missing in
@@ -125,6 +131,7 @@ class Checkpointer:
             await to_the_end(asyncio.to_thread(checkpoint.publish, partial))
         except OSError as error:
             raise _not_written(partial, error) from error
+        self._events(EventKind.CHECKPOINT, f"checkpoint of step {step}")
         try:
             await to_the_end(asyncio.to_thread(checkpoint.retire, self.folder, self._config.checkpoint))
         except OSError as error:

@@ -96,7 +96,8 @@ class LearnerConfig:
     start_timeout_s: float = 600.0
     """A cluster that has no place for all ranks by then ends the run."""
     step_timeout_s: float = 3600.0
-    """An update that takes longer ends the run."""
+    """A learner that has not done an update, or whatever else it is asked, by then is taken for lost: it starts again
+    from the last checkpoint."""
 
 
 @dataclass

@@ -15,6 +15,8 @@ from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any, Generic
 
+from ray.exceptions import RayError
+
 from museg_ray.clock import now_s
 from museg_ray.config.schema import FleetConfig
 from museg_ray.errors import MusegError, ResourceError
@@ -138,7 +140,7 @@ class Crew(Generic[W]):
             self.on_change()
 
     def begin_job(self, member: Member[W], size: int) -> None:
-        """For a pool with a queue of its own, in place of `lease`."""
+        """For what is not leased: a pool's own queue, or what goes to all members. No member leaves in the middle."""
         member.num_jobs += 1
         member.load += size
 
@@ -147,6 +149,7 @@ class Crew(Generic[W]):
         member.num_jobs -= 1
         member.load -= size
         self._leave_if_idle(member)
+        self._leases.grant(self.serving)
 
     def lose(self, member: Member[W], reason: str, counts: bool = True) -> None:
         """The member is gone, or has to go at once; all its jobs may come here, the later ones find it gone.
@@ -188,6 +191,8 @@ class Crew(Generic[W]):
         for task in self._tasks:
             task.cancel()
         members, self.members, self._serving = self.members, [], None
+        for member in members:
+            member.lose(f"The {self._role} actors were closed.")  # before it is: what it says then may be anything
         await asyncio.gather(*(self._end(member) for member in members), *self._leaving)
         self._leases.fail(ResourceError(f"The {self._role} actors were closed."))
 
@@ -323,7 +328,7 @@ class Crew(Generic[W]):
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await member.worker.close()
-        except (MemberLost, TimeoutError, MusegError):
+        except (MemberLost, TimeoutError, MusegError, RayError):
             pass  # it is killed all the same
         finally:
             member.worker.kill()

@@ -33,6 +33,7 @@ class LearnerActor:
     """One rank. Fetches what an update needs and puts away what it gives; `Learner` does the work."""
 
     _learner: "Learner"
+    _loaded: dict[str, Clip]
     _writing: Future[None] | None = None
 
     def open_store(self, num_ranks: int) -> tuple[str, int]:
@@ -51,11 +52,15 @@ class LearnerActor:
         self._clips = ClipLoader(config.video)
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
 
-    def update(self, groups: Sequence[Group], clips: Mapping[str, ClipHandle], step: int) -> dict[str, float]:
-        return self._learner.update(groups, self._load(groups, clips), step)
+    def load(self, groups: Sequence[Group], clips: Mapping[str, ClipHandle]) -> None:
+        """Fetch the clips of this rank alone, for the call after this one."""
+        self._loaded = {key: self._clips.load(clips[key]) for key in self._learner.clip_keys(groups)}
 
-    def score(self, groups: Sequence[Group], clips: Mapping[str, ClipHandle]) -> dict[str, float]:
-        return self._learner.score(groups, self._load(groups, clips))
+    def update(self, groups: Sequence[Group], step: int) -> dict[str, float]:
+        return self._learner.update(groups, self._take_loaded(), step)
+
+    def score(self, groups: Sequence[Group]) -> dict[str, float]:
+        return self._learner.score(groups, self._take_loaded())
 
     def export_weights(self, version: int) -> ray.ObjectRef | None:
         blob = self._learner.export_weights(version)
@@ -81,9 +86,9 @@ class LearnerActor:
     def ping(self) -> None:
         """Returns while the process lives, also in the middle of an update."""
 
-    def _load(self, groups: Sequence[Group], clips: Mapping[str, ClipHandle]) -> dict[str, Clip]:
-        """The clips of this rank alone."""
-        return {key: self._clips.load(clips[key]) for key in self._learner.clip_keys(groups)}
+    def _take_loaded(self) -> dict[str, Clip]:
+        loaded, self._loaded = self._loaded, {}
+        return loaded
 
 
 def _environment(config: LearnerConfig) -> dict[str, str]:
@@ -169,13 +174,17 @@ class LearnerHandle:
         Raises:
             LearnerError: not finite three times in a row.
             LearnerLostError: a process died, or is not done within `learner.step_timeout_s`.
-            VideoError: a clip is no longer there.
+            VideoError: a clip is no longer there; nothing was updated.
         """
-        return await self._timed("update", groups, clips, step)
+        return await self._with_clips("update", groups, clips, step)
 
     async def score(self, groups: Sequence[Group], clips: Mapping[str, ClipHandle]) -> dict[str, float]:
-        """How far the groups' log-probs are from the learner's, see `Learner.score`."""
-        return await self._timed("score", groups, clips)
+        """How far the groups' log-probs are from the learner's, see `Learner.score`.
+
+        Raises:
+            LearnerLostError, VideoError: as `update`.
+        """
+        return await self._with_clips("score", groups, clips)
 
     async def export_weights(self, version: int) -> ray.ObjectRef:
         """Reference to the blob of the present weights, which lies in the object store and are called `version` from
@@ -206,9 +215,9 @@ class LearnerHandle:
     async def ping(self) -> None:
         """
         Raises:
-            LearnerLostError: a process died.
+            LearnerLostError: a process died, or does not answer.
         """
-        await self._all("ping")
+        await self._within(self._config.fleet.ping_timeout_s, "fleet.ping_timeout_s", "ping")
 
     async def close(self) -> None:
         """End the learner's processes, also in the middle of an update."""
@@ -216,22 +225,30 @@ class LearnerHandle:
             ray.kill(actor)
         remove_placement_group(self._place)
 
-    async def _timed(self, method: str, groups: Sequence[Group], *args: Any) -> dict[str, float]:
-        timeout_s = self._config.learner.step_timeout_s
+    async def _with_clips(
+        self, method: str, groups: Sequence[Group], clips: Mapping[str, ClipHandle], *args: Any
+    ) -> dict[str, float]:
+        """All ranks have their clips before any of them begins: one that lacks a clip would leave the others in the
+        middle of what they do together."""
         shared = ray.put(groups)  # once, however many ranks read them
-        try:
-            async with asyncio.timeout(timeout_s):
-                results: list[dict[str, float]] = await self._all(method, shared, *args)
-        except TimeoutError:
-            raise LearnerLostError(
-                f"The learner's {method} of {len(groups)} groups was not done after {timeout_s:g} s "
-                "(learner.step_timeout_s); raise it, or look into the learner's worker log."
-            ) from None
-        return results[0]
+        await self._all("load", shared, clips)
+        found: dict[str, float] = (await self._all(method, shared, *args))[0]
+        return found
 
     async def _all(self, method: str, *args: Any) -> list[Any]:
         """What each rank returns."""
-        return await _all_results([getattr(actor, method).remote(*args) for actor in self._actors])
+        return await self._within(self._config.learner.step_timeout_s, "learner.step_timeout_s", method, *args)
+
+    async def _within(self, limit_s: float, setting: str, method: str, *args: Any) -> list[Any]:
+        calls = [getattr(actor, method).remote(*args) for actor in self._actors]
+        try:
+            async with asyncio.timeout(limit_s):
+                return await _all_results(calls)
+        except TimeoutError:
+            raise LearnerLostError(
+                f"The learner's {method} was not done after {limit_s:g} s ({setting}); raise it, or look into the "
+                "learner's worker log."
+            ) from None
 
     async def _placed(self) -> None:
         """Ray itself would wait for ever, without a word, for a place that no machine has."""

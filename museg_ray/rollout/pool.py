@@ -222,6 +222,7 @@ class RolloutPool:
     async def _push(self, member: Member[EngineWorker], weights: _Weights) -> WeightSyncError | None:
         """Why its engine cannot have them; a member that dies of it is lost."""
         limit_s = self._config.rollout.request_timeout_s
+        self._crew.begin_job(member, 0)  # a draining one would be closed under it
         try:
             async with asyncio.timeout(limit_s):
                 confirmed = await member.run(member.worker.update_weights(weights.version, weights.content))
@@ -236,6 +237,8 @@ class RolloutPool:
             if confirmed != weights.version:
                 return WeightSyncError(f"{member.name} was given weights {weights.version} but reports {confirmed}.")
             member.is_fit = True
+        finally:
+            self._crew.end_job(member, 0)
         return None
 
     # who joins --------------------------------------------------------------------------------------------------------
@@ -257,11 +260,22 @@ class RolloutPool:
                     compared = await self._compare(member, newest)
             except TimeoutError:
                 raise MemberLost(f"it did not load and probe its weights within {limit_s:g} s") from None
-            except WeightsLostError:  # with a learner that is being replaced: it will publish others
-                await published.wait()
+            except WeightsLostError as error:  # with a learner that is being replaced: it will publish others
+                await self._wait_for_others(published, error)
                 continue
             if self._newest is newest:
                 return f", weights {self.version}, {compared}"
+
+    async def _wait_for_others(self, published: asyncio.Event, lost: WeightsLostError) -> None:
+        """
+        Raises:
+            WeightsLostError: nobody publishes others; training is over, or the learner does not come back.
+        """
+        try:
+            async with asyncio.timeout(self._config.learner.start_timeout_s):
+                await published.wait()
+        except TimeoutError:
+            raise lost from None
 
     async def _compare(self, member: Member[EngineWorker], weights: _Weights | None) -> str:
         """
@@ -308,6 +322,10 @@ async def _answer(member: Member[EngineWorker], request: _Request) -> Group | No
         return await member.run(member.worker.generate(request.issue, prompt_ids, request.clip, greedy))
     except (MemberLost, MusegError):
         return None
+    except Exception:
+        if member.state is MemberState.GONE:  # what an engine says that is being ended may be anything
+            return None
+        raise
 
 
 def _is_placed(member: Member[EngineWorker]) -> bool:

@@ -24,6 +24,7 @@ from museg_ray.runs.events import Events
 from museg_ray.runs.rewind import remove_later
 from museg_ray.runs.step_result import StepResult
 from museg_ray.terminal.display import Display
+from museg_ray.types import Group
 
 ALWAYS_SHOWN = (EventKind.LOSS, EventKind.RESTART, EventKind.REWIND, EventKind.REFILL)
 SHOWN_LATER = (EventKind.JOIN, EventKind.SCALE, EventKind.DRAIN, EventKind.LEAVE)
@@ -79,7 +80,11 @@ class Books:
             self._display.warn(
                 f"step {result.step}: responses without a score: {num_unscored}; see {self.quarantine.path}"
             )
-        self._rollouts.append(result.groups)
+        self.keep_groups(result.groups)
+
+    def keep_groups(self, groups: Sequence[Group]) -> None:
+        """Write down what was sampled; of a step without an update that is all."""
+        self._rollouts.append(groups)
 
     def at_checkpoint(self, reached: TrainerState) -> DriverState:
         """Bring everything up to this step onto the disk; what the driver keeps in the checkpoint.
@@ -94,7 +99,6 @@ class Books:
             metrics, alarms = self._recorder.marks()
             marks = BookMarks(metrics, alarms, self.quarantine.mark(), self.ledger.mark(), self._rollouts.mark())
             sync(self.run_dir)
-        self.events.add(EventKind.CHECKPOINT, f"checkpoint of step {reached.step}")
         score, self._values = (fmean(self._values) if self._values else None), []
         return DriverState(reached, marks, self._best_metric, score, self._notes.as_dict())
 

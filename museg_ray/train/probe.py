@@ -33,9 +33,9 @@ async def probe_parity(config: Config, parts: Parts, maker: GroupMaker, plan: St
         try:
             clip = await parts.clips.get(query.video)
             clip, group = await maker.sample(issue, [prompt_ids[1], *prompt_ids[1:]], clip)
+            gaps = await parts.learner.score([_without_reward(group)], {group.clip_key: clip})
         except (VideoError, PoisonQueryError):
             continue
-        gaps = await parts.learner.score([_without_reward(group)], {group.clip_key: clip})
         _check(gaps[names.PARITY_GAP_MEAN], gaps[names.PARITY_GAP_MAX], config, plan.step)
         return True
     return False

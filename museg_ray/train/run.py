@@ -12,7 +12,7 @@ import gc
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -38,6 +38,7 @@ from museg_ray.runs.resume import OpenRun, open_run, save_run_config
 from museg_ray.terminal.display import Display
 from museg_ray.train.issues import IssueSource
 from museg_ray.train.parts import LearnerPart, Parts, StartParts, start_on_ray
+from museg_ray.train.pumps import Act
 from museg_ray.train.queries import RunQueries, check_heldout, read_run_queries
 from museg_ray.train.trainer import Trainer
 from museg_ray.types import GroundingQuery
@@ -136,7 +137,7 @@ class _Session:
                 with self.stage("start", "rollout engines and learner"):
                     await parts.ready(checkpoint, books.events.add)
                 gc.freeze()  # a full collection would look through all that was imported in the middle of a step
-                checkpointer = Checkpointer(self._config, self._run_dir, parts.learner)
+                checkpointer = Checkpointer(self._config, self._run_dir, parts.learner, books.events.add)
                 trainer = Trainer(self._config, parts, source, books, checkpointer)
                 evaluate_on = partial(self._evaluate, parts, trainer)
                 if before is None:
@@ -174,9 +175,7 @@ class _Session:
             await learner.export_model(self._run_dir / "model")
             save_config(self._config, self._run_dir / "model" / MODEL_CONFIG_FILE)
 
-    async def _train(
-        self, trainer: Trainer, checkpointer: Checkpointer, books: Books, export: Callable[[], Awaitable[None]]
-    ) -> bool:
+    async def _train(self, trainer: Trainer, checkpointer: Checkpointer, books: Books, export: Act) -> bool:
         """All steps that are left, the checkpoint of the last one, whole, and the model; False where the run was
         stopped."""
         state = self._resumed.state if self._resumed else None

@@ -73,7 +73,7 @@ def phase_after(config: Config, step: int) -> str:
 
 def _who_waits(first: StepWork | None, is_learning: bool, max_staleness: int) -> str:
     if first is None:
-        return "nothing is issued yet"
+        return "no step is under way"
     if is_learning:
         ahead = "works ahead" if max_staleness else "waits for it"
         return f"the learner is at work on step {first.step}; the fleet {ahead}"

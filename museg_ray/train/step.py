@@ -1,5 +1,8 @@
 """One optimiser step: its groups to the learner, its weights to the engines, what it said to the books."""
 
+import asyncio
+from collections.abc import Sequence
+
 from museg_ray.checkpoints.state import TrainerState
 from museg_ray.checkpoints.writer import to_the_end
 from museg_ray.clock import now_s
@@ -14,7 +17,8 @@ from museg_ray.runs.step_result import StepResult
 from museg_ray.train.checks import check_age, check_empty_steps, check_gap, comparable_groups, unscored_reason
 from museg_ray.train.parts import Parts
 from museg_ray.train.step_metrics import QueuePeaks, step_metrics
-from museg_ray.train.work import StepWork
+from museg_ray.train.work import EQUAL_REWARDS, StepWork
+from museg_ray.types import Group
 
 
 class StepMaker:
@@ -48,17 +52,19 @@ class StepMaker:
     async def make(self, step: PhaseStep, work: StepWork, waited_s: float) -> dict[str, float]:
         """One optimiser step, and its metrics; or none, when no group came of its queries: the next result tells of
         those."""
-        self.untold += work.failures
+        self._end_untrained(work)
+        self.untold += [failure.error for failure in work.failures]
         self.num_empty = 0 if work.made else self.num_empty + 1
         check_empty_steps(self.num_empty, step.step, self.untold)
         if not work.made:
+            self._books.keep_groups(work.dropped)
             return {}
         started_s, version = now_s(), self.version
         self.is_learning = True
         learned = await self._learn(step.step, work)
         self.is_learning, learned_s = False, now_s()
         await self.publish(version + 1)
-        self._end_groups(work)
+        self._end_trained(work)
         ended_s = now_s()
         times = {
             names.TIME_WAIT_S: waited_s,
@@ -83,9 +89,8 @@ class StepMaker:
         """
         groups = comparable_groups(work, self._books.quarantine.path)
         check_age(groups, self.version, self._config.train.max_staleness)
-        clips = {made.group.clip_key: made.clip for made in work.in_order}
         try:
-            learned = await self._parts.learner.update(groups, clips, step)
+            learned = await self._update(groups, work, step)
         except LearnerLostError:
             raise
         except LearnerError as error:
@@ -94,7 +99,31 @@ class StepMaker:
         check_gap(learned, self.version, self._config.train.max_logprob_gap)
         return learned
 
-    def _end_groups(self, work: StepWork) -> None:
+    async def _update(self, groups: Sequence[Group], work: StepWork, step: int) -> dict[str, float]:
+        learner, clips = self._parts.learner, {made.group.clip_key: made.clip for made in work.in_order}
+        try:
+            return await learner.update(groups, clips, step)
+        except VideoError:  # one left the store meanwhile, or the machine that has it: prepared once more
+            pass
+        try:
+            again = await asyncio.gather(*(self._parts.clips.get(group.query.video) for group in groups))
+            return await learner.update(groups, {clip.prepared.key: clip for clip in again}, step)
+        except VideoError as error:  # taken back, its query fails by itself
+            raise LearnerLostError(f"it cannot have a clip of step {step}: {error}") from error
+
+    def _end_untrained(self, work: StepWork) -> None:
+        """Now, and not when each came to its end: a checkpoint between the two would have a step without some of its
+        issues, and a run that resumes from it would replace them once more, and tell nobody of them."""
+        for failure in work.failures:
+            self._books.quarantine.add_query(failure.issue, failure.error)
+            self._books.ledger.end(failure.issue.issue_id, Outcome.FAILED, reason=str(failure.error))
+        for group in work.dropped:
+            self._books.quarantine.add(group)
+            self._books.ledger.end(group.issue.issue_id, Outcome.FILTERED, EQUAL_REWARDS, group.weight_version)
+        for made in work.in_order:
+            self._books.quarantine.add(made.group)
+
+    def _end_trained(self, work: StepWork) -> None:
         for made in work.in_order:
             issue, group = made.group.issue, made.group
             if group.is_comparable:

@@ -32,7 +32,7 @@ from museg_ray.clock import now_s
 from museg_ray.config.schema import Config
 from museg_ray.errors import LearnerLostError, PoisonQueryError, VideoError
 from museg_ray.events import EventKind
-from museg_ray.ledger.ledger import OpenIssue, Outcome
+from museg_ray.ledger.ledger import OpenIssue
 from museg_ray.rewards.phases import PhaseStep, phase_steps
 from museg_ray.runs.books import Books
 from museg_ray.train.autoscale import Autoscaler
@@ -46,7 +46,7 @@ from museg_ray.train.probe import probe_parity
 from museg_ray.train.pumps import Act, Pumps, Result
 from museg_ray.train.status import run_status
 from museg_ray.train.step import StepMaker
-from museg_ray.train.work import EQUAL_REWARDS, StepWork
+from museg_ray.train.work import StepWork
 from museg_ray.types import Issue
 
 WATCH_EVERY_S = 0.05
@@ -124,14 +124,17 @@ class Trainer:
         """The result of `work`: something else with the parts (`doing` in words), watched and steered like training."""
         self._doing = doing
         try:
-            return await Pumps(self._handle.tell(), self._handle.listen()).run(work)
+            return await self._steered(work)
         finally:
             self._doing = ""
+
+    async def _steered(self, work: Coroutine[Any, Any, Result]) -> Result:
+        return await Pumps(self._handle.tell(), self._handle.listen()).run(work)
 
     async def _run_until_lost(self, take_up: Act, export: Act | None) -> LearnerLostError | None:
         """Until all is done, or until the learner is lost."""
         try:
-            await take_up()
+            await self._steered(take_up())
             await self._run_pumps()
             if export is not None and not self.was_stopped:
                 await export()
@@ -158,11 +161,8 @@ class Trainer:
         try:
             made = await self._maker.make(issue)
         except (VideoError, PoisonQueryError) as error:  # of this query alone: the others go on
-            self._books.quarantine.add_query(issue, error)
-            self._books.ledger.end(issue.issue_id, Outcome.FAILED, reason=str(error))
             work.fail(issue, error)
         else:
-            self._books.quarantine.add(made.group)
             work.finish(issue, made)
         if not work.open:
             self._refill_or_complete(work)
@@ -221,13 +221,13 @@ class Trainer:
             self._pumps.start(self._make(issue, work))
 
     def _begin_again(self, work: StepWork) -> None:
-        """A step that was issued before the checkpoint: those of its issues that had no end then."""
-        issues = self._left_open.get(work.step, [])
+        """A step that was issued before the checkpoint, with the refills that it had then: an issue ends with its step,
+        so all of them are open."""
+        issues = self._left_open[work.step]
+        assert issues, f"step {work.step} was issued, and none of its issues is open"
         work.begin(issues)
         for issue in issues:
             self._pumps.start(self._make(issue, work))
-        if not issues:
-            work.complete()
 
     # make -------------------------------------------------------------------------------------------------------------
 
@@ -235,15 +235,12 @@ class Trainer:
         """All that was issued for the step has come to an end. Groups that teach nothing are replaced in one go, in the
         order of issue: who replaces whom must not depend on who was quicker."""
         if self._config.train.refill == "zero_variance":
-            equal = work.drop_equal()
-            for group in equal:
-                self._books.ledger.end(group.issue.issue_id, Outcome.FILTERED, EQUAL_REWARDS, group.weight_version)
-            count = min(len(equal), self._config.train.max_refills - work.num_refills)
-            work.num_refills += count
-            if count < len(equal):
-                self._books.events.add(EventKind.REFILL, work.lacking(len(equal) - count))
-            if count:
-                self._begin(work, self._source.refill(work.step, equal[0].issue.phase, count))
+            work.drop_equal()
+            count = min(work.num_lacking, self._config.train.max_refills - work.num_refills)
+            if count < work.num_lacking:
+                self._books.events.add(EventKind.REFILL, work.lacking())
+            if count > 0:
+                self._begin(work, self._source.refill(work.step, work.dropped[-1].issue.phase, count))
                 return
         work.complete()
 
@@ -255,7 +252,7 @@ class Trainer:
         return self._step < self._config.total_steps
 
     def _work(self, step: int) -> StepWork:
-        return self._works.setdefault(step, StepWork(step))
+        return self._works.setdefault(step, StepWork(step, self._config.train.prompts_per_step))
 
     def _state(self, step: PhaseStep) -> TrainerState:
         return TrainerState(

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from museg_ray.clock import now_s
 from museg_ray.errors import PoisonQueryError, VideoError
@@ -11,27 +12,37 @@ from museg_ray.types import Group, Issue
 EQUAL_REWARDS = "its responses all earned the same: nothing to learn from"
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An issue without a group, and why."""
+
+    issue: Issue
+    error: VideoError | PoisonQueryError
+
+
 class StepWork:
     """Who is on the way, and what has come of the others."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, num_wanted: int) -> None:
+        """`num_wanted`: groups; what is issued beyond them takes the place of others."""
+        self.step, self._num_wanted = step, num_wanted
         self.open: dict[int, Issue] = {}
         """By id, of the issues that have no end yet."""
         self.made: dict[int, Made] = {}
         """By id of the issue: what the step trains on, or cannot compare."""
         self.dropped: list[Group] = []
         """Sampled, and left out because they teach nothing."""
-        self.failures: list[VideoError | PoisonQueryError] = []
-        """Why there is no group, one an issue."""
-        self.num_refills = 0
+        self.failures: list[Failure] = []
+        self._num_issued = 0
         self.is_complete = asyncio.Event()
         """No issue is on its way any more, and none will come."""
         self.begun_s = self.ended_s = 0.0
 
     def begin(self, issues: Iterable[Issue]) -> None:
         self.begun_s = self.begun_s or now_s()
-        self.open |= {issue.issue_id: issue for issue in issues}
+        begun = {issue.issue_id: issue for issue in issues}
+        self.open |= begun
+        self._num_issued += len(begun)
 
     def finish(self, issue: Issue, made: Made) -> None:
         del self.open[issue.issue_id]
@@ -39,21 +50,30 @@ class StepWork:
 
     def fail(self, issue: Issue, error: VideoError | PoisonQueryError) -> None:
         del self.open[issue.issue_id]
-        self.failures.append(error)
+        self.failures.append(Failure(issue, error))
 
-    def drop_equal(self) -> list[Group]:
+    def drop_equal(self) -> None:
         """Take out the groups whose responses all earned the same."""
         equal = [made.group for made in self.made.values() if made.group.is_comparable and made.group.has_equal_rewards]
         for group in equal:
             del self.made[group.issue.issue_id]
         self.dropped += equal
-        return equal
 
-    def lacking(self, count: int) -> str:
-        """In words, that the step stays so many groups short."""
+    @property
+    def num_refills(self) -> int:
+        """Issued in the place of others."""
+        return max(0, self._num_issued - self._num_wanted)
+
+    @property
+    def num_lacking(self) -> int:
+        """Groups in whose place nothing has been issued. One that failed is not replaced: its step is a smaller one."""
+        return max(0, self._num_wanted - len(self.made) - len(self.failures))
+
+    def lacking(self) -> str:
+        """In words, that the step stays short."""
         return (
-            f"step {self.step} trains fewer groups ({count} less): {len(self.dropped)} earned the same in all their "
-            f"responses, and train.max_refills was reached after {self.num_refills}"
+            f"step {self.step} trains fewer groups ({self.num_lacking} less): {len(self.dropped)} earned the same in "
+            f"all their responses, and train.max_refills was reached after {self.num_refills}"
         )
 
     def complete(self) -> None:

@@ -126,7 +126,8 @@ class ClipPool:
         self._crew.resize(config.video.num_actors)
         self._pending: dict[str, asyncio.Task[ClipHandle]] = {}  # being prepared, or prepared ahead and not yet used
         self._ahead: dict[str, int] = {}  # bytes that each clip prepared ahead takes, or may take
-        self._ahead_bytes = self._num_running = 0  # of `_ahead`: their sum, and those that are being prepared
+        self._ahead_bytes = 0  # their sum
+        self._running: set[str] = set()  # of `_ahead`, being prepared
         self._later: OrderedDict[str, None] = OrderedDict()  # to prepare ahead once there is room
         self.num_decoded = 0
         """Clips that no store had yet."""
@@ -164,10 +165,9 @@ class ClipPool:
         task = self._pending.get(video) or self._start(video)
         if (size_bytes := self._ahead.pop(video, None)) is not None:  # it is used now: there is room for another one
             self._ahead_bytes -= size_bytes
+            self._running.discard(video)
             if task.done():
                 del self._pending[video]
-            else:
-                self._num_running -= 1
             self._work_ahead()
         # Shielded: a caller that is cancelled must not take the clip from the others.
         return await asyncio.shield(task)
@@ -202,8 +202,8 @@ class ClipPool:
             size_bytes = 0 if failed else task.result().prepared.size_bytes
             self._ahead_bytes += size_bytes - self._ahead[video]
             self._ahead[video] = size_bytes
-            self._num_running -= 1
-        else:
+            self._running.discard(video)
+        elif self._pending.get(video) is task:  # else it was taken over in the moment in which it was done
             del self._pending[video]
         self._work_ahead()
 
@@ -211,13 +211,13 @@ class ClipPool:
         """Start what there is room for. No more at once than there are actors, so that a clip that is needed now waits
         for one of them at most."""
         most_bytes, largest_bytes = self._config.ahead_gib * GIB, largest_clip_bytes(self._config)
-        while self._later and self._num_running < self._crew.num_wanted:
+        while self._later and len(self._running) < self._crew.num_wanted:
             if self._ahead_bytes + largest_bytes > most_bytes:
                 return
             video, _ = self._later.popitem(last=False)
             self._ahead[video] = largest_bytes
             self._ahead_bytes += largest_bytes
-            self._num_running += 1
+            self._running.add(video)
             self._start(video)
 
     async def _prepare(self, video: str) -> ClipHandle:

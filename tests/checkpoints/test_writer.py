@@ -12,6 +12,7 @@ from museg_ray.checkpoints.writer import Checkpointer, check_best_metric
 from museg_ray.config.load import load_config
 from museg_ray.config.schema import Config, PhaseConfig
 from museg_ray.errors import CheckpointError, ConfigError, LearnerError, ResourceError
+from museg_ray.events import no_events
 from museg_ray.simulate.learner import FakeLearner
 from museg_ray.simulate.script import Script
 from tests.checkpoints.test_folder import state, steps_of
@@ -32,7 +33,7 @@ Start = Callable[[], tuple[Checkpointer, FakeLearner]]
 def start(config: Config, tmp_path: Path) -> Start:
     def start() -> tuple[Checkpointer, FakeLearner]:
         learner = FakeLearner(Script())
-        return Checkpointer(config, tmp_path, learner), learner  # type: ignore[arg-type]
+        return Checkpointer(config, tmp_path, learner, no_events), learner  # type: ignore[arg-type]
 
     return start
 

@@ -37,6 +37,7 @@ class StagedWorker:
         self.on_generate: Hook = _nothing
         self.on_update: Hook = _nothing
         self._dead = asyncio.Event()
+        self._is_closed = False
 
     def die(self) -> None:
         self._dead.set()
@@ -49,6 +50,7 @@ class StagedWorker:
         return self.is_leaving
 
     async def close(self) -> None:
+        self._is_closed = True
         self.die()
 
     def kill(self) -> None:
@@ -77,6 +79,8 @@ class StagedWorker:
         self._check_alive()
 
     def _check_alive(self) -> None:
+        if self._is_closed:
+            raise RuntimeError(f"{self.name} was closed under a call")
         if self._dead.is_set():
             raise MemberLost(f"{self.name} died")
 

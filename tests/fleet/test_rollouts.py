@@ -241,3 +241,53 @@ def test_a_joiner_that_hangs_while_it_loads_weights_is_given_up() -> None:
         assert stage.states() == ["serving"] * 2
 
     simulated(work())
+
+
+def test_no_member_leaves_in_the_middle_of_a_push() -> None:
+    async def work() -> None:
+        stage = Stage(num_actors=2)
+        await stage.pool.ready()
+        pushed = asyncio.create_task(stage.pool.publish(1, "weights"))
+        await asyncio.sleep(0.05)
+        stage.pool.resize(1)  # an idle one: it could leave at once
+        await pushed
+        await asyncio.sleep(0.01)
+        assert [worker.version for worker in stage.workers] == [1, 1] and stage.states() == ["serving"]
+        assert stage.texts(EventKind.LEAVE) and not stage.texts(EventKind.LOSS)
+
+    simulated(work())
+
+
+def test_a_peer_that_leaves_while_a_joiner_is_compared_with_it_fails_nobody() -> None:
+    async def work() -> None:
+        stage = Stage(num_actors=2)
+        await stage.pool.ready()
+        await stage.sample(0)
+        stage.pool.resize(3)
+        await asyncio.sleep(0.5)  # the joiner asks the first one what it says
+        first = stage.pool._crew.members[0]
+        stage.pool._crew.drain(first, "its machine is about to be taken away")
+        await asyncio.sleep(5)
+        assert stage.states() == ["serving"] * 3 and not stage.texts(EventKind.LOSS)
+
+    simulated(work())
+
+
+def test_a_joiner_does_not_wait_for_ever_for_weights_that_nobody_publishes() -> None:
+    async def work() -> None:
+        stage = Stage(num_actors=1, max_restarts=1)
+        await stage.pool.ready()
+        await stage.pool.publish(1, "weights")
+
+        def set_up(worker: StagedWorker) -> None:
+            async def lost(_: int) -> None:
+                raise WeightsLostError("weights 1 are gone with the process that held them")
+
+            worker.on_update = lost
+
+        stage.set_up = set_up
+        stage.workers[0].die()
+        with pytest.raises(WeightsLostError, match="gone with the process"):
+            await stage.sample(0)
+
+    simulated(work())

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,19 @@ import ray
 from safetensors.torch import load
 
 from museg_ray.config.schema import Config, PhaseConfig
-from museg_ray.errors import LearnerError, ModelError
+from museg_ray.errors import LearnerError, ModelError, VideoError, VideoFault
 from museg_ray.learner.actor import LearnerHandle
 from museg_ray.metrics import names
-from museg_ray.types import Group
+from museg_ray.types import Clip, Group
 from museg_ray.video.loader import ClipHandle
+
+
+@ray.remote(num_cpus=0)
+class Gone:
+    """A preparation actor that cannot read its video any more."""
+
+    def send(self, video: str) -> Clip:
+        raise VideoError(f"{video} is not there", VideoFault.MISSING)
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
@@ -40,6 +49,9 @@ def test_updates_weights_and_checkpoints_through_the_actors(
             group = make_group([[40, 41], [50]], [1.0, -1.0])
             assert (await learner.score([group], clips))[names.PARITY_GAP_MAX] < 1e-5
             assert (await learner.update([group], clips, 1))[names.PARITY_GAP_MAX] < 1e-5
+            absent = replace(handle, prepared=replace(handle.prepared, key="0" * 64), origin=Gone.remote())
+            with pytest.raises(VideoError, match="is not there"):  # and no rank is left in the middle of an update
+                await learner.update([group], {handle.prepared.key: absent}, 2)
             after = ray.get(await learner.export_weights(0))
             assert load(before.tobytes()).keys() == load(after.tobytes()).keys()
             assert not np.array_equal(before, after)

@@ -29,6 +29,8 @@ from museg_ray.train.parts import Parts
 from museg_ray.train.pumps import Act
 from museg_ray.train.trainer import Trainer
 from museg_ray.types import GroundingQuery, Group, Issue, Response, RewardParts, Unscored
+from museg_ray.video.loader import ClipHandle
+from museg_ray.video.prepare import PreparedClip
 
 LEARNED = {names.LEARNER_LOSS: 0.0, names.PARITY_GAP_MEAN: 0.0, names.PARITY_GAP_MAX: 0.0}
 TEXTS = ("good", "bad", "worse")
@@ -48,6 +50,8 @@ class NotingParts:
         self.num_waiting = self.num_decoded = self.num_restarts = 0
         self.ahead: list[str] = []
         self.gone_once: set[str] = set()
+        self.gone_at_learner: list[str] = []
+        """One an update that is tried."""
         self.equal: set[str] = set()
         """Queries whose responses all earn the same."""
         self.weights: list[RewardWeights] = []
@@ -61,10 +65,10 @@ class NotingParts:
     def prefetch(self, videos: Iterable[str]) -> None:
         self.ahead += videos
 
-    async def get(self, video: str) -> str:
+    async def get(self, video: str) -> ClipHandle:
         if video in self.unreadable:
             raise VideoError(f"{video} is broken", VideoFault.CUT_OFF)
-        return video
+        return ClipHandle(PreparedClip(video, video, (1, 1, 1, 3), 12.0, was_decoded=True), origin=None)
 
     async def sample(self, issue: Issue, prompt_ids: Any, clip: Any, sampling: Any) -> Group:
         video = issue.query.video
@@ -87,6 +91,9 @@ class NotingParts:
         self.started.append((len(self.updates), phase.name))
 
     async def update(self, groups: Sequence[Group], clips: Any, step: int) -> dict[str, float]:
+        assert {group.clip_key for group in groups} <= clips.keys()
+        if self.gone_at_learner:
+            raise VideoError(f"{self.gone_at_learner.pop()} is gone", VideoFault.UNREACHABLE)
         self.updates.append(groups)
         self.steps.append(step)
         return LEARNED

@@ -58,7 +58,7 @@ def test_a_run_is_watched_scaled_and_stopped_from_another_process(
 
     def ask(*arguments: str) -> str:
         done = command(*arguments)
-        assert done.returncode == 0, (done.stderr, process.poll() is not None and process.communicate()[0])
+        assert done.returncode == 0, (done.stderr, (folder / "control.json").exists() or process.communicate()[0])
         return done.stdout
 
     def status() -> dict[str, Any]:

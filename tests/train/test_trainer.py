@@ -147,6 +147,18 @@ def test_a_clip_that_is_gone_when_it_is_sampled_is_prepared_once_more(
     assert not run.parts.gone_once
 
 
+@pytest.mark.parametrize(("num_gone", "num_restarts"), [(1, 0), (2, 1)])
+def test_a_clip_that_is_gone_when_the_learner_fetches_it_is_prepared_once_more(
+    three_phases: Run, tmp_path: Path, tiny_model_dir: Path, num_gone: int, num_restarts: int
+) -> None:
+    """Gone for good, it takes training back, where its query fails by itself."""
+    run = Run(tmp_path, tiny_model_dir, PHASES, set())
+    run.parts.gone_at_learner = ["a.mp4"] * num_gone
+    run.to_end()
+    assert run.parts.steps == [1, 2, 3, 4, 5] and run.parts.num_restarts == num_restarts
+    assert [row["query_id"] for row in run.issued] == [row["query_id"] for row in three_phases.issued]
+
+
 def test_the_learner_is_told_the_number_of_each_step(three_phases: Run) -> None:
     assert three_phases.parts.steps == [1, 2, 3, 4, 5]
 
