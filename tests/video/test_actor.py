@@ -187,6 +187,20 @@ def test_clips_of_unknown_size_count_as_the_largest(actors: Actors) -> None:
     run(test())
 
 
+def test_a_clip_taken_over_in_the_moment_in_which_it_is_done_leaves_its_place_to_others(actors: Actors) -> None:
+    async def test() -> None:
+        pool = ClipPool(settings(num_actors=1), no_events)
+        pool.prefetch("abc")
+        for video in "abc":
+            while video not in pool._pending or not pool._pending[video].done():
+                await asyncio.sleep(0)
+            assert (await pool.get(video)).prepared.video == video
+        await settle()
+        assert actors.asked == list("abc") and not pool._pending and not pool._running
+
+    run(test())
+
+
 def test_without_room_nothing_is_ahead(actors: Actors) -> None:
     async def test() -> None:
         pool = ClipPool(settings(ahead_gib=0), no_events)
