@@ -128,10 +128,9 @@ class Checkpointer:
         try:
             # To the end also when it is given up: what is deleted under a thread that lists files would be missing in
             # a manifest that looks whole.
-            await to_the_end(asyncio.to_thread(checkpoint.publish, partial))
+            await to_the_end(self._publish(partial, step))
         except OSError as error:
             raise _not_written(partial, error) from error
-        self._events(EventKind.CHECKPOINT, f"checkpoint of step {step}")
         try:
             await to_the_end(asyncio.to_thread(checkpoint.retire, self.folder, self._config.checkpoint))
         except OSError as error:
@@ -139,6 +138,10 @@ class Checkpointer:
                 f"An old checkpoint in {self.folder} could not be deleted: {error.strerror or error}. Make the folder "
                 "writable, then go on with --resume (run.resume=true)."
             ) from error
+
+    async def _publish(self, partial: Path, step: int) -> None:
+        await asyncio.to_thread(checkpoint.publish, partial)
+        self._events(EventKind.CHECKPOINT, f"checkpoint of step {step}")
 
 
 async def to_the_end(closing: Coroutine[None, None, Result]) -> Result:

@@ -140,7 +140,7 @@ class Crew(Generic[W]):
             self.on_change()
 
     def begin_job(self, member: Member[W], size: int) -> None:
-        """For what is not leased: a pool's own queue, or what goes to all members. No member leaves in the middle."""
+        """For a pool with a queue of its own, in place of `lease`."""
         member.num_jobs += 1
         member.load += size
 
@@ -149,20 +149,30 @@ class Crew(Generic[W]):
         member.num_jobs -= 1
         member.load -= size
         self._leave_if_idle(member)
+
+    def hold(self, member: Member[W]) -> None:
+        """It does not leave, and nobody has it alone, until it is let go; for what is no job."""
+        member.num_holds += 1
+
+    def let_go(self, member: Member[W]) -> None:
+        """What `hold` began is over."""
+        member.num_holds -= 1
+        self._leave_if_idle(member)
         self._leases.grant(self.serving)
 
-    def lose(self, member: Member[W], reason: str, counts: bool = True) -> None:
+    def lose(self, member: Member[W], reason: str, counts: bool = True, by_jobs: bool = True) -> None:
         """The member is gone, or has to go at once; all its jobs may come here, the later ones find it gone.
 
         Args:
             reason: in words.
             counts: against `fleet.max_restarts`.
+            by_jobs: one of its jobs may have done it.
         """
         if member not in self.members:
             return
         was = member.state
         self._remove(member)
-        member.num_jobs_lost = member.num_jobs
+        member.num_suspects = member.num_jobs if by_jobs else 0
         member.lose(reason)
         member.worker.kill()
         self._num_losses += 1
@@ -315,7 +325,7 @@ class Crew(Generic[W]):
         self._tell()
 
     def _leave_if_idle(self, member: Member[W]) -> None:
-        if member.state is MemberState.DRAINING and not member.num_jobs:
+        if member.state is MemberState.DRAINING and not member.num_jobs and not member.num_holds:
             self._remove(member)
             text = f"{member.name} has left after {self._age_s(member):.1f} s"
             self._events(EventKind.LEAVE, text, role=self._role, member=member.name)

@@ -88,6 +88,9 @@ class Leases(Generic[W]):
         return best
 
     def _alone(self, lease: Lease[W], serving: Sequence[Member[W]]) -> Member[W] | None:
+        if lease.reserved is not None and not lease.reserved.is_fit:
+            lease.reserved.is_reserved = False
+            lease.reserved = None
         if lease.reserved not in serving:
             lease.reserved = min(
                 (member for member in serving if member.is_fit and not member.is_reserved),
@@ -96,4 +99,5 @@ class Leases(Generic[W]):
             )
             if lease.reserved is not None:
                 lease.reserved.is_reserved = True
-        return lease.reserved if lease.reserved is not None and not lease.reserved.num_jobs else None
+        member = lease.reserved
+        return member if member is not None and not member.num_jobs and not member.num_holds else None

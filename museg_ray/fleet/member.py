@@ -34,12 +34,14 @@ class Member(Generic[W]):
     """Inside it."""
     load: int = 0
     """Of these jobs, in the unit of the crew's room."""
+    num_holds: int = 0
+    """Of those who need it to stay, beside its jobs."""
     is_reserved: bool = False
     """Somebody has it alone, or waits until it is idle."""
     is_fit: bool = True
     """False: it gets nothing new until what went wrong with it is mended."""
-    num_jobs_lost: int = 0
-    """Inside it when it was lost."""
+    num_suspects: int = 0
+    """Jobs inside it when it was lost, where that may have been their doing."""
     lost_reason: str | None = None
     """Why it is lost; None while it is not."""
     _calls: set[asyncio.Task[Any]] = field(default_factory=set)

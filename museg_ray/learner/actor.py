@@ -149,12 +149,12 @@ class LearnerHandle:
         count = len(self._actors)
         host, port = "", 0
         if count > 1:
-            host, port = await _result(self._actors[0].open_store.remote(count))
+            ((host, port),) = await self._within_step("first answer", [self._actors[0].open_store.remote(count)])
         starts = [
             actor.start.remote(self._config, self._model_dir, Rank(index, count, host, port), self._checkpoint)
             for index, actor in enumerate(self._actors)
         ]
-        await _all_results(starts)
+        await self._within_step("start", starts)
 
     async def restart(self, checkpoint: Path | None) -> None:
         """A new group of ranks in the place of one that lost a rank, from a checkpoint's `learner` folder; None: from
@@ -217,7 +217,8 @@ class LearnerHandle:
         Raises:
             LearnerLostError: a process died, or does not answer.
         """
-        await self._within(self._config.fleet.ping_timeout_s, "fleet.ping_timeout_s", "ping")
+        calls = [actor.ping.remote() for actor in self._actors]
+        await _within(self._config.fleet.ping_timeout_s, "fleet.ping_timeout_s", "ping", calls)
 
     async def close(self) -> None:
         """End the learner's processes, also in the middle of an update."""
@@ -237,18 +238,10 @@ class LearnerHandle:
 
     async def _all(self, method: str, *args: Any) -> list[Any]:
         """What each rank returns."""
-        return await self._within(self._config.learner.step_timeout_s, "learner.step_timeout_s", method, *args)
+        return await self._within_step(method, [getattr(actor, method).remote(*args) for actor in self._actors])
 
-    async def _within(self, limit_s: float, setting: str, method: str, *args: Any) -> list[Any]:
-        calls = [getattr(actor, method).remote(*args) for actor in self._actors]
-        try:
-            async with asyncio.timeout(limit_s):
-                return await _all_results(calls)
-        except TimeoutError:
-            raise LearnerLostError(
-                f"The learner's {method} was not done after {limit_s:g} s ({setting}); raise it, or look into the "
-                "learner's worker log."
-            ) from None
+    async def _within_step(self, what: str, calls: Sequence[Awaitable[Result]]) -> list[Result]:
+        return await _within(self._config.learner.step_timeout_s, "learner.step_timeout_s", what, calls)
 
     async def _placed(self) -> None:
         """Ray itself would wait for ever, without a word, for a place that no machine has."""
@@ -260,6 +253,17 @@ class LearnerHandle:
                 f"{timeout_s:g} s (learner.start_timeout_s). Each rank needs all of that on one machine: lower "
                 "learner.num_ranks, num_cpus or num_gpus, or free it."
             )
+
+
+async def _within(limit_s: float, setting: str, what: str, calls: Sequence[Awaitable[Result]]) -> list[Result]:
+    try:
+        async with asyncio.timeout(limit_s):
+            return await _all_results(calls)
+    except TimeoutError:
+        raise LearnerLostError(
+            f"The learner's {what} was not done after {limit_s:g} s ({setting}); raise it, or look into the learner's "
+            "worker log."
+        ) from None
 
 
 async def _all_results(calls: Sequence[Awaitable[Result]]) -> list[Result]:

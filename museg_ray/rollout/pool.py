@@ -175,6 +175,8 @@ class RolloutPool:
         self._published = asyncio.Event()
         served = (MemberState.SERVING, MemberState.DRAINING)
         members = [member for member in self._crew.members if member.state in served]
+        for member in members:  # now: in a moment one that drains may be idle, and would be closed under its push
+            self._crew.hold(member)
         failures = await asyncio.gather(*(self._push(member, self._newest) for member in members))
         errors = [error for error in failures if error is not None]
         lost = [error for error in errors if isinstance(error, WeightsLostError)]  # no fault of theirs
@@ -182,7 +184,7 @@ class RolloutPool:
             raise (lost or errors)[0]
         for member, error in zip(members, failures, strict=True):
             if error is not None:
-                self._crew.lose(member, str(error))
+                self._crew.lose(member, str(error), by_jobs=False)
         text = f"weights {version} serve on {len(self._crew.serving)} actors"
         self._events(EventKind.PUSH, text, version=version)
 
@@ -213,32 +215,31 @@ class RolloutPool:
         Raises:
             PoisonQueryError
         """
-        if len(deaths) >= MAX_DEATHS and member.num_jobs_lost == 1:
+        if len(deaths) >= MAX_DEATHS and member.num_suspects == 1:
             raise PoisonQueryError(
                 f"Query {issue.query.query_id} about {issue.query.video} ended every rollout actor that sampled it: "
                 f"{'; '.join(deaths)}."
             )
 
     async def _push(self, member: Member[EngineWorker], weights: _Weights) -> WeightSyncError | None:
-        """Why its engine cannot have them; a member that dies of it is lost."""
+        """Why its engine cannot have them; a member that dies of it is lost. It is held, and let go at the end."""
         limit_s = self._config.rollout.request_timeout_s
-        self._crew.begin_job(member, 0)  # a draining one would be closed under it
         try:
             async with asyncio.timeout(limit_s):
                 confirmed = await member.run(member.worker.update_weights(weights.version, weights.content))
         except TimeoutError:
-            self._crew.lose(member, f"it did not load weights {weights.version} within {limit_s:g} s")
+            self._crew.lose(member, f"it did not load weights {weights.version} within {limit_s:g} s", by_jobs=False)
         except MemberLost as error:
-            self._crew.lose(member, str(error))
+            self._crew.lose(member, str(error), by_jobs=False)
         except WeightSyncError as error:
             member.is_fit = False  # it has no weights to sample from
             return type(error)(f"{member.name} did not load weights {weights.version}: {error}")
         else:
-            if confirmed != weights.version:
+            member.is_fit = confirmed == weights.version
+            if not member.is_fit:
                 return WeightSyncError(f"{member.name} was given weights {weights.version} but reports {confirmed}.")
-            member.is_fit = True
         finally:
-            self._crew.end_job(member, 0)
+            self._crew.let_go(member)
         return None
 
     # who joins --------------------------------------------------------------------------------------------------------
@@ -272,7 +273,7 @@ class RolloutPool:
             WeightsLostError: nobody publishes others; training is over, or the learner does not come back.
         """
         try:
-            async with asyncio.timeout(self._config.learner.start_timeout_s):
+            async with asyncio.timeout(self._config.learner.start_timeout_s + self._config.learner.step_timeout_s):
                 await published.wait()
         except TimeoutError:
             raise lost from None

@@ -52,7 +52,7 @@ class StepMaker:
     async def make(self, step: PhaseStep, work: StepWork, waited_s: float) -> dict[str, float]:
         """One optimiser step, and its metrics; or none, when no group came of its queries: the next result tells of
         those."""
-        self._end_untrained(work)
+        self.end_untrained(work)
         self.untold += [failure.error for failure in work.failures]
         self.num_empty = 0 if work.made else self.num_empty + 1
         check_empty_steps(self.num_empty, step.step, self.untold)
@@ -106,14 +106,23 @@ class StepMaker:
         except VideoError:  # one left the store meanwhile, or the machine that has it: prepared once more
             pass
         try:
-            again = await asyncio.gather(*(self._parts.clips.get(group.query.video) for group in groups))
-            return await learner.update(groups, {clip.prepared.key: clip for clip in again}, step)
+            again = await asyncio.gather(*(self._parts.clips.get(group.query.video, anew=True) for group in groups))
+            clips = {clip.prepared.key: clip for clip in again}
+            if changed := [group.query.video for group in groups if group.clip_key not in clips]:
+                raise LearnerLostError(f"{changed[0]} has changed since it was sampled for step {step}")
+            return await learner.update(groups, clips, step)
         except VideoError as error:  # taken back, its query fails by itself
             raise LearnerLostError(f"it cannot have a clip of step {step}: {error}") from error
 
-    def _end_untrained(self, work: StepWork) -> None:
-        """Now, and not when each came to its end: a checkpoint between the two would have a step without some of its
-        issues, and a run that resumes from it would replace them once more, and tell nobody of them."""
+    def end_untrained(self, work: StepWork) -> None:
+        """Write down what is known of a step's groups, once; those to be trained stay open.
+
+        Invariant: this comes with the step and not when each came to its end. A checkpoint between the two would have a
+        step without some of its issues, and a run that resumes from it would replace them once more, and tell nobody.
+        """
+        if work.is_told:
+            return
+        work.is_told = True
         for failure in work.failures:
             self._books.quarantine.add_query(failure.issue, failure.error)
             self._books.ledger.end(failure.issue.issue_id, Outcome.FAILED, reason=str(failure.error))

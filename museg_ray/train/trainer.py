@@ -117,6 +117,8 @@ class Trainer:
             while (lost := await self._run_until_lost(take_up, export)) is not None:
                 take_up = partial(self._go_back, lost)
         except Exception as error:
+            for work in self._works.values():
+                self._steps.end_untrained(work)
             self._books.fail_open(f"{type(error).__name__}: {error}")
             raise
 
@@ -137,7 +139,7 @@ class Trainer:
             await self._steered(take_up())
             await self._run_pumps()
             if export is not None and not self.was_stopped:
-                await export()
+                await self._steered(export())
         except LearnerLostError as error:
             return error
         return None
@@ -236,10 +238,10 @@ class Trainer:
         order of issue: who replaces whom must not depend on who was quicker."""
         if self._config.train.refill == "zero_variance":
             work.drop_equal()
-            count = min(work.num_lacking, self._config.train.max_refills - work.num_refills)
+            count = min(work.num_lacking, max(0, self._config.train.max_refills - work.num_refills))
             if count < work.num_lacking:
                 self._books.events.add(EventKind.REFILL, work.lacking())
-            if count > 0:
+            if count:
                 self._begin(work, self._source.refill(work.step, work.dropped[-1].issue.phase, count))
                 return
         work.complete()

@@ -33,6 +33,8 @@ class StepWork:
         self.dropped: list[Group] = []
         """Sampled, and left out because they teach nothing."""
         self.failures: list[Failure] = []
+        self.is_told = False
+        """Its failures and what it has dropped are in the books."""
         self._num_issued = 0
         self.is_complete = asyncio.Event()
         """No issue is on its way any more, and none will come."""

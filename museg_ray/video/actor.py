@@ -154,15 +154,21 @@ class ClipPool:
     def status(self) -> CrewStatus:
         return self._crew.status()
 
-    async def get(self, video: str) -> ClipHandle:
+    async def get(self, video: str, anew: bool = False) -> ClipHandle:
         """The clip's handle; callers that ask for a video while it is being prepared share that.
+
+        Args:
+            video: its path or address.
+            anew: not one that was prepared ahead: its machine may be the one that is gone.
 
         Raises:
             VideoError: the video cannot be read, took longer than its deadline, or crashed its reader.
             ResourceError: an actor does not start, or the frame store cannot be used.
         """
         self._later.pop(video, None)
-        task = self._pending.get(video) or self._start(video)
+        task = self._pending.get(video)
+        if task is None or (anew and task.done()):
+            task = self._start(video)
         if (size_bytes := self._ahead.pop(video, None)) is not None:  # it is used now: there is room for another one
             self._ahead_bytes -= size_bytes
             self._running.discard(video)

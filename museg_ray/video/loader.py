@@ -41,8 +41,8 @@ class ClipLoader:
         """The clip. Where this machine's store lacks it, it is fetched from where it was prepared, once.
 
         Raises:
-            VideoError: it left the store meanwhile and its file can no longer be read, or the machine that prepared it
-                is gone.
+            VideoError: it left the store meanwhile and its file can no longer be read or has changed, or the machine
+                that prepared it is gone.
             ResourceError: the store cannot be used.
         """
         key, video = handle.prepared.key, handle.prepared.video
@@ -53,6 +53,8 @@ class ClipLoader:
                 return clip  # another thread was faster
             fetched = _fetch(handle)
             self.num_fetched += 1
+            if fetched.key != key:
+                raise refused(video, VideoError("its file is another one than it was", VideoFault.UNREACHABLE))
             self._store.put(fetched)
             return self._store.get(key, video) or fetched
 

@@ -65,7 +65,7 @@ class NotingParts:
     def prefetch(self, videos: Iterable[str]) -> None:
         self.ahead += videos
 
-    async def get(self, video: str) -> ClipHandle:
+    async def get(self, video: str, anew: bool = False) -> ClipHandle:
         if video in self.unreadable:
             raise VideoError(f"{video} is broken", VideoFault.CUT_OFF)
         return ClipHandle(PreparedClip(video, video, (1, 1, 1, 3), 12.0, was_decoded=True), origin=None)

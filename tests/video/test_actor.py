@@ -201,6 +201,19 @@ def test_a_clip_taken_over_in_the_moment_in_which_it_is_done_leaves_its_place_to
     run(test())
 
 
+def test_what_was_prepared_ahead_is_prepared_anew_where_its_machine_may_be_gone(actors: Actors) -> None:
+    async def test() -> None:
+        pool = ClipPool(settings(num_actors=1), no_events)
+        pool.prefetch("ab")
+        await settle()
+        assert (await pool.get("a", anew=True)).prepared.video == "a"
+        assert (await pool.get("b")).prepared.video == "b"
+        await settle()
+        assert actors.asked == list("aba") and not pool._pending and not pool._running
+
+    run(test())
+
+
 def test_without_room_nothing_is_ahead(actors: Actors) -> None:
     async def test() -> None:
         pool = ClipPool(settings(ahead_gib=0), no_events)
