@@ -28,6 +28,8 @@ from museg_ray.fleet.errors import MemberLost, result_of
 NAMESPACE = "museg"
 CONTROL_FILE = "control.json"
 """In the folder of a run that is going on: where its mailbox is."""
+EVENTS_FILE = "events.jsonl"
+"""There from the moment in which a driver starts in a folder."""
 ANSWER_TIMEOUT_S = 30.0
 AGAIN_S = 1.0
 """Until a mailbox that died is asked again."""
@@ -161,6 +163,8 @@ class Caller:
             ResourceError: no such cluster, or no such run on it.
         """
         self._run, found = run, _read_control(Path(run))
+        if not found and not address and Path(run, EVENTS_FILE).is_file():
+            raise ResourceError(f"The run in {run} has ended; what it did is in its report.html.")
         if found.get("auth_mode"):
             os.environ.setdefault("RAY_AUTH_MODE", found["auth_mode"])
         place = address or found.get("address") or os.environ.get("RAY_ADDRESS") or "auto"
@@ -168,8 +172,7 @@ class Caller:
             ray.init(address=place, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, OSError) as error:
             raise ResourceError(
-                f"No Ray answers at {place}: {error}. Give the run's folder, or --address of its cluster; a run that "
-                "has ended has no status any more, its report.html has all of it."
+                f"No Ray answers at {place}: {error}. Give the run's folder, or --address of its cluster."
             ) from None
         try:
             self._mailbox = ray.get_actor(mailbox_name(found.get("run", Path(run).name)), NAMESPACE)

@@ -1,4 +1,4 @@
-"""Whole runs in processes of their own: what a user starts, two optimiser steps long."""
+"""Whole runs in processes of their own: what a user starts, a few optimiser steps long."""
 
 import os
 import signal
@@ -10,6 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from tests.train.whole_run import WHOLE_RUN
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +42,28 @@ def short_overrides(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFacto
         "train.phases=[{name: timestamps, steps: 1, prompt: 'Find {question}. Cite times.', weights: {timestamp: 1}},"
         " {name: free, steps: 1, prompt: 'Find {question}.', fresh_reference: true}]",
     ]
+
+
+RUN_TIMEOUT_S = 600
+
+
+@pytest.fixture(scope="session")
+def whole_run(
+    tmp_path_factory: pytest.TempPathFactory, museg: str, run_environment: dict[str, str], short_overrides: list[str]
+) -> tuple[Path, str]:
+    """The folder of a run that nothing disturbed, and what it printed."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    printed = subprocess.run(
+        [museg, "demo", "--run-dir", str(folder), *short_overrides, *WHOLE_RUN],
+        env=run_environment,
+        cwd=folder.parent,
+        capture_output=True,
+        text=True,
+        timeout=RUN_TIMEOUT_S,
+        check=False,
+    )
+    assert printed.returncode == 0, printed.stdout[-3000:] + printed.stderr[-3000:]
+    return folder, printed.stdout
 
 
 @pytest.fixture

@@ -20,16 +20,18 @@ def _all_processes_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 def test_an_interrupted_run_leaves_no_process_behind(
-    number: signal.Signals, start_museg: Start, tmp_path: Path, short_overrides: list[str]
+    number: signal.Signals, start_museg: Start, museg: str, tmp_path: Path, short_overrides: list[str]
 ) -> None:
-    long_phase = "train.phases=[{name: long, steps: 1000, prompt: 'Find {question}.'}]"
-    process = start_museg("demo", "--run-dir", str(tmp_path / "run"), *short_overrides, long_phase)
+    long_run = ["train.phases=[{name: long, steps: 1000, prompt: 'Find {question}.'}]", "rollout.num_actors=1"]
+    process = start_museg("demo", "--run-dir", str(tmp_path / "run"), *short_overrides, *long_run)
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline_s = time.monotonic() + WAIT_S
     while not metrics.exists() and process.poll() is None and time.monotonic() < deadline_s:
         time.sleep(0.2)
     family = _all_processes_of(process)
     assert any("raylet" in member.name() for member in family) and any("VLLM" in member.name() for member in family)
+    page = subprocess.run([museg, "status", str(tmp_path / "run")], capture_output=True, text=True, check=False).stdout
+    assert "of 1000" in page and "rollout: 1 of 1 serve" in page
     if number is signal.SIGINT:
         os.killpg(process.pid, number)  # a terminal sends Ctrl-C to the whole group
     else:

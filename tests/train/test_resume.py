@@ -12,29 +12,13 @@ import pytest
 
 from museg_ray.checkpoints.folder import list_checkpoints
 from tests.train.pictures import books
+from tests.train.whole_run import WHOLE_RUN
 
 Start = Callable[..., subprocess.Popen[str]]
 WAIT_S = 300
 GONE_S = 30
 RAYS_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """Ray's two small helpers outlive a raylet that was killed by a minute: they try to tell the dead GCS for so long."""
-NUM_STEPS = 4
-SETTINGS = [
-    "model.path=museg-tiny",
-    "train.phases=[{name: one, steps: 2, prompt: 'Find {question}. Cite times.', weights: {timestamp: 1}},"
-    " {name: two, steps: 2, prompt: 'Find {question}.', fresh_optimizer: true, fresh_reference: true}]",
-    "checkpoint.every_steps=1",
-    "checkpoint.keep_last=2",
-    "learner.learning_rate=1e-3",
-    "learner.num_threads=1",
-    "learner.warmup_steps=0",
-    "evaluation.num_queries=4",
-    # One sequence at a time: what vLLM computes together is rounded together, and that would depend on timing.
-    "rollout.num_actors=1",
-    "rollout.max_num_seqs=1",
-    "rollout.num_threads=1",
-    "rollout.group_size=4",
-]
 
 
 def _wait_for_checkpoint(folder: Path, process: subprocess.Popen[str]) -> None:
@@ -64,25 +48,25 @@ def _weights(folder: Path) -> list[bytes]:
 
 @pytest.mark.timeout(900)
 def test_a_run_that_was_killed_gives_the_numbers_of_one_that_was_not(
-    start_museg: Start, tmp_path: Path, short_overrides: list[str]
+    start_museg: Start, tmp_path: Path, short_overrides: list[str], whole_run: tuple[Path, str]
 ) -> None:
-    def start(name: str) -> subprocess.Popen[str]:
-        return start_museg("demo", "--run-dir", str(tmp_path / name), "--resume", *short_overrides, *SETTINGS)
+    whole, killed = whole_run[0], tmp_path / "killed"
+
+    def start() -> subprocess.Popen[str]:
+        return start_museg("demo", "--run-dir", str(killed), *short_overrides, *WHOLE_RUN)
 
     def finish(process: subprocess.Popen[str]) -> str:
         printed, _ = process.communicate(timeout=WAIT_S)
         assert process.returncode == 0, printed
         return printed
 
-    finish(start("whole"))
-    delay, killed = random.Random(), tmp_path / "killed"
-    process = start("killed")
+    process = start()
     _wait_for_checkpoint(killed, process)
-    time.sleep(delay.uniform(0.0, 1.0))
+    time.sleep(random.uniform(0.0, 1.0))
     _kill(process)
-    printed = finish(start("killed"))
-    assert books(killed) == books(tmp_path / "whole"), printed
-    assert _weights(killed) == _weights(tmp_path / "whole")
+    printed = finish(start())
+    assert books(killed) == books(whole), printed
+    assert _weights(killed) == _weights(whole)
     resumed_at = json.loads((killed / "summary.json").read_text())["resumed_at_steps"]
-    assert len(resumed_at) == 1 and resumed_at[0] <= NUM_STEPS
-    assert "has ended already" in finish(start("killed"))
+    assert len(resumed_at) == 1 and resumed_at[0] <= 4
+    assert "has ended already" in finish(start())

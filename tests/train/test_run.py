@@ -1,7 +1,6 @@
-"""Two full steps, one a phase, with the real vLLM, DeepSpeed and Ray on the packaged tiny model."""
+"""Four full steps, two a phase, with the real vLLM, DeepSpeed and Ray on the packaged tiny model."""
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import vllm
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from museg_ray.checkpoints.folder import list_checkpoints, verify
-from museg_ray.cli.demo import demo_config_path
 from museg_ray.config import load_config
 from museg_ray.data.prompts import render_prompt
 from museg_ray.ledger.ledger import read_ledger
@@ -22,66 +20,40 @@ from museg_ray.model.prompt import chat_prompt_ids
 from museg_ray.model.qwen_vl import PACKAGED_MODEL_DIR, load_tokenizer
 from museg_ray.video.prepare import read_clip
 
-RUN_TIMEOUT_S = 600
-VISIBLE_CHANGE = [
-    "model.path=museg-tiny",  # its rewards differ within a group; those of random weights are all 0
-    "rollout.max_completion_tokens=96",
-    "evaluation.max_completion_tokens=96",
-    "learner.learning_rate=1e-3",  # so that two steps change greedy answers
-    "learner.warmup_steps=0",
-]
-
-
-@pytest.fixture(scope="module")
-def finished_run(
-    tmp_path_factory: pytest.TempPathFactory, museg: str, run_environment: dict[str, str], short_overrides: list[str]
-) -> tuple[Path, str]:
-    """The run folder and what was printed."""
-    folder = tmp_path_factory.mktemp("runs") / "short"
-    printed = subprocess.run(
-        [museg, "demo", "--run-dir", str(folder), "--seed", "5", *short_overrides, *VISIBLE_CHANGE],
-        env=run_environment,
-        cwd=folder.parent,
-        capture_output=True,
-        text=True,
-        timeout=RUN_TIMEOUT_S,
-        check=False,
-    )
-    assert printed.returncode == 0, printed.stdout[-3000:] + printed.stderr[-3000:]
-    return folder, printed.stdout
-
 
 def _metrics(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_each_phase_trains_its_step(finished_run: tuple[Path, str]) -> None:
-    assert [(row["step"], row["phase"]) for row in _metrics(finished_run[0])] == [(1, "timestamps"), (2, "free")]
+def test_each_phase_trains_its_steps(whole_run: tuple[Path, str]) -> None:
+    rows = _metrics(whole_run[0])
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert [row["phase"] for row in rows] == ["timestamps", "timestamps", "free", "free"]
 
 
-def test_rollout_and_learner_agree_before_and_after_a_weight_push(finished_run: tuple[Path, str]) -> None:
-    for row in _metrics(finished_run[0]):
+def test_rollout_and_learner_agree_before_and_after_a_weight_push(whole_run: tuple[Path, str]) -> None:
+    for row in _metrics(whole_run[0]):
         assert row["parity/gap_mean"] < 1e-5
         assert row["parity/gap_max"] < 1e-3
-    assert [row["weights/version"] for row in _metrics(finished_run[0])] == [1, 2]
+    assert [row["weights/version"] for row in _metrics(whole_run[0])] == [1, 2, 3, 4]
 
 
-def test_every_issued_query_ends_exactly_once(finished_run: tuple[Path, str]) -> None:
-    ledger = read_ledger(finished_run[0] / "ledger.jsonl")
-    assert [row.issue_id for row in ledger] == [0, 1, 2, 3]
-    assert [row.outcome for row in ledger] == ["trained"] * 4
-    assert [row.weight_version for row in ledger] == [0, 0, 1, 1]
+def test_every_issued_query_ends_exactly_once(whole_run: tuple[Path, str]) -> None:
+    ledger = read_ledger(whole_run[0] / "ledger.jsonl")
+    assert [row.issue_id for row in ledger] == list(range(8))
+    assert [row.outcome for row in ledger] == ["trained"] * 8
+    assert [row.weight_version for row in ledger] == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
-def test_every_response_is_logged_with_its_rewards(finished_run: tuple[Path, str]) -> None:
-    group_size = load_config(demo_config_path()).rollout.group_size
-    rollouts = pq.read_table(finished_run[0] / "rollouts.parquet")
-    assert rollouts.num_rows == 4 * group_size
+def test_every_response_is_logged_with_its_rewards(whole_run: tuple[Path, str]) -> None:
+    group_size = load_config(whole_run[0] / "config.yaml").rollout.group_size
+    rollouts = pq.read_table(whole_run[0] / "rollouts.parquet")
+    assert rollouts.num_rows == 8 * group_size
 
 
-def test_the_summary_compares_before_after_blind_and_swapped(finished_run: tuple[Path, str]) -> None:
-    summary = json.loads((finished_run[0] / "summary.json").read_text())
-    assert (summary["seed"], summary["steps"]) == (5, 2)
+def test_the_summary_compares_before_after_blind_and_swapped(whole_run: tuple[Path, str]) -> None:
+    summary = json.loads((whole_run[0] / "summary.json").read_text())
+    assert (summary["seed"], summary["steps"]) == (5, 4)
     for answers in ("before", "after", "blind", "swapped"):
         assert 0 <= summary[answers]["miou"] <= 1
     assert summary["logprob_gap"]["mean"] < 1e-5
@@ -93,8 +65,8 @@ def _answers(folder: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "evaluation" / f"{name}.jsonl").read_text().splitlines()]
 
 
-def test_the_exported_model_loads_in_transformers_with_every_weight_trained(finished_run: tuple[Path, str]) -> None:
-    trained = Qwen2_5_VLForConditionalGeneration.from_pretrained(finished_run[0] / "model", dtype=torch.float32)
+def test_the_exported_model_loads_in_transformers_with_every_weight_trained(whole_run: tuple[Path, str]) -> None:
+    trained = Qwen2_5_VLForConditionalGeneration.from_pretrained(whole_run[0] / "model", dtype=torch.float32)
     start = Qwen2_5_VLForConditionalGeneration.from_pretrained(PACKAGED_MODEL_DIR, dtype=torch.float32)
     assert trained.state_dict().keys() == start.state_dict().keys()
     changed = {name for name, tensor in trained.named_parameters() if not tensor.equal(start.get_parameter(name))}
@@ -102,11 +74,11 @@ def test_the_exported_model_loads_in_transformers_with_every_weight_trained(fini
 
 
 @pytest.fixture
-def stock_vllm(finished_run: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[vllm.LLM]:
+def stock_vllm(whole_run: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[vllm.LLM]:
     """vLLM on the exported folder with nothing of museg_ray in it."""
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # compiling takes longer than the test
     model = vllm.LLM(
-        str(finished_run[0] / "model"),
+        str(whole_run[0] / "model"),
         dtype="float32",
         max_model_len=512,
         max_num_seqs=8,
@@ -118,10 +90,10 @@ def stock_vllm(finished_run: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_stock_vllm_gives_the_exported_model_the_answers_of_the_evaluation_after(
-    finished_run: tuple[Path, str], stock_vllm: vllm.LLM
+    whole_run: tuple[Path, str], stock_vllm: vllm.LLM
 ) -> None:
     """The export, the learner's last weights and the engines' are one: what was measured is what the user gets."""
-    folder = finished_run[0]
+    folder = whole_run[0]
     before, after = _answers(folder, "before"), _answers(folder, "after")
     assert [row["response"] for row in before] != [row["response"] for row in after], "nothing to tell apart"
     config = load_config(folder / "config.yaml")
@@ -141,31 +113,31 @@ def test_stock_vllm_gives_the_exported_model_the_answers_of_the_evaluation_after
         assert answer.text == row["response"]
 
 
-def test_an_export_of_the_last_checkpoint_is_the_runs_own_model(finished_run: tuple[Path, str], tmp_path: Path) -> None:
+def test_an_export_of_the_last_checkpoint_is_the_runs_own_model(whole_run: tuple[Path, str], tmp_path: Path) -> None:
     """Byte for byte; what stock vLLM makes of that is tested above."""
-    (last,) = list_checkpoints(finished_run[0] / "checkpoints")
+    *_, last = list_checkpoints(whole_run[0] / "checkpoints")
     export_checkpoint(last.learner_dir, load_config(last.config_path), tmp_path / "model")
-    own = finished_run[0] / "model"
+    own = whole_run[0] / "model"
     assert sorted(path.name for path in own.iterdir()) == sorted(path.name for path in (tmp_path / "model").iterdir())
     for name in ("model.safetensors", "config.json", "tokenizer.json", "processor_config.json"):
         assert (tmp_path / "model" / name).read_bytes() == (own / name).read_bytes(), name
 
 
-def test_a_person_finds_pictures_and_a_report(finished_run: tuple[Path, str]) -> None:
+def test_a_person_finds_pictures_and_a_report(whole_run: tuple[Path, str]) -> None:
     for name in ("report.html", "curves.png", "timelines.png", "config.yaml"):
-        assert (finished_run[0] / name).stat().st_size > 0
+        assert (whole_run[0] / name).stat().st_size > 0
 
 
-def test_the_last_step_has_a_checkpoint_that_is_whole(finished_run: tuple[Path, str]) -> None:
-    folder, printed = finished_run
-    (last,) = list_checkpoints(folder / "checkpoints")
+def test_the_last_step_has_a_checkpoint_that_is_whole(whole_run: tuple[Path, str]) -> None:
+    folder, printed = whole_run
+    *_, last = list_checkpoints(folder / "checkpoints")
     verify(last)
-    assert last.step == 2
+    assert last.step == 4
     assert str(last.folder.parent) in printed
 
 
-def test_without_a_terminal_it_prints_plain_lines_and_the_closing_table(finished_run: tuple[Path, str]) -> None:
-    printed = finished_run[1]
+def test_without_a_terminal_it_prints_plain_lines_and_the_closing_table(whole_run: tuple[Path, str]) -> None:
+    printed = whole_run[1]
     assert "\x1b[" not in printed
     for word in ("phase timestamps", "phase free", "before", "after", "blind", "swapped"):
         assert word in printed
