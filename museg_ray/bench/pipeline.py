@@ -4,6 +4,7 @@ The real trainer, crews, pools and books over fakes that wait instead of computi
 their waiting is the driver's.
 """
 
+import gc
 import math
 import time
 from collections.abc import Callable
@@ -147,6 +148,7 @@ def _process_time_s(sizes: Sizes, num_actors: int) -> tuple[float, float]:
     """Mean of a step, from update to update: the driver's own, and the fakes'."""
     meter, used_s = Meter(), list[tuple[float, float]]()
     groups_per_actor = math.ceil(sizes.prompts_per_step / num_actors)
+    gc.freeze()  # as a run does, once its parts are up
     train_fakes(
         make_config(sizes.num_driver_steps + 1, num_actors, sizes.prompts_per_step, groups_per_actor),
         Waits(SIMULATED_GROUP_S, SIMULATED_UPDATE_S, SIMULATED_SPREAD_S),
@@ -154,6 +156,7 @@ def _process_time_s(sizes: Sizes, num_actors: int) -> tuple[float, float]:
         meter,
         SimulatedLoop,
     )
+    gc.unfreeze()
     all_s, fakes_s = ((end - start) / sizes.num_driver_steps for start, end in zip(used_s[0], used_s[-1], strict=True))
     return all_s - fakes_s, fakes_s
 

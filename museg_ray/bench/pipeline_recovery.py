@@ -1,5 +1,5 @@
-"""Recovery on the real stack, for `museg bench pipeline --real`: an engine's process, its actor and its whole node are
-killed while groups are sampled."""
+"""Recovery on the real stack, for `museg bench pipeline --real`: while groups are sampled, an engine's process, its
+actor and its whole node are killed, and a node is told that it will be taken away."""
 
 import asyncio
 import os
@@ -8,8 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import psutil
 import ray
 
 from museg_ray.bench.result import Row, Target
-from museg_ray.config.schema import Config, ModelConfig, RolloutConfig, VideoConfig
+from museg_ray.config.schema import Config, FleetConfig, ModelConfig, RolloutConfig, VideoConfig
 from museg_ray.errors import ResourceError
 from museg_ray.events import EventKind
 from museg_ray.model.prompt import chat_prompt_ids
@@ -33,6 +33,7 @@ from museg_ray.video.store import FrameStore
 from museg_ray.weights.blob import weights_to_blob
 
 VICTIMS = ("engine", "actor", "raylet")
+DRAINED = "drained: node"
 NUM_GROUPS = 12
 SAMPLING = Sampling(group_size=8, temperature=1.0, max_completion_tokens=192)
 NOTICED_TARGET_S, REQUEUED_TARGET_S, REPLACED_TARGET_S = 5.0, 1.0, 5.0
@@ -44,7 +45,8 @@ Happening = tuple[float, EventKind, dict[str, Any]]
 
 def measure_recovery(tell: Callable[[str], None]) -> tuple[list[Row], list[Target]]:
     """Seconds from SIGKILL of an engine process, of its actor and of a raylet until the loss is noticed, until its
-    issues go to another actor, and until the replacement serves at the newest version.
+    issues go to another actor, and until the replacement serves at the newest version; and from SIGTERM of a node,
+    which loses nothing.
 
     Args:
         tell: is told what is being done.
@@ -53,8 +55,11 @@ def measure_recovery(tell: Callable[[str], None]) -> tuple[list[Row], list[Targe
         ResourceError: Ray or the second node does not start, or a replacement never serves.
     """
     tell("starting two nodes and two engines")
-    with _two_nodes() as node, tempfile.TemporaryDirectory(prefix="museg-bench-") as folder:
-        deaths = asyncio.run(_measure(Path(folder), node, tell))
+    with _two_nodes() as node:
+        deaths = asyncio.run(_measure_deaths(node, tell))
+    tell("the same once more, and telling the second node to go")
+    with _two_nodes() as node:
+        deaths.append(asyncio.run(_measure_drain(node)))
     rows = [row for death in deaths for row in death.rows()]
     targets = [
         _at_most("slowest notice of a death, s", max(death.noticed_s for death in deaths), NOTICED_TARGET_S),
@@ -66,7 +71,7 @@ def measure_recovery(tell: Callable[[str], None]) -> tuple[list[Row], list[Targe
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """Of one victim, in seconds since the kill, and what came of it."""
+    """Of one victim, in seconds since the signal, and what came of it."""
 
     victim: str
     noticed_s: float
@@ -86,7 +91,7 @@ class Death:
 
     def rows(self) -> list[Row]:
         twice = f"{self.num_twice} groups begun twice, <= {self.num_tokens_twice:,} tokens"
-        case = f"killed: {self.victim}, {twice}"
+        case = f"{self.victim}, {twice}"
         return [
             _row("noticed / target", case, self.noticed_s, NOTICED_TARGET_S),
             _row("requeued / target", case, self.requeued_s, REQUEUED_TARGET_S),
@@ -103,49 +108,64 @@ def _at_most(name: str, value: float, target: float) -> Target:
     return Target(name, value, target, value <= target)
 
 
-async def _measure(folder: Path, node: subprocess.Popen[bytes], tell: Callable[[str], None]) -> list[Death]:
-    happened: list[Happening] = []
+@asynccontextmanager
+async def _engines(happened: list[Happening]) -> AsyncIterator[tuple[RolloutPool, ClipHandle]]:
+    """One on each node, with weights of version 1, and a clip to ask about."""
 
     def note(kind: EventKind, text: str, **fields: object) -> None:
         happened.append((time.monotonic(), kind, fields))
 
     spare = ray.remote(_Spare).options(num_cpus=1).remote()  # so that the second engine goes to the second node
     await spare.ready.remote()
-    pool = RolloutPool(_config(folder), PACKAGED_MODEL_DIR, note)
-    clip = _stored_clip(folder)
-    try:
-        await pool.ready()
-        ray.kill(spare)
-        policy = load_policy(PACKAGED_MODEL_DIR, dtype=_float32()).named_parameters()
-        await pool.publish(1, ray.put(weights_to_blob(policy)))
-        await _sample(pool, clip, 1)
-        deaths = []
+    with tempfile.TemporaryDirectory(prefix="museg-bench-") as folder:
+        pool = RolloutPool(_config(Path(folder)), PACKAGED_MODEL_DIR, note)
+        clip = _stored_clip(Path(folder))
+        try:
+            await pool.ready()
+            ray.kill(spare)
+            policy = load_policy(PACKAGED_MODEL_DIR, dtype=_float32()).named_parameters()
+            await pool.publish(1, ray.put(weights_to_blob(policy)))
+            await _sample(pool, clip, 1)
+            yield pool, clip
+        finally:
+            await pool.close()
+
+
+async def _measure_deaths(node: subprocess.Popen[bytes], tell: Callable[[str], None]) -> list[Death]:
+    deaths, happened = list[Death](), list[Happening]()
+    async with _engines(happened) as (pool, clip):
         for victim in VICTIMS:
             tell(f"killing: {victim}")
             happened.clear()
-            deaths.append(await _kill(victim, pool, clip, node, happened))
-        return deaths
-    finally:
-        await pool.close()
+            pid = _pid(victim, node)
+            deaths.append(await _measure(f"killed: {victim}", pid, signal.SIGKILL, pool, clip, happened))
+    return deaths
 
 
-async def _kill(
-    victim: str, pool: RolloutPool, clip: ClipHandle, node: subprocess.Popen[bytes], happened: list[Happening]
+async def _measure_drain(node: subprocess.Popen[bytes]) -> Death:
+    happened = list[Happening]()
+    async with _engines(happened) as (pool, clip):
+        happened.clear()
+        return await _measure(DRAINED, node.pid, signal.SIGTERM, pool, clip, happened)
+
+
+async def _measure(
+    victim: str, pid: int, number: signal.Signals, pool: RolloutPool, clip: ClipHandle, happened: list[Happening]
 ) -> Death:
     groups = asyncio.create_task(_sample(pool, clip, NUM_GROUPS))
     await asyncio.sleep(1.0)
-    killed_s = time.monotonic()
-    os.kill(_pid(victim, node), signal.SIGKILL)
+    sent_s = time.monotonic()
+    os.kill(pid, number)
     sampled = await groups
-    deadline_s = killed_s + WAIT_S
+    deadline_s = sent_s + WAIT_S
     while not (joins := _of(happened, EventKind.JOIN)):
         if time.monotonic() > deadline_s:
-            raise ResourceError(f"After the death of an {victim} no replacement served within {WAIT_S:g} s.")
+            raise ResourceError(f"After this no replacement served within {WAIT_S:g} s: {victim}.")
         await asyncio.sleep(0.1)
-    noticed_s = _of(happened, EventKind.LOSS)[0][0] - killed_s
+    noticed_s = _of(happened, EventKind.DRAIN if victim == DRAINED else EventKind.LOSS)[0][0] - sent_s
     requeues = _of(happened, EventKind.REQUEUE)
-    requeued_s = max((when - killed_s - noticed_s for when, _, _ in requeues), default=0.0)
-    serves_s, start_s = joins[-1][0] - killed_s, joins[-1][2]["start_s"]
+    requeued_s = max((when - sent_s - noticed_s for when, _, _ in requeues), default=0.0)
+    serves_s, start_s = joins[-1][0] - sent_s, joins[-1][2]["start_s"]
     twice = [sampled[fields["issue_id"]] for _, _, fields in requeues]
     num_tokens_twice = sum(len(response.token_ids) for group in twice for response in group.responses)
     return Death(victim, noticed_s, requeued_s, len(twice), num_tokens_twice, serves_s, start_s)
@@ -167,7 +187,8 @@ def _config(folder: Path) -> Config:
         num_actors=2, num_cpus=1, num_threads=1, max_num_seqs=32, kv_cache_gib=0.125, enforce_eager=True
     )
     model = ModelConfig(dtype="float32", max_tokens=512)
-    return Config(model=model, rollout=rollout, video=VideoConfig(store_dir=str(folder)))
+    fleet = FleetConfig(restart_window_s=1.0)  # each loss is the first: later ones of a window wait longer and longer
+    return Config(model=model, rollout=rollout, fleet=fleet, video=VideoConfig(store_dir=str(folder)))
 
 
 def _stored_clip(folder: Path) -> ClipHandle:

@@ -158,7 +158,8 @@ class Crew(Generic[W]):
         """What `hold` began is over."""
         member.num_holds -= 1
         self._leave_if_idle(member)
-        self._leases.grant(self.serving)
+        if member.is_reserved:
+            self._leases.grant(self.serving)
 
     def lose(self, member: Member[W], reason: str, counts: bool = True, by_jobs: bool = True) -> None:
         """The member is gone, or has to go at once; all its jobs may come here, the later ones find it gone.
