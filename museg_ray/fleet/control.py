@@ -164,7 +164,9 @@ class Caller:
         """
         self._run, found = run, _read_control(Path(run))
         if not found and not address and Path(run, EVENTS_FILE).is_file():
-            raise ResourceError(f"The run in {run} has ended; what it did is in its report.html.")
+            raise ResourceError(
+                f"The run in {run} has ended, or is about to start. What an ended one did is in its report.html."
+            )
         if found.get("auth_mode"):
             os.environ.setdefault("RAY_AUTH_MODE", found["auth_mode"])
         place = address or found.get("address") or os.environ.get("RAY_ADDRESS") or "auto"
