@@ -15,8 +15,8 @@ KILLED_ENGINES = "killed_engines"
 
 
 class Quarantine:
-    """Keeps every unscored response with its text and reasons, and every query without a group with its fault. Rows are
-    appended at once, so that a run that ends over them leaves them behind."""
+    """Keeps every unscored response with its text and reasons, and every query without a group with its fault. Rows
+    come with their step, before its update, or when the run fails: a run that ends over them leaves them behind."""
 
     def __init__(self, path: Path) -> None:
         """
