@@ -46,6 +46,7 @@ class AppendLog:
             ResourceError: it cannot be read or written.
         """
         self.path = path
+        refuse_link(path)
         self._file: FileIO | None = None
         """Kept open: on shared storage each closing would wait for the server."""
         try:
@@ -156,6 +157,18 @@ def read_rows(path: Path) -> Iterator[Row]:
 def damaged_line(path: Path, number: int, why: str) -> CheckpointError:
     """For a line that cannot be what was written; `number` counts from 1."""
     return CheckpointError(f"{path}, line {number} is damaged ({why}); restore the file.")
+
+
+def refuse_link(path: Path) -> None:
+    """
+    Raises:
+        ResourceError: a book is a link. To take it back would cut or delete what is elsewhere.
+    """
+    if path.is_symlink():
+        raise ResourceError(
+            f"{path} is a symbolic link, to {path.readlink()}. A run cuts its books when it goes back to a checkpoint, "
+            "and never what is elsewhere: put the file itself there."
+        )
 
 
 def not_written(path: Path, error: OSError) -> ResourceError:

@@ -27,6 +27,8 @@ class EventKind(StrEnum):
     """A step trains fewer groups than it could: it has replaced as many as it may."""
     PHASE = "phase"
     CHECKPOINT = "checkpoint"
+    CHANGE = "change"
+    """A run goes on with other settings or data than before."""
     REWIND = "rewind"
     """Training was taken back to a checkpoint."""
 

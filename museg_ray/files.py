@@ -1,13 +1,15 @@
-"""Files that appear whole or not at all, and which paths are URLs."""
+"""Files that appear whole or not at all, files that are deleted and no others, and which paths are URLs."""
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from secrets import token_hex
 
 PARTIAL = ".partial"
+_PARTIAL_NAME = re.compile(r"\..+\.[0-9a-f]{16}\.partial")
 
 
 def is_url(path: str) -> bool:
@@ -19,6 +21,40 @@ def partial_path(path: Path) -> Path:
     """Where to write what will be renamed to `path`: hidden, as readers of a folder of Parquet files skip what starts
     with a dot; and no one else writes there."""
     return path.with_name(f".{path.name}.{token_hex(8)}{PARTIAL}")
+
+
+def is_partial(name: str) -> bool:
+    """True of a name that `partial_path` gave."""
+    return _PARTIAL_NAME.fullmatch(name) is not None
+
+
+def free_path(path: Path) -> Path:
+    """`path`, or the first of `path-2`, `path-3`, … where nothing is."""
+    names = (path.name if number == 1 else f"{path.name}-{number}" for number in count(1))
+    return next(free for free in map(path.with_name, names) if not os.path.lexists(free))
+
+
+def remove_files(folder: Path, is_own: Callable[[str], bool]) -> None:
+    """Delete those files of a folder that are its writer's own, and the folder where nothing else is in it.
+
+    Invariant: whatever deletes more than one file by name goes through here; what others have put into the folder
+    stays, and a symbolic link is neither followed nor removed. Else a run would delete what a person has put there.
+
+    Args:
+        folder: need not be there.
+        is_own: told each file's path within the folder, with slashes.
+
+    Raises:
+        OSError: a file cannot be deleted.
+    """
+    if folder.is_symlink():
+        return
+    for parent, _, names in os.walk(folder, topdown=False):
+        for path in map(Path(parent).joinpath, names):
+            if not path.is_symlink() and is_own(path.relative_to(folder).as_posix()):
+                path.unlink()
+        with suppress(OSError):  # not empty
+            os.rmdir(parent)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ ALLOWED = {
     "ledger": GROUND,
     "terminal": GROUND,
     "checkpoints": GROUND | {"data", "model", "ledger"},
-    "runs": GROUND | {"rewards"} | BOOKS,
+    "runs": GROUND | {"rewards", "model"} | BOOKS,
     "rollout": GROUND | PURE | {"fleet"},
     "learner": GROUND | PURE,
     "evaluation": GROUND | PURE | {"rollout"},

@@ -9,12 +9,14 @@
 Invariant: a folder of this name is whole. It is built under `step-000050.partial`, its files and folders are synced to
 the disk, and only then does it get its name; it loses the name before the first of its files is deleted. So a crash at
 any moment leaves older checkpoints as they are, and no half one that could be taken for whole.
+
+Invariant: only what bears the run's id (in `driver.json`, written first) is deleted, and of that only what a checkpoint
+has. `checkpoints` may be a link to other storage, where other runs' checkpoints lie, or a person's files.
 """
 
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +26,19 @@ from blake3 import blake3
 from museg_ray.checkpoints.state import DriverState, read_state
 from museg_ray.config.learning import CheckpointConfig
 from museg_ray.errors import CheckpointError
-from museg_ray.files import PARTIAL, sync
+from museg_ray.files import PARTIAL, free_path, is_partial, remove_files, sync
 from museg_ray.model.shards import expected_files
 
 CHECKPOINTS_DIR = "checkpoints"
 LEARNER_DIR, STATE_FILE, CONFIG_FILE, MANIFEST_FILE = "learner", "driver.json", "config.yaml", "manifest.json"
 MANIFEST_FORMAT = 1
+SET_ASIDE = ".set-aside"
 _NAME = re.compile(r"step-(\d{6,})")
+_LEFTOVER = re.compile(rf"step-\d{{6,}}{re.escape(PARTIAL)}(-\d+)?")
+_FILE = re.compile(
+    rf"{CONFIG_FILE}|{STATE_FILE}|{MANIFEST_FILE}|{LEARNER_DIR}/(learner\.json|(shard|rng)-\d{{5}}[\w.-]*)"
+)
+"""What may be in one: all else was put there by others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +105,17 @@ def publish(partial: Path) -> Checkpoint:
     return as_checkpoint(whole)
 
 
-def verify(checkpoint: Checkpoint) -> None:
+def verify(checkpoint: Checkpoint, run_id: str | None = None) -> None:
     """Compare every file with the manifest, bit by bit.
+
+    Args:
+        run_id: of the run that it must belong to; None: any.
 
     Raises:
         CheckpointError: names the first file that is missing, or of another size or content.
     """
+    if run_id is not None and checkpoint.read_state().run_id != run_id:
+        raise CheckpointError(f"{checkpoint.folder} belongs to another run.")
     described = _read_manifest(checkpoint.folder / MANIFEST_FILE)
     for name, expected in described.items():
         try:
@@ -138,21 +151,21 @@ def _check_files(folder: Path) -> list[str]:
     return names
 
 
-def first_whole(candidates: Iterable[Checkpoint]) -> tuple[Checkpoint | None, list[str]]:
+def first_whole(candidates: Iterable[Checkpoint], run_id: str | None = None) -> tuple[Checkpoint | None, list[str]]:
     """The first one that verifies, and why those before it do not."""
     refusals: list[str] = []
     for checkpoint in candidates:
         try:
-            verify(checkpoint)
+            verify(checkpoint, run_id)
             return checkpoint, refusals
         except CheckpointError as error:
             refusals.append(f"The checkpoint of step {checkpoint.step} cannot be used: {error}")
     return None, refusals
 
 
-def newest_whole(parent: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that verifies, and why those that are newer do not."""
-    return first_whole(reversed(list_checkpoints(parent)))
+def newest_whole(parent: Path, run_id: str) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint of a run that verifies, and why those that are newer do not."""
+    return first_whole(reversed(list_checkpoints(parent)), run_id)
 
 
 def choose(parent: Path, best: bool) -> tuple[Checkpoint, list[str]]:
@@ -171,9 +184,9 @@ def choose(parent: Path, best: bool) -> tuple[Checkpoint, list[str]]:
     return checkpoint, refusals
 
 
-def retire(parent: Path, config: CheckpointConfig) -> None:
+def retire(parent: Path, config: CheckpointConfig, run_id: str) -> None:
     """Delete what neither `keep_last` nor `keep_best` keeps; of equally good ones the newer counts as better."""
-    present = list_checkpoints(parent)
+    present = [checkpoint for checkpoint in list_checkpoints(parent) if _is_of(checkpoint.folder, run_id)]
     ranked = _ranked(present)
     kept = {*present[-config.keep_last :], *(ranked[-config.keep_best :] if config.keep_best else ())}
     for checkpoint in present:
@@ -183,16 +196,36 @@ def retire(parent: Path, config: CheckpointConfig) -> None:
 
 def remove(checkpoint: Checkpoint) -> None:
     """It loses its name first: a crash in between leaves a leftover and no half checkpoint."""
-    doomed = checkpoint.folder.with_name(checkpoint.folder.name + PARTIAL)
-    shutil.rmtree(doomed, ignore_errors=True)
+    doomed = free_path(checkpoint.folder.with_name(checkpoint.folder.name + PARTIAL))
     checkpoint.folder.rename(doomed)
-    shutil.rmtree(doomed)
+    remove_files(doomed, _is_own)
 
 
-def remove_leftovers(parent: Path) -> None:
-    """Delete what a crash, or a checkpoint that was given up, left half. No checkpoint may be under way."""
-    for path in parent.glob(f"*{PARTIAL}"):
-        shutil.rmtree(path, ignore_errors=True)
+def set_aside(checkpoint: Checkpoint) -> Path:
+    """Take its name from a checkpoint that must not be gone on with, and leave all else; where it is now."""
+    aside = free_path(checkpoint.folder.with_name(checkpoint.folder.name + SET_ASIDE))
+    return checkpoint.folder.rename(aside)
+
+
+def remove_leftovers(parent: Path, run_id: str) -> None:
+    """Delete what a crash, or a checkpoint that was given up, left half. No checkpoint of the run may be under way."""
+    for path in parent.glob("step-*"):
+        if _LEFTOVER.fullmatch(path.name) and _is_of(path, run_id):
+            remove_files(path, _is_own)
+
+
+def _is_of(folder: Path, run_id: str) -> bool:
+    """True of what the run has made itself. One without files is nobody's loss."""
+    if folder.is_symlink():
+        return False
+    try:
+        return read_state(folder / STATE_FILE).run_id == run_id
+    except CheckpointError:
+        return not any(path.is_file() for path in folder.rglob("*"))
+
+
+def _is_own(name: str) -> bool:
+    return _FILE.fullmatch(name) is not None or is_partial(name)
 
 
 def _name(step: int) -> str:

@@ -13,7 +13,7 @@ from museg_ray.data.sampler import SamplerState
 from museg_ray.errors import CheckpointError, PoisonQueryError, VideoError, VideoFault
 from museg_ray.ledger.rollout_log import PartsMark
 
-STATE_FORMAT = 2
+STATE_FORMAT = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +118,8 @@ class DriverState:
     """Mean of `best_metric` over the steps since the checkpoint before; None where no step had it."""
     notes: dict[str, Any]
     """`Notes.as_dict`."""
+    run_id: str = ""
+    """Of the run that made it, as the run's folder has it."""
 
     @property
     def step(self) -> int:

@@ -7,7 +7,6 @@ At most one is under way; the next one waits for it.
 """
 
 import asyncio
-import shutil
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -18,6 +17,7 @@ from museg_ray.config.load import save_config
 from museg_ray.config.schema import Config
 from museg_ray.errors import CheckpointError, ConfigError, MusegError, ResourceError
 from museg_ray.events import EventKind, EventSink
+from museg_ray.files import whole_file
 from museg_ray.metrics.names import METRICS
 
 Result = TypeVar("Result")
@@ -44,18 +44,21 @@ class CheckpointedLearner(Protocol):
 class Checkpointer:
     """The checkpoints of one run, from one event loop."""
 
-    def __init__(self, config: Config, run_dir: Path, learner: CheckpointedLearner, events: EventSink) -> None:
+    def __init__(
+        self, config: Config, run_dir: Path, learner: CheckpointedLearner, events: EventSink, run_id: str = ""
+    ) -> None:
         """
         Args:
             config: of the run; goes into each checkpoint: what goes on from it compares itself with that.
             run_dir: gets the checkpoints.
             learner: writes its part.
             events: are told of each that is whole.
+            run_id: of the run: no other's checkpoints are gone back to, or deleted.
         """
-        self._config, self._learner, self._events = config, learner, events
+        self._config, self._learner, self._events, self._run_id = config, learner, events, run_id
         self._under_way: asyncio.Task[None] | None = None
         self.folder = run_dir / checkpoint.CHECKPOINTS_DIR
-        checkpoint.retire(self.folder, config.checkpoint)  # a crash may have come between the last one and this
+        checkpoint.retire(self.folder, config.checkpoint, run_id)  # a crash may have come between the last one and this
 
     def is_due(self, step: int) -> bool:
         """True every `every_steps` steps and at the last one."""
@@ -71,6 +74,7 @@ class Checkpointer:
         await self.finish()
         partial = checkpoint.partial_folder(self.folder, state.step)
         try:
+            checkpoint.remove_leftovers(self.folder, self._run_id)
             _prepare(partial, self._config, state)
         except OSError as error:
             raise _not_written(partial, error) from error
@@ -109,7 +113,7 @@ class Checkpointer:
             CheckpointError: all are damaged. To begin anew would delete what the run has made, unasked.
         """
         await self.close()
-        found, refusals = await asyncio.to_thread(checkpoint.newest_whole, self.folder)
+        found, refusals = await asyncio.to_thread(checkpoint.newest_whole, self.folder, self._run_id)
         if found is None and refusals:
             raise CheckpointError(
                 f"No checkpoint in {self.folder} is whole. {' '.join(refusals)} Restore one from a copy, then go on "
@@ -132,7 +136,7 @@ class Checkpointer:
         except OSError as error:
             raise _not_written(partial, error) from error
         try:
-            await to_the_end(asyncio.to_thread(checkpoint.retire, self.folder, self._config.checkpoint))
+            await to_the_end(asyncio.to_thread(checkpoint.retire, self.folder, self._config.checkpoint, self._run_id))
         except OSError as error:
             raise ResourceError(
                 f"An old checkpoint in {self.folder} could not be deleted: {error.strerror or error}. Make the folder "
@@ -155,11 +159,10 @@ async def to_the_end(closing: Coroutine[None, None, Result]) -> Result:
 
 
 def _prepare(partial: Path, config: Config, state: DriverState) -> None:
-    if partial.exists():
-        shutil.rmtree(partial)
     (partial / checkpoint.LEARNER_DIR).mkdir(parents=True)
+    with whole_file(partial / checkpoint.STATE_FILE) as state_file:  # first: by it the folder is known as the run's
+        state_file.write_text(state.to_json(), encoding="utf-8")
     save_config(config, partial / checkpoint.CONFIG_FILE)
-    (partial / checkpoint.STATE_FILE).write_text(state.to_json(), encoding="utf-8")
 
 
 def _not_written(partial: Path, error: OSError) -> ResourceError:

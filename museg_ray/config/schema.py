@@ -22,6 +22,12 @@ class RunConfig:
     resume: bool = False
     """True: a run folder `name` that is there already is gone on with, from its last checkpoint; one that is not is
     begun. So the same command starts a run and takes it up again."""
+    restart: bool = False
+    """True: a run in the folder `name` that would be refused, since it is there already or, with `resume`, has nothing
+    to go on from, is moved aside as a whole to `name.aside`, and the run begins anew."""
+    accept_changed_data: bool = False
+    """True: a run is resumed although rows of `data.train` are no longer those that it has trained with so far. What
+    was drawn up to the checkpoint stays drawn."""
 
 
 @dataclass

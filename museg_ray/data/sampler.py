@@ -6,6 +6,7 @@ import math
 import zlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from fractions import Fraction
 from typing import TypedDict
 
@@ -15,6 +16,7 @@ from museg_ray.data.curriculum import Curriculum, load_curriculum, pass_order
 from museg_ray.errors import DataError
 from museg_ray.types import GroundingQuery
 
+QUERY_INPUTS = ("num_queries", "queries_hash")
 ALL_SOURCES = "*"
 """Stands for the source of every query while no weights tell sources apart."""
 
@@ -24,7 +26,7 @@ class SamplerInputs(TypedDict):
 
     num_queries: int
     queries_hash: str
-    """Of ids, kinds and sources, in the file's order."""
+    """Of all that a query holds, in the file's order."""
     seed: int
     source_weights: dict[str, float]
     """Of the sources that the queries have."""
@@ -133,14 +135,17 @@ class QuerySampler:
             "multi_segment_share": self._share,
         }
 
-    def restore(self, state: SamplerState) -> None:
+    def restore(self, state: SamplerState, accept_changed_data: bool = False) -> None:
         """Continue where the sampler that gave `state` stood, in the same phase.
+
+        Args:
+            accept_changed_data: the queries may be others; as many of each source count as drawn.
 
         Raises:
             DataError: the state belongs to other queries, weights, curriculum or seed; says which. The sampler stays
                 as it was.
         """
-        _check_inputs(state["inputs"], self._inputs)
+        _check_inputs(state["inputs"], self._inputs, QUERY_INPUTS if accept_changed_data else ())
         self._single.set_counts(state["num_single"])
         self._multi.set_counts(state["num_multi"])
         self._phase_drawn = state["phase_drawn"]
@@ -206,7 +211,7 @@ class _Kind:
 
     def set_counts(self, counts: Mapping[str, int]) -> None:
         for name, source in self.sources.items():
-            source.num_drawn = counts[name]
+            source.num_drawn = counts.get(name, 0)  # absent: a source that came with changed data
 
     def _last_position(self, name: str) -> int:
         """Where the window of the source's next draw closes."""
@@ -289,7 +294,7 @@ def _number(name: str) -> int:
 def _inputs(
     queries: Sequence[GroundingQuery], seed: int, weights: dict[str, float], curriculum: Curriculum | None
 ) -> SamplerInputs:
-    content = json.dumps([(query.query_id, _is_multi(query), query.source) for query in queries])
+    content = json.dumps([astuple(query) for query in queries])
     return {
         "num_queries": len(queries),
         "queries_hash": hashlib.sha256(content.encode()).hexdigest()[:16],
@@ -299,13 +304,15 @@ def _inputs(
     }
 
 
-def _check_inputs(saved: SamplerInputs, present: SamplerInputs) -> None:
+def _check_inputs(saved: SamplerInputs, present: SamplerInputs, accepted: Sequence[str]) -> None:
     was, now = dict(saved), dict(present)
-    changed = [f"{key} was {was.get(key)!r} and is {now[key]!r}" for key in now if was.get(key) != now[key]]
+    differing = [key for key in now if key not in accepted and was.get(key) != now[key]]
+    changed = [f"{key} was {was.get(key)!r} and is {now[key]!r}" for key in differing]
     if changed:
         raise DataError(
             f"The saved place in the sequence of queries belongs to another sequence: {'; '.join(changed)}. Resume "
-            "with the same annotation file, run.seed, data.source_weights and data.curriculum, or start a new run."
+            "with the same annotation file (or accept another one by run.accept_changed_data=true), run.seed, "
+            "data.source_weights and data.curriculum, or start a new run."
         )
 
 

@@ -141,7 +141,7 @@ def write_folder(out: Path, verdicts: Sequence[Verdict], split: str, root: str, 
     Raises:
         ResourceError: `out` cannot be written.
     """
-    kept = [_query_row(verdict, verdict.query, split) for verdict in verdicts if verdict.query is not None]
+    kept = [_import_row(verdict, verdict.query, split) for verdict in verdicts if verdict.query is not None]
     quarantined = [_quarantine_row(verdict) for verdict in verdicts if verdict.query is None]
     schema = QUERY_SCHEMA.with_metadata({VIDEO_ROOT_KEY: root.encode()} if root else None)
     try:
@@ -159,7 +159,8 @@ def write_folder(out: Path, verdicts: Sequence[Verdict], split: str, root: str, 
         ) from error
 
 
-def _query_row(verdict: Verdict, query: GroundingQuery, split: str) -> dict[str, Any]:
+def query_row(query: GroundingQuery) -> dict[str, Any]:
+    """The columns of `QUERY_SCHEMA` that a query has by itself."""
     return {
         "query_id": query.query_id,
         "video": query.video,
@@ -168,9 +169,11 @@ def _query_row(verdict: Verdict, query: GroundingQuery, split: str) -> dict[str,
         "task": query.task,
         "source": query.source,
         "duration_s": query.duration_s,
-        "split": split,
-        "repairs": [_repair_struct(repair) for repair in verdict.repairs],
     }
+
+
+def _import_row(verdict: Verdict, query: GroundingQuery, split: str) -> dict[str, Any]:
+    return query_row(query) | {"split": split, "repairs": [_repair_struct(repair) for repair in verdict.repairs]}
 
 
 def _repair_struct(repair: Repair) -> dict[str, Any]:

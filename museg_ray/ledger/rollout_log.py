@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from museg_ray.append_log import not_written
+from museg_ray.append_log import not_written, refuse_link
 from museg_ray.config.schema import FURTHER_REWARDS
 from museg_ray.errors import CheckpointError
 from museg_ray.files import sync, whole_file
@@ -79,6 +79,7 @@ class RolloutLog:
             ResourceError: it cannot be made.
         """
         self.path = path
+        refuse_link(path)
         self._steps: list[pa.RecordBatch] = []  # in no part yet
         self._num_parts = self._size_bytes = 0
         try:

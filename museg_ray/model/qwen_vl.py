@@ -1,6 +1,7 @@
 """Model folders: find, check, load and save a Qwen2.5-VL or Qwen3-VL with its tokenizer and processor files."""
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ from transformers import (
 )
 
 import museg_ray
+from museg_ray.config.load import MODEL_CONFIG_FILE
 from museg_ray.errors import ConfigError, ModelError
+from museg_ray.files import free_path, partial_path, remove_files
 
 PACKAGED_MODEL = "museg-tiny"
 PACKAGED_MODEL_DIR = Path(museg_ray.__file__).parent / "assets" / PACKAGED_MODEL
@@ -53,6 +56,8 @@ _COMPANION_FILES = (
     "video_preprocessor_config.json",
 )
 """What tokenizers and processors read from a model folder; `save_policy` copies those that the source has."""
+_WEIGHT_FILE = re.compile(r"model(-[\d]+-of-[\d]+)?\.safetensors(\.index\.json)?|(generation_)?config\.json")
+"""What `save_pretrained` writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,8 +259,7 @@ def save_policy(
         source_dir: model folder whose tokenizer and processor files go along.
         weights: tensors by Hugging Face name; the model's own when None (ZeRO 3 leaves empty parameters in it).
     """
-    partial = out_dir.with_name(out_dir.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = partial_path(out_dir)
     try:
         partial.mkdir(parents=True)
         model.save_pretrained(partial, state_dict=weights)
@@ -267,10 +271,14 @@ def save_policy(
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def is_model_file(name: str) -> bool:
+    """True of what `save_policy` writes, and of what a run puts beside it."""
+    return name in (*_COMPANION_FILES, MODEL_CONFIG_FILE) or _WEIGHT_FILE.fullmatch(name) is not None
+
+
 def _replace_folder(new: Path, target: Path) -> None:
-    old = target.with_name(target.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
+    old = free_path(target.with_name(target.name + ".old"))
     if target.exists():
         target.rename(old)
     new.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    remove_files(old, is_model_file)  # what else a person has put there stays

@@ -21,7 +21,7 @@ from museg_ray.metrics import names
 from museg_ray.metrics.alarms import AlarmWatch, alarm_name
 from museg_ray.metrics.recorder import Recorder
 from museg_ray.runs.events import Events
-from museg_ray.runs.rewind import remove_later
+from museg_ray.runs.rewind import ROLLOUTS_DIR, set_later_aside
 from museg_ray.runs.step_result import StepResult
 from museg_ray.terminal.display import Display
 from museg_ray.types import Group
@@ -34,7 +34,7 @@ SHOWN_LATER = (EventKind.JOIN, EventKind.SCALE, EventKind.DRAIN, EventKind.LEAVE
 class Books:
     """The books of one run; `close` them in any case."""
 
-    def __init__(self, config: Config, run_dir: Path, display: Display, notes: Notes) -> None:
+    def __init__(self, config: Config, run_dir: Path, display: Display, notes: Notes, run_id: str = "") -> None:
         """Open them behind what is in them.
 
         Args:
@@ -42,18 +42,19 @@ class Books:
             run_dir: gets the files.
             display: is told of every step.
             notes: are kept up to date.
+            run_id: goes into each checkpoint.
 
         Raises:
             CheckpointError: a book is damaged.
             ResourceError: one cannot be read or written.
         """
         self._config, self._display, self._notes = config, display, notes
-        self.run_dir = run_dir
+        self.run_dir, self._run_id = run_dir, run_id
         self._best_metric = config.checkpoint.best_metric
         self._values: list[float] = []  # of `best_metric`, since the checkpoint before
         self._watch = AlarmWatch(config.alarms, config.train.phases)
         self._recorder = Recorder(run_dir, run_dir.name)
-        self._rollouts = RolloutLog(run_dir / "rollouts.parquet")
+        self._rollouts = RolloutLog(run_dir / ROLLOUTS_DIR)
         self.ledger = Ledger(run_dir / "ledger.jsonl")
         self.quarantine = Quarantine(run_dir / "quarantine.jsonl")
         self.events = Events(run_dir / "events.jsonl", self._show_event)
@@ -100,20 +101,20 @@ class Books:
             marks = BookMarks(metrics, alarms, self.quarantine.mark(), self.ledger.mark(), self._rollouts.mark())
             sync(self.run_dir)
         score, self._values = (fmean(self._values) if self._values else None), []
-        return DriverState(reached, marks, self._best_metric, score, self._notes.as_dict())
+        return DriverState(reached, marks, self._best_metric, score, self._notes.as_dict(), self._run_id)
 
     def rewind(self, state: DriverState | None) -> Sequence[OpenIssue]:
         """Take the whole run folder back to a checkpoint, or to the beginning of training (None); the issues that were
-        open then. Newer checkpoints are deleted.
+        open then. Newer checkpoints are set aside.
 
         Raises:
             CheckpointError: the folder does not hold all that it held then.
-            ResourceError: a file of it cannot be read or deleted.
+            ResourceError: a file of it cannot be read, cut or renamed.
         """
         marks = state.books if state else BookMarks()
         with self._on_disk():
             # First: a checkpoint that was refused, but could be read the next time, would find its books cut.
-            remove_later(self.run_dir, state.step if state else 0)
+            aside = set_later_aside(self.run_dir, state.step if state else 0)
             rows = self._recorder.rewind(marks.metrics, marks.alarms)
             self.quarantine.rewind(marks.quarantine)
             self.ledger.rewind(marks.ledger)
@@ -123,6 +124,8 @@ class Books:
         self._replay(rows)
         self.events.step = state.step if state else 0
         self.events.add(EventKind.REWIND, f"taken back to step {self.events.step}")
+        for path in aside:
+            self.events.add(EventKind.REWIND, f"a checkpoint that cannot be gone on with is kept as {path}")
         return self.ledger.open_issues
 
     def fail_open(self, reason: str) -> None:

@@ -27,7 +27,7 @@ FIXED = (
 )
 """Keys, or beginnings of keys: with another value the steps so far, or the evaluation before them, would belong to
 another run than the steps to come."""
-FREE = ("run.dir", "run.name", "run.resume")
+FREE = ("run.dir", "run.name", "run.resume", "run.restart", "run.accept_changed_data")
 """Where the run lies and how it was started: nothing follows from them."""
 
 PHASES = "train.phases"

@@ -1,4 +1,8 @@
-"""A run's folder: for one run only, in one process at a time, and its files written atomically."""
+"""A run's folder: for one run only, in one process at a time, and its files written atomically.
+
+Invariant: in a folder that was not empty when a run made its `museg-run.json` there nothing is written, deleted or
+renamed. Else a wrong path would cost a person the work of months.
+"""
 
 import fcntl
 import json
@@ -6,35 +10,63 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from museg_ray.errors import ResourceError
-from museg_ray.files import whole_file
+from museg_ray.files import free_path, is_partial, whole_file
 
+MARKER_FILE, MARKER_FORMAT = "museg-run.json", 1
+"""Made first: by it a folder is known as a run's, and its checkpoints as this run's."""
 LOCK_FILE = "run.lock"
 MAX_RUNS_A_SECOND = 100
 
 
 def make_run_folder(parent: Path, name: str) -> Path:
-    """The folder of one run, made where it is not there.
+    """The folder of one run, with its marker; made where it is not there.
 
     With an empty `name` it is a new one, named by the time; runs that start in the same second get different ones.
 
     Raises:
-        ResourceError: it cannot be made.
+        ResourceError: it cannot be made, or holds what no run has made.
     """
     parent = parent.expanduser().resolve()
+    folder = parent / name
     try:
-        if not name:
-            return _timed_folder(parent)
-        (parent / name).mkdir(parents=True, exist_ok=True)
-        return parent / name
+        if name:
+            folder.resolve().mkdir(parents=True, exist_ok=True)  # a link that leads to nothing gets its folder
+        else:
+            folder = _timed_folder(parent)
+        if not (folder / MARKER_FILE).exists():
+            _mark(folder)
     except OSError as error:
         raise ResourceError(
-            f"Cannot create the run folder {parent / name}: {error.strerror}. Set run.dir to a folder you can write to."
+            f"Cannot create the run folder {folder}: {error.strerror}. Set run.dir to a folder you can write to."
         ) from error
+    return folder
+
+
+def read_run_id(folder: Path) -> str:
+    """What the run is known by, wherever its folder is moved.
+
+    Raises:
+        ResourceError: the marker cannot be read, or is of another format.
+    """
+    try:
+        marker = json.loads((folder / MARKER_FILE).read_text(encoding="utf-8"))
+        form, run_id = marker["format"], str(marker["run_id"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ResourceError(
+            f"{folder / MARKER_FILE} cannot be read ({type(error).__name__}: {error}): restore it, or choose another "
+            "run.name."
+        ) from None
+    if form != MARKER_FORMAT:
+        raise ResourceError(
+            f"{folder} holds a run of format {form}; this version of museg_ray goes on with format {MARKER_FORMAT}."
+        )
+    return run_id
 
 
 @contextmanager
@@ -70,28 +102,34 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def is_empty(folder: Path) -> bool:
-    """True of a folder in which no run has begun: one that was killed at its very start leaves a lock and no more."""
-    return all(path.name == LOCK_FILE or path.name.startswith(".config.yaml.") for path in folder.iterdir())
+def is_unused(folder: Path) -> bool:
+    """True of a folder in which no run has begun: one that was killed at its very start leaves marker and lock."""
+    return all(path.name in (MARKER_FILE, LOCK_FILE) or is_partial(path.name) for path in folder.iterdir())
 
 
-def require_empty(folder: Path) -> None:
-    """
+def move_aside(folder: Path) -> Path:
+    """Rename a run's folder as a whole; where it is now. A link to it stays, and leads to nothing.
+
     Raises:
-        ResourceError: it holds something.
+        ResourceError: it cannot be renamed.
     """
-    if not is_empty(folder):
-        raise not_empty(folder)
+    folder = folder.resolve()
+    aside = free_path(folder.with_name(f"{folder.name}.aside"))
+    try:
+        return folder.rename(aside)
+    except OSError as error:
+        raise ResourceError(f"{folder} cannot be moved aside to {aside}: {error.strerror}.") from error
 
 
-def not_empty(folder: Path) -> ResourceError:
-    """For a folder that holds something which this run may not touch."""
-    is_run = (folder / "config.yaml").is_file()
-    remedy = "Go on with that run by --resume (run.resume=true)" if is_run else "It holds no run that could be resumed"
-    return ResourceError(
-        f"The run folder {folder} is not empty; a run never writes into another's folder. {remedy}, or choose another "
-        "one, or remove it."
-    )
+def _mark(folder: Path) -> None:
+    if any(not is_partial(path.name) for path in folder.iterdir()):
+        raise ResourceError(
+            f"The folder {folder} is not empty and no run of museg_ray: it has no {MARKER_FILE}. Nothing in it was "
+            "touched. Choose another run.name or run.dir."
+        )
+    marker = json.dumps({"format": MARKER_FORMAT, "run_id": uuid4().hex}) + "\n"
+    with suppress(FileExistsError), (folder / MARKER_FILE).open("x", encoding="utf-8") as file:
+        file.write(marker)  # exclusive: of two that start at once both must read one id
 
 
 def _timed_folder(parent: Path) -> Path:

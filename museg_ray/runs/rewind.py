@@ -1,61 +1,34 @@
-"""What a run has made beside its books, taken away: when it goes back to a checkpoint, and when it is begun anew.
+"""What lies beside a run's books when it goes back to a checkpoint. Nothing whole is deleted.
 
-    evaluation/after, swapped, model/, pictures, report    made after training: deleted
-    checkpoints/                                           newer ones, which were refused, are deleted
-    the books                                              go back by themselves (books.py)
-    tensorboard/                                           `Recorder.rewind` hides later values
-    events.jsonl                                           stays: it tells what happened to the run
-
-All of it may be done twice: a folder that a crash left in between is taken back anew.
+checkpoints/                           newer ones, which were refused, lose their names and stay
+evaluation/after, model/, report …     made after training: they stay until the run makes them anew
+the books                              go back by themselves (books.py)
+tensorboard/                           `Recorder.rewind` hides later values
+events.jsonl                           stays: it tells what happened to the run
 """
 
-import shutil
 from pathlib import Path
 
 from museg_ray.checkpoints import folder as checkpoints
-from museg_ray.files import PARTIAL
+from museg_ray.files import is_partial, remove_files
+from museg_ray.model.qwen_vl import is_model_file
 
-AFTER_TRAINING = ("evaluation/after.jsonl", "evaluation/swapped.jsonl", "model", "model.old", "report.html")
-"""What a run makes once its last step is done; beside these the pictures."""
-OUTPUTS = ("checkpoints", "tensorboard", "rollouts.parquet", "evaluation", "model", "model.old")
-"""Folders of a run."""
-OUTPUT_FILES = (
-    "metrics.jsonl",
-    "alarms.jsonl",
-    "quarantine.jsonl",
-    "failed_update.jsonl",
-    "ledger.jsonl",
-    "events.jsonl",
-    "summary.json",
-    "report.html",
-)
+MODEL_DIR, EVALUATION_DIR, ROLLOUTS_DIR, QUERIES_DIR = "model", "evaluation", "rollouts.parquet", "train_queries"
 
 
-def remove_later(run_dir: Path, step: int) -> None:
-    """Delete what the run made after `step` beside its books."""
-    for newer in checkpoints.list_checkpoints(run_dir / checkpoints.CHECKPOINTS_DIR):
-        if newer.step > step:
-            checkpoints.remove(newer)
-    for path in (*(run_dir / name for name in AFTER_TRAINING), *run_dir.glob("*.png")):
-        _delete(path)
+def set_later_aside(run_dir: Path, step: int) -> list[Path]:
+    """Checkpoints of later steps cannot be gone on with any more, and stay under other names: where each is now."""
+    present = checkpoints.list_checkpoints(run_dir / checkpoints.CHECKPOINTS_DIR)
+    return [checkpoints.set_aside(newer) for newer in present if newer.step > step]
 
 
-def remove_outputs(run_dir: Path) -> None:
-    """Delete what a run wrote that never reached a checkpoint. Its config.yaml goes last: until then the folder counts
-    as a run's."""
-    for path in (*(run_dir / name for name in (*OUTPUTS, *OUTPUT_FILES)), *run_dir.glob("*.png")):
-        _delete(path)
-    _delete(run_dir / "config.yaml")
-
-
-def remove_partials(run_dir: Path) -> None:
+def remove_partials(run_dir: Path, run_id: str) -> None:
     """Delete what a crash left half written: files by `whole_file`, checkpoints, an exported model."""
-    for path in [*run_dir.rglob(f"*{PARTIAL}")]:
-        _delete(path)
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    checkpoints.remove_leftovers(run_dir / checkpoints.CHECKPOINTS_DIR, run_id)
+    remove_files(run_dir / f"{MODEL_DIR}.old", is_model_file)
+    for folder in (run_dir, *(run_dir / name for name in (EVALUATION_DIR, ROLLOUTS_DIR, QUERIES_DIR))):
+        for path in [] if folder.is_symlink() else [each for each in folder.glob(".*") if is_partial(each.name)]:
+            if path.is_dir():
+                remove_files(path, is_model_file)
+            elif not path.is_symlink():
+                path.unlink()

@@ -98,7 +98,7 @@ class FakeLearner:
 
     async def export_model(self, out_dir: Path) -> None:
         await self._script.moment("learner", "export_model")
-        out_dir.mkdir()
+        out_dir.mkdir(exist_ok=True)
         (out_dir / "weight").write_text(repr(self.weight))
 
     async def ping(self) -> None:

@@ -50,8 +50,9 @@ class IssueSource:
             DataError: the states belong to other queries, weights, curriculum or seed.
         """
         self._num_issued = num_issued
-        _restore(self._samplers, self._beginning[0], reached.sampler_states if reached else {})
-        _restore(self._refills, self._beginning[1], reached.refill_states if reached else {})
+        accept = self._config.run.accept_changed_data
+        _restore(self._samplers, self._beginning[0], reached.sampler_states if reached else {}, accept)
+        _restore(self._refills, self._beginning[1], reached.refill_states if reached else {}, accept)
 
     def plans(self, first_step: int) -> Iterator[StepPlan]:
         """The plan of every step from `first_step` on, each drawn when it is asked for."""
@@ -100,11 +101,14 @@ def _states(samplers: Mapping[str, QuerySampler]) -> dict[str, SamplerState]:
 
 
 def _restore(
-    samplers: Mapping[str, QuerySampler], beginning: Mapping[str, SamplerState], states: Mapping[str, SamplerState]
+    samplers: Mapping[str, QuerySampler],
+    beginning: Mapping[str, SamplerState],
+    states: Mapping[str, SamplerState],
+    accept_changed_data: bool,
 ) -> None:
     """Files that only later phases name have no state yet: they stay at their beginning."""
     for path, sampler in samplers.items():
-        sampler.restore(states.get(path, beginning[path]))
+        sampler.restore(states.get(path, beginning[path]), accept_changed_data)
 
 
 def issue_seed(run_seed: int, issue_id: int) -> int:

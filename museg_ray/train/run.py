@@ -35,7 +35,9 @@ from museg_ray.rewards.recipe import Recipe
 from museg_ray.runs.books import Books
 from museg_ray.runs.folder import write_json
 from museg_ray.runs.resume import OpenRun, open_run, save_run_config
+from museg_ray.runs.rewind import EVALUATION_DIR, MODEL_DIR
 from museg_ray.terminal.display import Display
+from museg_ray.train.data_changes import changed_data, keep_queries, refusal
 from museg_ray.train.issues import IssueSource
 from museg_ray.train.parts import LearnerPart, Parts, StartParts, start_on_ray
 from museg_ray.train.pumps import Act
@@ -96,6 +98,7 @@ class _Session:
         self._run_dir = opened.folder
         self._display = display
         self._model_dir = model_dir
+        self._changes = list(self._resumed.changes) if self._resumed else []
         self._notes = Notes(**self._resumed.state.notes) if self._resumed else Notes()
         for notice in opened.notices:
             display.warn(notice)
@@ -121,15 +124,24 @@ class _Session:
             queries = read_run_queries(self._config, progress)
             check_videos(queries)
             check_heldout(queries)
+        self._check_data(queries)
         if shared := {query.video for query in queries.all_train} & {query.video for query in queries.heldout}:
             self._display.warn(f"held-out videos that are trained on: {len(shared)}, e.g. {min(shared)}")
         return queries
+
+    def _check_data(self, queries: RunQueries) -> None:
+        changes = changed_data(self._run_dir, queries.train) if self._resumed else []
+        if changes and not self._config.run.accept_changed_data:
+            raise refusal(changes[0])
+        for change in changes:
+            self._display.warn(change)
+        self._changes += changes
 
     async def _train_and_evaluate(self, queries: RunQueries) -> dict[str, object] | None:
         """Everything that needs the parts; returns the summary, or None where the run was stopped before its end."""
         source, before = IssueSource(self._config, queries.train), self._before(queries)
         checkpoint = self._resumed.checkpoint.learner_dir if self._resumed else None
-        books = Books(self._config, self._run_dir, self._display, self._notes)
+        books = Books(self._config, self._run_dir, self._display, self._notes, self._opened.run_id)
         books.events.add(EventKind.START, f"a driver starts: pid {os.getpid()} on {socket.gethostname()}")
         try:
             async with self._start(self._config, self._run_dir, self._model_dir, checkpoint, books.events.add) as parts:
@@ -137,18 +149,20 @@ class _Session:
                 with self.stage("start", "rollout engines and learner"):
                     await parts.ready(checkpoint, books.events.add)
                 gc.freeze()  # a full collection would look through all that was imported in the middle of a step
-                checkpointer = Checkpointer(self._config, self._run_dir, parts.learner, books.events.add)
+                checkpointer = Checkpointer(
+                    self._config, self._run_dir, parts.learner, books.events.add, self._opened.run_id
+                )
                 trainer = Trainer(self._config, parts, source, books, checkpointer)
                 evaluate_on = partial(self._evaluate, parts, trainer)
                 if before is None:
                     before = await evaluate_on("before", "held-out videos, before", queries.heldout)
-                if not await self._train(trainer, checkpointer, books, partial(self._export, parts.learner)):
+                if not await self._train(queries, trainer, checkpointer, books, partial(self._export, parts.learner)):
                     return None
                 after = await evaluate_on("after", "held-out videos, after", queries.heldout)
                 swapped = await evaluate_on("swapped", "swapped videos", swap_videos(queries.heldout))
         finally:
             books.close()
-            remove_leftovers(self._run_dir / CHECKPOINTS_DIR)  # of a checkpoint that was given up
+            remove_leftovers(self._run_dir / CHECKPOINTS_DIR, self._opened.run_id)  # of a checkpoint that was given up
         return self._write_summary(queries, {"before": before, "after": after, "swapped": swapped})
 
     def _before(self, queries: RunQueries) -> Evaluation | None:
@@ -156,7 +170,7 @@ class _Session:
         return read_answers(queries.heldout, self._answers_path("before")) if self._resumed else None
 
     def _answers_path(self, name: str) -> Path:
-        return self._run_dir / "evaluation" / f"{name}.jsonl"
+        return self._run_dir / EVALUATION_DIR / f"{name}.jsonl"
 
     async def _evaluate(
         self, parts: Parts, trainer: Trainer, name: str, text: str, queries: Sequence[GroundingQuery]
@@ -172,16 +186,21 @@ class _Session:
 
     async def _export(self, learner: LearnerPart) -> None:
         with self.stage("export", "model"):
-            await learner.export_model(self._run_dir / "model")
-            save_config(self._config, self._run_dir / "model" / MODEL_CONFIG_FILE)
+            await learner.export_model(self._run_dir / MODEL_DIR)
+            save_config(self._config, self._run_dir / MODEL_DIR / MODEL_CONFIG_FILE)
 
-    async def _train(self, trainer: Trainer, checkpointer: Checkpointer, books: Books, export: Act) -> bool:
+    async def _train(
+        self, queries: RunQueries, trainer: Trainer, checkpointer: Checkpointer, books: Books, export: Act
+    ) -> bool:
         """All steps that are left, the checkpoint of the last one, whole, and the model; False where the run was
         stopped."""
         state = self._resumed.state if self._resumed else None
-        left_open = books.rewind(state) if state else []
+        left_open = books.rewind(state) if self._opened.is_used else []
         if state:
             save_run_config(self._config, self._opened)  # now that nothing speaks against it any more
+        keep_queries(self._run_dir, queries.train)
+        for change in self._changes:
+            books.events.add(EventKind.CHANGE, change)
         try:
             with self._notes.timing("train"):
                 await trainer.run(state.trainer if state else None, left_open, export)

@@ -17,6 +17,7 @@ from museg_ray.checkpoints.state import BookMarks, DriverState, Notes, TrainerSt
 from museg_ray.config.learning import CheckpointConfig
 from museg_ray.errors import CheckpointError
 
+RUN_ID = "a-run"
 FILES = (
     "learner/shard-00000-of-00002.safetensors",
     "learner/shard-00001-of-00002.safetensors",
@@ -30,7 +31,9 @@ FILES = (
 
 def state(step: int, score: float | None = None) -> DriverState:
     reached = TrainerState(step, "only", step, step, {}, {}, num_empty=0, untold=[("missing", "gone")])
-    return DriverState(reached, books=BookMarks(), best_metric="reward/matching", score=score, notes=Notes().as_dict())
+    return DriverState(
+        reached, books=BookMarks(), best_metric="reward/matching", score=score, notes=Notes().as_dict(), run_id=RUN_ID
+    )
 
 
 def build(parent: Path, step: int, score: float | None = None, size_bytes: int = 5000) -> Path:
@@ -69,7 +72,7 @@ def test_scores_of_another_metric_are_not_compared(tmp_path: Path) -> None:
         metric = "reward/total" if step == 10 else "reward/matching"
         (partial / "driver.json").write_text(replace(state(step, score), best_metric=metric).to_json())
         checkpoints.publish(partial)
-    checkpoints.retire(tmp_path, CheckpointConfig(keep_last=1, keep_best=1))
+    checkpoints.retire(tmp_path, CheckpointConfig(keep_last=1, keep_best=1), RUN_ID)
     assert steps_of(tmp_path) == [20, 30]
 
 
@@ -77,7 +80,7 @@ def test_a_published_checkpoint_verifies_and_gives_its_state_back(whole: checkpo
     checkpoints.verify(whole)
     assert (whole.folder.name, whole.step) == ("step-000050", 50)
     assert whole.read_state() == state(50, 0.25)
-    assert checkpoints.newest_whole(whole.folder.parent) == (whole, [])
+    assert checkpoints.newest_whole(whole.folder.parent, RUN_ID) == (whole, [])
 
 
 @pytest.mark.parametrize("name", [*FILES, "manifest.json"])
@@ -101,7 +104,7 @@ def test_a_damaged_file_is_found_and_the_older_checkpoint_is_taken(
         path.write_bytes(content[:-10])  # its last byte is white space
     with pytest.raises(CheckpointError, match="step-000060"):
         checkpoints.verify(newer)
-    found, (refusal,) = checkpoints.newest_whole(whole.folder.parent)
+    found, (refusal,) = checkpoints.newest_whole(whole.folder.parent, RUN_ID)
     assert found == whole
     assert "step 60" in refusal and str(path if name != "manifest.json" else newer.folder) in refusal
 
@@ -137,7 +140,7 @@ def test_the_newest_and_the_best_are_kept(
 ) -> None:
     for step, score in enumerate(scores, start=1):
         checkpoints.publish(build(tmp_path, step, score, size_bytes=10))
-        checkpoints.retire(tmp_path, CheckpointConfig(keep_last=keep_last, keep_best=keep_best))
+        checkpoints.retire(tmp_path, CheckpointConfig(keep_last=keep_last, keep_best=keep_best), RUN_ID)
     assert steps_of(tmp_path) == kept
     assert not list(tmp_path.glob("*.partial"))
 
@@ -146,7 +149,7 @@ class Crash(Exception):
     """In place of a process that ends."""
 
 
-STAGES = ["sync", "_hash", "_write_synced", "os.walk", "rename", "rmtree"]
+STAGES = ["sync", "_hash", "_write_synced", "os.walk", "rename", "unlink"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -156,7 +159,7 @@ def test_a_crash_at_any_stage_leaves_whole_checkpoints_alone(
 ) -> None:
     for step in (1, 2):
         checkpoints.publish(build(tmp_path, step))
-    target, name = {"os.walk": (os, "walk"), "rename": (Path, "rename"), "rmtree": (shutil, "rmtree")}.get(
+    target, name = {"os.walk": (os, "walk"), "rename": (Path, "rename"), "unlink": (Path, "unlink")}.get(
         stage, (checkpoints, stage)
     )
     real, calls = getattr(target, name), 0
@@ -172,14 +175,14 @@ def test_a_crash_at_any_stage_leaves_whole_checkpoints_alone(
     monkeypatch.setattr(target, name, crash)
     try:
         checkpoints.publish(partial)
-        checkpoints.retire(tmp_path, CheckpointConfig(keep_last=1, keep_best=0))
+        checkpoints.retire(tmp_path, CheckpointConfig(keep_last=1, keep_best=0), RUN_ID)
     except Crash:
         pass
     monkeypatch.undo()
     assert steps_of(tmp_path), "none was lost before a newer one was whole"
     for checkpoint in checkpoints.list_checkpoints(tmp_path):
         checkpoints.verify(checkpoint)
-    checkpoints.remove_leftovers(tmp_path)
+    checkpoints.remove_leftovers(tmp_path, RUN_ID)
     assert all(path.name.startswith("step-") and path.suffix == "" for path in tmp_path.iterdir())
 
 
@@ -189,14 +192,14 @@ from dataclasses import replace
 from pathlib import Path
 from museg_ray.config.learning import CheckpointConfig
 from museg_ray.checkpoints import folder as checkpoints
-from tests.checkpoints.test_folder import build
+from tests.checkpoints.test_folder import RUN_ID, build
 parent = Path(sys.argv[1])
 print("ready", flush=True)
-checkpoints.remove_leftovers(parent)
+checkpoints.remove_leftovers(parent, RUN_ID)
 first = max((each.step for each in checkpoints.list_checkpoints(parent)), default=0) + 1
 for step in itertools.count(first):
     checkpoints.publish(build(parent, step, score=step % 7, size_bytes=300_000))
-    checkpoints.retire(parent, CheckpointConfig(keep_last=2, keep_best=1))
+    checkpoints.retire(parent, CheckpointConfig(keep_last=2, keep_best=1), RUN_ID)
 """
 
 
@@ -217,3 +220,64 @@ def test_every_checkpoint_that_is_there_after_a_kill_at_a_random_moment_is_whole
             checkpoints.verify(checkpoint)
         assert present[-1].step > newest
         newest = present[-1].step
+
+
+def everything(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+def test_invariant_nothing_is_deleted_but_what_bears_the_runs_id(tmp_path: Path) -> None:
+    (tmp_path / "epoch.partial").mkdir()
+    (tmp_path / "epoch.partial" / "driver.json").write_text(state(1).to_json())
+    for name, run_id in (("step-000001", "another"), ("step-000002", RUN_ID), ("step-000003", RUN_ID)):
+        partial = build(tmp_path, int(name[-1]))
+        (partial / "driver.json").write_text(replace(state(int(name[-1])), run_id=run_id).to_json())
+        checkpoints.publish(partial)
+    (tmp_path / "step-000002" / "driver.json").write_text("{}")  # whose it is cannot be told
+    (build(tmp_path, 7) / "driver.json").unlink()
+    (tmp_path / "elsewhere").mkdir()
+    checkpoints.publish(build(tmp_path / "elsewhere", 4))
+    (tmp_path / "step-000004").symlink_to(tmp_path / "elsewhere" / "step-000004")
+    before = everything(tmp_path)
+    checkpoints.retire(tmp_path, CheckpointConfig(keep_last=1, keep_best=0), RUN_ID)
+    checkpoints.remove_leftovers(tmp_path, RUN_ID)
+    assert everything(tmp_path) == before
+    checkpoints.retire(tmp_path, CheckpointConfig(keep_last=1, keep_best=0), "another")
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("is_retired", [True, False], ids=["retired", "half written"])
+def test_of_a_checkpoint_only_its_own_files_are_deleted_and_no_link(is_retired: bool, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "config.yaml").touch()
+    parent = tmp_path / "checkpoints"
+    folder = build(parent, 1)
+    if is_retired:
+        folder = checkpoints.publish(folder).folder
+        checkpoints.publish(build(parent, 2))
+    (folder / "notes.md").touch()
+    (folder / "learner" / "shard-00009-of-00009.safetensors").symlink_to(precious / "config.yaml")
+    (folder / "more").symlink_to(precious)
+    checkpoints.retire(parent, CheckpointConfig(keep_last=1, keep_best=0), RUN_ID)
+    checkpoints.remove_leftovers(parent, RUN_ID)
+    left = {"notes.md", "more", "learner", "learner/shard-00009-of-00009.safetensors"}
+    assert everything(parent / "step-000001.partial") == left
+    assert (precious / "config.yaml").is_file()
+
+
+def test_a_checkpoint_of_another_run_is_not_gone_on_with(whole: checkpoints.Checkpoint) -> None:
+    found, (refusal,) = checkpoints.newest_whole(whole.folder.parent, "another")
+    assert found is None and "belongs to another run" in refusal
+
+
+def test_what_is_set_aside_is_no_checkpoint_any_more_and_whole(whole: checkpoints.Checkpoint) -> None:
+    before = everything(whole.folder)
+    asides = []
+    for _ in range(2):
+        asides.append(checkpoints.set_aside(whole))
+        checkpoints.publish(build(whole.folder.parent, 50))
+    assert [path.name for path in asides] == ["step-000050.set-aside", "step-000050.set-aside-2"]
+    assert everything(asides[0]) == before and steps_of(whole.folder.parent) == [50]
+    checkpoints.remove_leftovers(whole.folder.parent, RUN_ID)
+    assert everything(asides[0]) == before

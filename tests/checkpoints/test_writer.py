@@ -15,7 +15,7 @@ from museg_ray.errors import CheckpointError, ConfigError, LearnerError, Resourc
 from museg_ray.events import no_events
 from museg_ray.simulate.learner import FakeLearner
 from museg_ray.simulate.script import Script
-from tests.checkpoints.test_folder import state, steps_of
+from tests.checkpoints.test_folder import RUN_ID, state, steps_of
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ Start = Callable[[], tuple[Checkpointer, FakeLearner]]
 def start(config: Config, tmp_path: Path) -> Start:
     def start() -> tuple[Checkpointer, FakeLearner]:
         learner = FakeLearner(Script())
-        return Checkpointer(config, tmp_path, learner, no_events), learner  # type: ignore[arg-type]
+        return Checkpointer(config, tmp_path, learner, no_events, RUN_ID), learner  # type: ignore[arg-type]
 
     return start
 
@@ -149,7 +149,7 @@ def test_one_that_is_given_up_half_way_is_never_taken_for_whole(start: Start) ->
 
     asyncio.run(train())
     assert steps_of(checkpointer.folder) == []
-    checkpoints.remove_leftovers(checkpointer.folder)
+    checkpoints.remove_leftovers(checkpointer.folder, RUN_ID)
     assert list(checkpointer.folder.iterdir()) == []
 
 

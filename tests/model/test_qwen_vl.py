@@ -126,6 +126,29 @@ def test_a_saved_policy_loads_with_equal_weights_and_the_same_tokenizer(family_d
     assert load_vision_spec(out_dir) == load_vision_spec(family_dir)
 
 
+def test_a_model_that_is_replaced_loses_its_own_files_and_none_of_a_persons(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    policy, out_dir = load_policy(tiny_model_dir, torch.float32), tmp_path / "model"
+    save_policy(policy, tiny_model_dir, out_dir)
+    (out_dir / "README.md").write_text("mine")
+    (tmp_path / "model.partial").mkdir()
+    (tmp_path / "linked").symlink_to(out_dir)
+    save_policy(policy, tiny_model_dir, out_dir)
+    assert {path.relative_to(tmp_path).as_posix() for path in (tmp_path / "model.old").rglob("*")} == {
+        "model.old/README.md"
+    }
+    save_policy(policy, tiny_model_dir, tmp_path / "linked")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "linked",
+        "linked.old",
+        "model",
+        "model.old",
+        "model.partial",
+    ]
+    assert (tmp_path / "linked.old").is_symlink() and (out_dir / "config.json").is_file()
+
+
 def test_processor_files_as_qwen3_vl_is_published_are_read_and_go_along(tiny_qwen3_dir: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_qwen3_dir, tmp_path / "published"))
     processor = json.loads((folder / "processor_config.json").read_text())

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from museg_ray.errors import ResourceError
-from museg_ray.runs.folder import LOCK_FILE, is_empty, locked, make_run_folder, require_empty, write_json
+from museg_ray.runs.folder import LOCK_FILE, is_unused, locked, make_run_folder, move_aside, read_run_id, write_json
 
 
 def test_two_unnamed_runs_in_one_second_get_folders_of_their_own(tmp_path: Path) -> None:
@@ -18,18 +18,38 @@ def test_an_empty_folder_may_be_given(tmp_path: Path) -> None:
     folder = make_run_folder(tmp_path, "mine")
     assert folder == tmp_path / "mine"
     with locked(folder):
-        require_empty(folder)
-    assert is_empty(folder), "what a run leaves that was killed at once is no run"
+        assert is_unused(folder), "what a run leaves that was killed at once is no run"
+    run_id = read_run_id(folder)
+    make_run_folder(tmp_path, "mine")
+    assert len(run_id) == 32 and read_run_id(folder) == run_id != read_run_id(make_run_folder(tmp_path, ""))
 
 
-def test_a_run_never_writes_into_anothers_folder(tmp_path: Path) -> None:
+def test_invariant_what_no_run_has_made_is_not_written_to(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    for name in ("config.yaml", "checkpoints/epoch3.pt", "run.lock", "a.partial"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    with pytest.raises(ResourceError, match=r"no run of museg_ray: .* Nothing in it was touched"):
+        make_run_folder(tmp_path, "mine")
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize("marker", ["", "[]", '{"format": 1}', '{"format": 2, "run_id": "a"}'])
+def test_a_marker_that_cannot_be_read_is_refused(marker: str, tmp_path: Path) -> None:
+    (tmp_path / "museg-run.json").write_text(marker)
+    with pytest.raises(ResourceError, match=r"museg-run.json cannot be read|goes on with format 1"):
+        read_run_id(tmp_path)
+
+
+def test_a_folder_that_is_a_link_is_moved_aside_where_it_is(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "mine").symlink_to(tmp_path / "disk")
     folder = make_run_folder(tmp_path, "mine")
-    (folder / "notes.txt").touch()
-    with pytest.raises(ResourceError, match=r"not empty.*no run that could be resumed"):
-        require_empty(folder)
-    (folder / "config.yaml").touch()
-    with pytest.raises(ResourceError, match=r"not empty.*--resume"):
-        require_empty(folder)
+    run_id = read_run_id(folder)
+    assert read_run_id(move_aside(folder)) == run_id
+    assert read_run_id(make_run_folder(tmp_path, "mine")) != run_id
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", "disk", "disk.aside"}
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ from museg_ray.errors import CheckpointError, ResourceError, VideoError
 from museg_ray.ledger.ledger import Outcome, read_ledger
 from museg_ray.metrics import names
 from museg_ray.runs.books import Books
-from museg_ray.runs.rewind import remove_outputs, remove_partials
+from museg_ray.runs.rewind import remove_partials
 from museg_ray.runs.step_result import StepResult
 from museg_ray.terminal.display import Display
-from tests.checkpoints.test_folder import build
+from tests.checkpoints.test_folder import RUN_ID, build
 from tests.ledger.test_ledger import a_group, an_issue
 
 STEP, LAST = 4, 7
@@ -31,7 +31,7 @@ def open_books(folder: Path) -> Books:
     config = Config()
     config.train.phases, config.alarms.window_steps = [PhaseConfig("only", 9)], 3
     config.alarms.min_reward_std = 0.5
-    return Books(config, folder, Display("test", config.train.phases, 9, Console(file=StringIO())), Notes())
+    return Books(config, folder, Display("test", config.train.phases, 9, Console(file=StringIO())), Notes(), RUN_ID)
 
 
 def write_step(books: Books, step: int) -> DriverState:
@@ -96,9 +96,9 @@ def test_everything_later_is_gone_and_everything_before_is_as_it_was(
     assert [issue.issue_id for issue in left_open] == [STEP]
     check_is_at_step(folder, STEP)
     assert [each.step for each in checkpoints.list_checkpoints(folder / "checkpoints")] == [2, 4]
-    left = {path.name for path in folder.iterdir()}
-    assert left.isdisjoint({"report.html", "curves.png", "summary.json", "model"})
-    assert [path.name for path in (folder / "evaluation").iterdir()] == ["before.jsonl"]
+    assert (folder / "checkpoints" / "step-000006.set-aside" / "manifest.json").is_file()
+    left = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    assert left >= {"report.html", "curves.png", "evaluation/before.jsonl", "evaluation/after.jsonl"}
     assert lines(folder / "events.jsonl")[: len(events)] == events, "what happened to the run stays"
     write_step(books, STEP + 1)
     check_is_at_step(folder, STEP + 1)
@@ -165,19 +165,32 @@ def test_a_file_that_cannot_be_deleted_says_what_to_do(
     assert [issue.issue_id for issue in books.rewind(state)] == [STEP]
 
 
-def test_what_a_crash_left_half_written_is_removed(run: tuple[Books, Path, DriverState]) -> None:
+def test_what_a_crash_left_half_written_is_removed_and_nothing_that_only_looks_so(
+    run: tuple[Books, Path, DriverState],
+) -> None:
     folder = run[1]
-    build(folder / "checkpoints", 8)
-    for name in (".config.yaml.0a.partial", "evaluation/.after.jsonl.0b.partial", "model.partial"):
+    kept = ["download.partial", "evaluation/x.partial", ".notes.partial", "model.partial/config.json"]
+    kept += ["tensorboard/.a.0123456789abcdef.partial", "checkpoints/epoch3.partial/driver.json", "model.old/notes.md"]
+    for name in kept:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
-    whole = {path for path in folder.rglob("*") if "partial" not in str(path)}
-    remove_partials(folder)
+    (folder / "linked").mkdir()
+    (folder / ".linked.0123456789abcdef.partial").symlink_to(folder / "linked")
+    whole = set(folder.rglob("*"))
+    build(folder / "checkpoints", 8)
+    half = [".config.yaml.0123456789abcdef.partial", "evaluation/.after.jsonl.0123456789abcdef.partial"]
+    for name in (*half, ".model.0123456789abcdef.partial/model-00001-of-00002.safetensors", "model.old/config.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    remove_partials(folder, RUN_ID)
     assert set(folder.rglob("*")) == whole
 
 
-def test_a_run_that_is_begun_anew_leaves_what_is_not_its_own(run: tuple[Books, Path, DriverState]) -> None:
-    books, folder, _ = run
-    books.close()
-    (folder / "slurm-17.out").touch()
-    remove_outputs(folder)
-    assert [path.name for path in folder.iterdir()] == ["slurm-17.out"]
+@pytest.mark.parametrize("name", ["metrics.jsonl", "ledger.jsonl", "rollouts.parquet"])
+def test_a_book_that_is_a_link_is_refused_and_what_it_leads_to_left_alone(name: str, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "thesis.txt").write_text("no end of line")
+    (tmp_path / "run" / name).symlink_to(tmp_path / "thesis.txt")
+    with pytest.raises(ResourceError, match=rf"{name} is a symbolic link, to .*thesis.txt"):
+        open_books(tmp_path / "run")
+    assert (tmp_path / "thesis.txt").read_text() == "no end of line"

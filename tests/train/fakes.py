@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,18 +81,18 @@ def write_data(folder: Path) -> list[str]:
 
 def run_with_fakes(config: Config, fate: Fate) -> Path:
     """A whole run in this process, which is only for this: a kill may come between two calls of the file system."""
-    real_sync, real_rmtree = checkpoints.sync, checkpoints.shutil.rmtree
+    real_sync, real_remove = checkpoints.sync, checkpoints.remove_files
 
     def sync(path: Path) -> None:
         fate.count(f"sync {path.name}")
         real_sync(path)
 
-    def rmtree(path: Path, **options: Any) -> None:
-        fate.count(f"rmtree {path.name}")
-        real_rmtree(path, **options)
+    def remove(path: Path, is_own: Callable[[str], bool]) -> None:
+        fate.count(f"remove {path.name}")
+        real_remove(path, is_own)
 
     checkpoints.sync = sync
-    checkpoints.shutil.rmtree = rmtree  # type: ignore[assignment]
+    checkpoints.remove_files = remove
     return run(config, fake_start(fate, UNREADABLE), write_pages=lambda run_dir: None)
 
 

@@ -15,6 +15,8 @@ from tests.train.fakes import EVERY_STEPS, NUM_STEPS, Ended, RunServer, write_da
 from tests.train.pictures import books
 
 RESUME = "run.resume=true"
+AT_ANY_TIME = (RESUME, "run.restart=true")
+"""Also before the first checkpoint, where a run has steps and nothing to go on from."""
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +65,10 @@ def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(
 ) -> None:
     moment = 1 + int(share * uninterrupted.num_moments)
     name = f"killed-{moment}"
-    assert server.run(name, RESUME, kill_at=moment).code == -9
+    assert server.run(name, *AT_ANY_TIME, kill_at=moment).code == -9
     for checkpoint in list_checkpoints(folder / name / "checkpoints"):
         verify(checkpoint)
-    ended = server.run(name, RESUME)
+    ended = server.run(name, *AT_ANY_TIME)
     assert ended.code == 0, ended.printed
     assert picture(folder / name) == picture(folder / "whole")
 
@@ -77,8 +79,8 @@ def test_a_run_killed_at_random_times_ends_as_one_that_was_not(
     """Also in the middle of a write, where no moment of the fakes is."""
     delay = random.Random()
     for _ in range(8):
-        server.run("random", RESUME, kill_after_s=delay.uniform(0.02, 0.3))
-    ended = server.run("random", RESUME)
+        server.run("random", *AT_ANY_TIME, kill_after_s=delay.uniform(0.02, 0.3))
+    ended = server.run("random", *AT_ANY_TIME)
     assert ended.code == 0, ended.printed
     assert picture(folder / "random") == picture(folder / "whole")
 
@@ -88,11 +90,11 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(
 ) -> None:
     """Every life dies a little later than the life before; most of them make a checkpoint."""
     for moment in range(60, 200, 5):
-        if (ended := server.run("often", RESUME, kill_at=moment)).code == 0:
+        if (ended := server.run("often", *AT_ANY_TIME, kill_at=moment)).code == 0:
             break
         assert ended.code == -9, ended.printed
     else:
-        ended = server.run("often", RESUME)
+        ended = server.run("often", *AT_ANY_TIME)
     assert ended.code == 0, ended.printed
     assert picture(folder / "often") == picture(folder / "whole")
     resumed_at = json.loads((folder / "often" / "summary.json").read_text())["resumed_at_steps"]
@@ -119,8 +121,12 @@ def test_a_run_without_a_whole_checkpoint_is_refused(folder: Path, server: RunSe
         (checkpoint.folder / "manifest.json").unlink()
     ended = server.run("lost", RESUME)
     assert ended.code == 1
-    assert "CheckpointError: No checkpoint of the run" in ended.printed and "manifest.json" in ended.printed
+    assert "has no whole checkpoint to go on from" in ended.printed and "manifest.json" in ended.printed
     assert (folder / "lost" / "metrics.jsonl").is_file(), "what is refused is left alone"
+    ended = server.run("lost", *AT_ANY_TIME)
+    assert ended.code == 0 and "begun anew: the run that was there is now in" in ended.printed
+    assert list_checkpoints(folder / "lost.aside" / "checkpoints")
+    assert picture(folder / "lost") == picture(folder / "whole")
 
 
 def test_a_run_that_has_ended_is_left_alone(folder: Path, server: RunServer, uninterrupted: Ended) -> None:
@@ -130,13 +136,57 @@ def test_a_run_that_has_ended_is_left_alone(folder: Path, server: RunServer, uni
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_a_run_that_had_no_checkpoint_is_begun_anew_and_says_so(
+def test_a_run_that_had_made_no_step_begins_anew_and_says_so(
     folder: Path, server: RunServer, uninterrupted: Ended
 ) -> None:
     assert server.run("young", RESUME, kill_at=12).code == -9
+    assert not (folder / "young" / "metrics.jsonl").exists()
     ended = server.run("young", RESUME)
-    assert ended.code == 0 and "had not reached a checkpoint: it is begun anew" in ended.printed
+    assert ended.code == 0 and "had made no step: it begins anew" in ended.printed
     assert picture(folder / "young") == picture(folder / "whole")
+
+
+def test_steps_without_a_checkpoint_are_never_deleted(folder: Path, server: RunServer, uninterrupted: Ended) -> None:
+    moment = 40
+    while not (folder / "early" / "metrics.jsonl").exists():
+        moment += 2
+        assert server.run("early", *AT_ANY_TIME, kill_at=moment).code == -9
+    assert not list_checkpoints(folder / "early" / "checkpoints")
+    metrics = (folder / "early" / "metrics.jsonl").read_text()
+    ended = server.run("early", RESUME)
+    assert ended.code == 1 and "books hold steps" in ended.printed and "run.restart=true" in ended.printed
+    assert (folder / "early" / "metrics.jsonl").read_text() == metrics
+
+
+CHANGES = {
+    "question": ('"event 3"', '"event 33"', "question is 'event 33', but was 'event 3'"),
+    "truth": ("[5.0, 8.5]", "[5.0, 8.25]", r"segments is \[\[1.0, 3.0\], \[5.0, 8.25\]\], but was"),
+    "path": ('"train4.mp4"', '"train5.mp4"', "video is .*train5.mp4', but was .*train4.mp4'"),
+}
+
+
+def test_invariant_changed_training_data_is_not_trained_with_unseen(
+    folder: Path, server: RunServer, uninterrupted: Ended
+) -> None:
+    file = folder / "data" / "train.jsonl"
+    data = file.read_text()
+    reordered = "".join(reversed(data.splitlines(keepends=True)))
+    variants = {told: data.replace(was, now, 1) for was, now, told in CHANGES.values()}
+    assert server.run("other-data", RESUME, kill_at=uninterrupted.num_moments - 30).code == -9
+    try:
+        for told, changed in {**variants, "11 queries, and 11 then": reordered}.items():
+            file.write_text(changed)
+            refused = server.run("other-data", RESUME)
+            found = re.search(rf"train.jsonl, query \d+ \(train/\d+\): .*{told}", refused.printed)
+            assert refused.code == 1 and found, refused.printed
+            assert "run.accept_changed_data=true" in refused.printed
+        ended = server.run("other-data", RESUME, "run.accept_changed_data=true")
+    finally:
+        file.write_text(data)
+    assert ended.code == 0, ended.printed
+    events = [json.loads(line) for line in (folder / "other-data" / "events.jsonl").read_text().splitlines()]
+    (change,) = [event["text"] for event in events if event["kind"] == "change"]
+    assert "query_id is 'train/10', but was 'train/0' when the run trained with it" in change
 
 
 def test_another_configuration_is_refused_or_shown_and_kept(
@@ -185,8 +235,8 @@ def test_a_run_that_refills_is_exact_too(share: float, folder: Path, server: Run
     whole = picture(folder / "refilled")
     assert any("all earned the same" in row["reason"] for row in whole["ledger"]), "nothing was refilled"
     name = f"refilled-{int(share * 100)}"
-    assert server.run(name, RESUME, *REFILLING, kill_at=1 + int(share * refilled.num_moments)).code == -9
-    ended = server.run(name, RESUME, *REFILLING)
+    assert server.run(name, *AT_ANY_TIME, *REFILLING, kill_at=1 + int(share * refilled.num_moments)).code == -9
+    ended = server.run(name, *AT_ANY_TIME, *REFILLING)
     assert ended.code == 0, ended.printed
     assert picture(folder / name) == whole
 
@@ -199,8 +249,8 @@ def test_a_run_that_overlaps_loses_and_repeats_nothing_when_it_is_killed_and_res
     share: float, folder: Path, server: RunServer, uninterrupted: Ended
 ) -> None:
     name = f"overlapping-{int(share * 100)}"
-    assert server.run(name, RESUME, *OVERLAPPING, kill_at=1 + int(share * uninterrupted.num_moments)).code == -9
-    ended = server.run(name, RESUME, *OVERLAPPING)
+    assert server.run(name, *AT_ANY_TIME, *OVERLAPPING, kill_at=1 + int(share * uninterrupted.num_moments)).code == -9
+    ended = server.run(name, *AT_ANY_TIME, *OVERLAPPING)
     assert ended.code == 0, ended.printed
     left = books(folder / name)
     assert {row["outcome"] for row in left["ledger"]} == {"trained", "failed"}, "every issue ends"

@@ -1,0 +1,87 @@
+"""Whether a run that is resumed still has the training data that it has trained with: `train_queries/` keeps it.
+
+train_queries/train-1f0c9b2a.parquet    every query of `train.jsonl` as it was read, by the hash of the file's path
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from blake3 import blake3
+
+from museg_ray.data.schema import QUERY_SCHEMA
+from museg_ray.data.store import query_row, read_table
+from museg_ray.errors import DataError, ResourceError
+from museg_ray.files import whole_file
+from museg_ray.runs.rewind import QUERIES_DIR
+from museg_ray.types import GroundingQuery
+
+Row = dict[str, Any]
+KEPT_SCHEMA = pa.schema([field for field in QUERY_SCHEMA if field.name not in ("split", "repairs")])
+NO_ROW: Row = {"query_id": "nothing"}
+
+
+def keep_queries(run_dir: Path, queries: Mapping[str, Sequence[GroundingQuery]]) -> None:
+    """Write down what the run trains with.
+
+    Args:
+        queries: by annotation file.
+
+    Raises:
+        ResourceError: disk full and the like.
+    """
+    try:
+        (run_dir / QUERIES_DIR).mkdir(exist_ok=True)
+        for path, of_file in queries.items():
+            with whole_file(_kept_file(run_dir, path)) as partial:
+                pq.write_table(_table(of_file), partial)
+    except OSError as error:
+        raise ResourceError(f"{run_dir / QUERIES_DIR} cannot be written: {error.strerror or error}.") from error
+
+
+def changed_data(run_dir: Path, queries: Mapping[str, Sequence[GroundingQuery]]) -> list[str]:
+    """The first row that differs of each annotation file that does; a file that the run has not read yet is no change.
+
+    Raises:
+        DataError: what was kept cannot be read.
+    """
+    kept = {path: file for path in queries if (file := _kept_file(run_dir, path)).is_file()}
+    changes = (_first_change(path, file, queries[path]) for path, file in kept.items())
+    return [change for change in changes if change]
+
+
+def refusal(change: str) -> DataError:
+    return DataError(
+        f"{change} Restore the file, or start a new run under another run.name; or go on with what it holds now by "
+        "run.accept_changed_data=true."
+    )
+
+
+def _first_change(path: str, file: Path, queries: Sequence[GroundingQuery]) -> str:
+    was, now = read_table(file, KEPT_SCHEMA.names), _table(queries)
+    if was.equals(now):
+        return ""
+    rows = zip_longest(was.to_pylist(), now.to_pylist(), fillvalue=NO_ROW)
+    number, old, new = next((number, old, new) for number, (old, new) in enumerate(rows, start=1) if old != new)
+    key = next(key for key in ("query_id", *KEPT_SCHEMA.names) if old.get(key) != new.get(key))
+    return (
+        f"{path or 'The rendered corpus'}, query {number} ({new['query_id']}): {key} is {_shown(new, key)}, but was "
+        f"{_shown(old, key)} when the run trained with it (in all {len(now)} queries, and {len(was)} then)."
+    )
+
+
+def _shown(row: Row, key: str) -> str:
+    value = row[key]
+    return repr([[each["start_s"], each["end_s"]] for each in value] if key == "segments" else value)
+
+
+def _kept_file(run_dir: Path, path: str) -> Path:
+    name = f"{Path(path).stem or 'corpus'}-{blake3(path.encode()).hexdigest(length=4)}.parquet"
+    return run_dir / QUERIES_DIR / name
+
+
+def _table(queries: Sequence[GroundingQuery]) -> pa.Table:
+    return pa.Table.from_pylist([query_row(query) for query in queries], schema=KEPT_SCHEMA)
