@@ -15,6 +15,8 @@ class EventKind(StrEnum):
     """A member gets nothing new and leaves when it is idle."""
     LEAVE = "leave"
     """A member has left."""
+    WAIT = "wait"
+    """Somebody waits for room in the cluster, or for something that takes longer than usual."""
     REQUEUE = "requeue"
     """Issues of a lost member go to the others."""
     RESTART = "restart"

@@ -31,7 +31,7 @@ ALLOWED = {
     "checkpoints": GROUND | {"data", "model", "ledger"},
     "runs": GROUND | {"rewards", "model"} | BOOKS,
     "rollout": GROUND | PURE | {"fleet"},
-    "learner": GROUND | PURE,
+    "learner": GROUND | PURE | {"fleet"},
     "evaluation": GROUND | PURE | {"rollout"},
     "report": GROUND | {"video"},
     "demo": GROUND | PURE | {"evaluation"},

@@ -232,7 +232,7 @@ async def _train(config: Config, script: Script, on_update: OnUpdate, meter: Met
         tokenizer=load_tokenizer(PACKAGED_MODEL_DIR),
         clips=ClipPool(config, events, lambda: _Preparer(script, meter)),
         rollouts=RolloutPool(config, PACKAGED_MODEL_DIR, events, lambda: _Engine(script, config.rollout, meter)),
-        rewards=RewardPool(config, events, lambda _num_cpus: _Scorer(script, meter)),
+        rewards=RewardPool(config, events, lambda _num_cpus, _place: _Scorer(script, meter)),
         learner=_Learner(script, meter, lambda step: on_update(parts, step)),
         control=Mailbox(),
         free_resources=lambda: {"CPU": math.inf, "GPU": math.inf},

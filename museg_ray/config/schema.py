@@ -170,6 +170,9 @@ class FleetConfig:
     """How often each member is asked whether it lives."""
     ping_timeout_s: float = 30.0
     """A member that does not answer for so long is taken for stuck and replaced."""
+    place_timeout_s: float = 3600.0
+    """A run begins once the cluster has room for one member of each crew and all learner ranks at once; one that finds
+    none for so long ends. Further members join whenever there is room."""
 
 
 @dataclass

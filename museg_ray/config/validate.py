@@ -173,7 +173,7 @@ def _validate_fleet(fleet: FleetConfig, rollout: RolloutConfig) -> None:
     for name in ("max_restarts", "backoff_s"):
         value = getattr(fleet, name)
         _require(0 <= value < math.inf, f"fleet.{name} is {value:g}; it cannot be negative.")
-    for name in ("restart_window_s", "ping_every_s", "ping_timeout_s"):
+    for name in ("restart_window_s", "ping_every_s", "ping_timeout_s", "place_timeout_s"):
         value = getattr(fleet, name)
         _require(0.0 < value < math.inf, f"fleet.{name} is {value:g}; it must be above 0.")
 

@@ -23,6 +23,7 @@ from ray.exceptions import RayError
 
 from museg_ray.errors import ResourceError
 from museg_ray.files import whole_file
+from museg_ray.fleet.deadlines import ANSWER, ASKED, Deadline, within
 from museg_ray.fleet.errors import MemberLost, result_of
 
 NAMESPACE = "museg"
@@ -30,7 +31,6 @@ CONTROL_FILE = "control.json"
 """In the folder of a run that is going on: where its mailbox is."""
 EVENTS_FILE = "events.jsonl"
 """There from the moment in which a driver starts in a folder."""
-ANSWER_TIMEOUT_S = 30.0
 AGAIN_S = 1.0
 """Until a mailbox that died is asked again."""
 
@@ -64,24 +64,27 @@ class Mailbox:
         """The driver's answer, in words.
 
         Raises:
-            TimeoutError: it has not answered within `ANSWER_TIMEOUT_S`.
+            TimeoutError: it has not answered within `ANSWER`.
         """
         number = self._num_wishes
         self._num_wishes += 1
         answer = self._answers[number] = asyncio.get_running_loop().create_future()
         await self._wishes.put((number, wish))
         try:
-            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            async with asyncio.timeout(ANSWER.limit_s):
                 return await answer
         finally:
             del self._answers[number]
 
-    async def next_wish(self) -> tuple[int, Wish]:
-        """For the driver: waits for the next one whose asker still waits."""
-        while True:
-            number, wish = await self._wishes.get()
-            if number in self._answers:
-                return number, wish
+    async def next_wish(self) -> tuple[int, Wish] | None:
+        """For the driver: waits for the next one whose asker still waits, for a while; None: there was none."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ANSWER.limit_s):
+                while True:
+                    number, wish = await self._wishes.get()
+                    if number in self._answers:
+                        return number, wish
+        return None
 
     async def answer(self, number: int, text: str) -> None:
         if number in self._answers and not self._answers[number].done():  # whoever asked may have gone
@@ -93,7 +96,7 @@ class Control(Protocol):
 
     async def leave_status(self, status: dict[str, Any]) -> None: ...
 
-    async def next_wish(self) -> tuple[int, Wish]: ...
+    async def next_wish(self) -> tuple[int, Wish] | None: ...
 
     async def answer(self, number: int, text: str) -> None: ...
 
@@ -101,7 +104,8 @@ class Control(Protocol):
 class RayControl:
     """A mailbox on Ray, and the file in the run's folder that tells where. Both end with the driver."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, deadlines: Mapping[str, Deadline]) -> None:
+        self._deadlines = deadlines
         self._path, name = run_dir / CONTROL_FILE, run_dir.name
         try:
             self._mailbox = _start_mailbox(name)
@@ -114,20 +118,24 @@ class RayControl:
 
     async def leave_status(self, status: dict[str, Any]) -> None:
         with suppress(MemberLost):  # Ray starts it anew, and the next status reaches it
-            await result_of(self._mailbox.leave_status.remote(status))
+            await self._ask("leave_status", status)
 
-    async def next_wish(self) -> tuple[int, Wish]:
+    async def next_wish(self) -> tuple[int, Wish] | None:
         # Taken back where the driver gives up waiting: a call that nobody awaits would swallow the next wish.
-        while True:
-            try:
-                number, wish = await result_of(self._mailbox.next_wish.remote())
-                return number, wish
-            except MemberLost:
-                await asyncio.sleep(AGAIN_S)
+        try:
+            wish: tuple[int, Wish] | None = await self._ask("next_wish")
+            return wish
+        except MemberLost:
+            await asyncio.sleep(AGAIN_S)
+            return None
 
     async def answer(self, number: int, text: str) -> None:
         with suppress(MemberLost):  # whoever asked has seen it die
-            await result_of(self._mailbox.answer.remote(number, text))
+            await self._ask("answer", number, text)
+
+    async def _ask(self, method: str, *args: Any) -> Any:
+        call = result_of(getattr(self._mailbox, method).remote(*args))
+        return await within(self._deadlines[f"mailbox.{method}"], f"the mailbox's {method}", call)
 
     def close(self) -> None:
         self._path.unlink(missing_ok=True)
@@ -199,7 +207,7 @@ class Caller:
 
     def _ask(self, reference: ray.ObjectRef) -> Any:
         try:
-            return ray.get(reference, timeout=ANSWER_TIMEOUT_S + 5)
+            return ray.get(reference, timeout=ASKED.limit_s)
         except (RayError, TimeoutError) as error:
             raise ResourceError(
                 f"The run {self._run} does not answer ({type(error).__name__}): it may have ended."

@@ -10,8 +10,8 @@ Restarts are bounded: a crew that fails again and again has failed as a whole, f
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager, suppress
 from itertools import count
 from typing import Any, Generic
 
@@ -21,12 +21,13 @@ from museg_ray.clock import now_s
 from museg_ray.config.schema import FleetConfig
 from museg_ray.errors import MusegError, ResourceError
 from museg_ray.events import EventKind, EventSink
+from museg_ray.fleet.deadlines import Deadline, DeadlineMissed, within
 from museg_ray.fleet.errors import MemberLost
 from museg_ray.fleet.leases import Leases
-from museg_ray.fleet.member import CrewStatus, Member, MemberState, MemberStatus, W
+from museg_ray.fleet.member import CrewStatus, Member, MemberState, W
 
-CLOSE_TIMEOUT_S = 20.0
-"""For a member to end by itself; then it is killed."""
+PLACE_GRACE_S = 5.0
+"""At the start of a run, for the cluster to say whether it has room for a member."""
 MAX_BACKOFF_S = 60.0
 MAX_PINGS_PER_S = 64
 """Of a crew: a ping costs the driver half a millisecond. In a larger crew each member is asked less often; one that has
@@ -45,6 +46,7 @@ class Crew(Generic[W]):
         role: str,
         make: Callable[[], W],
         limits: FleetConfig,
+        deadlines: Mapping[str, Deadline],
         events: EventSink,
         room: int = 1,
         prepare: Callable[[Member[W]], Awaitable[str]] | None = None,
@@ -54,11 +56,14 @@ class Crew(Generic[W]):
             role: `rollout`; names members and events.
             make: a new worker, which is still to be started.
             limits: of restarts, and how often members are looked at.
+            deadlines: of all calls.
             events: are told of every join and loss.
             room: of a member, in the unit of `lease`.
             prepare: of a member that has started and does not serve yet; says in words what it did.
         """
         self._role, self._make, self._limits, self._events = role, make, limits, events
+        self.deadlines = {name.removeprefix(f"{role}."): deadline for name, deadline in deadlines.items()}
+        """By method of a worker."""
         self._prepare = prepare
         self.members: list[Member[W]] = []
         self._serving: list[Member[W]] | None = None  # until one comes or goes: it is asked for with every job
@@ -102,16 +107,22 @@ class Crew(Generic[W]):
         self._fill()
 
     async def ready(self) -> None:
-        """Return when all that are wanted serve.
+        """Return when those that are wanted serve, at least one, but for those that the cluster has no room for: they
+        join when it has.
 
         Raises:
             MusegError: the crew has failed.
         """
-        while len(self.serving) < self.num_wanted:
-            if self.failure is not None:
-                raise self.failure
+        while self.failure is None and len(self.serving) < self.num_wanted:
+            long_ago_s = now_s() - PLACE_GRACE_S
+            without_room = [m for m in self.members if not m.is_placed and m.born_s <= long_ago_s]
+            if self.serving and len(self.serving) + len(without_room) >= self.num_wanted:
+                break
             self._changed.clear()
-            await self._changed.wait()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), PLACE_GRACE_S)
+        if self.failure is not None:
+            raise self.failure
         self._was_manned = True
 
     @asynccontextmanager
@@ -208,8 +219,7 @@ class Crew(Generic[W]):
         self._leases.fail(ResourceError(f"The {self._role} actors were closed."))
 
     def status(self) -> CrewStatus:
-        now = now_s()
-        members = [MemberStatus(m.name, m.state.value, round(now - m.born_s, 2), m.num_jobs) for m in self.members]
+        members = [member.status() for member in self.members]
         return CrewStatus(self.num_wanted, self._num_losses, self.num_queued, members)
 
     # a member's life --------------------------------------------------------------------------------------------------
@@ -245,8 +255,13 @@ class Crew(Generic[W]):
 
     async def _live(self, member: Member[W]) -> None:
         try:
-            await member.worker.start()
+            await member.worker.placed()
+            member.is_placed = True
+            await within(self.deadlines["start"], f"the start of {member.name}", member.worker.start())
             prepared = await self._prepare(member) if self._prepare else ""
+        except DeadlineMissed as error:
+            self._start_failed(member, ResourceError(f"{error}; see its log in Ray's log folder."))
+            return
         except MemberLost as error:
             self.lose(member, str(error))
             return
@@ -273,12 +288,9 @@ class Crew(Generic[W]):
             if member not in self.members:
                 return
             try:
-                async with asyncio.timeout(self._limits.ping_timeout_s):
-                    is_leaving = await member.worker.ping()
+                is_leaving = await within(self.deadlines["ping"], "its answer to a ping", member.worker.ping())
             except MemberLost as error:
                 self.lose(member, str(error))
-            except TimeoutError:
-                self.lose(member, f"it did not answer for {self._limits.ping_timeout_s:g} s (fleet.ping_timeout_s)")
             except Exception:
                 if member in self.members:  # else it was put away meanwhile, and says so in its own way
                     raise
@@ -337,9 +349,8 @@ class Crew(Generic[W]):
     async def _end(self, member: Member[W]) -> None:
         member.state = MemberState.GONE
         try:
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await member.worker.close()
-        except (MemberLost, TimeoutError, MusegError, RayError):
+            await within(self.deadlines["close"], "its end", member.worker.close())
+        except (MemberLost, MusegError, RayError):
             pass  # it is killed all the same
         finally:
             member.worker.kill()

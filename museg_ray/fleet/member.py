@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
+from museg_ray.clock import now_s
+from museg_ray.fleet.deadlines import Deadline, within
 from museg_ray.fleet.errors import MemberLost
 from museg_ray.fleet.worker import Worker
 
@@ -15,6 +17,7 @@ Result = TypeVar("Result")
 
 class MemberState(StrEnum):
     STARTING = "starting"
+    """Comes up, or waits for room in the cluster."""
     SERVING = "serving"
     DRAINING = "draining"
     """Gets nothing new, and leaves when it is idle."""
@@ -30,6 +33,8 @@ class Member(Generic[W]):
     worker: W
     born_s: float
     state: MemberState = MemberState.STARTING
+    is_placed: bool = False
+    """The cluster has room for it."""
     num_jobs: int = 0
     """Inside it."""
     load: int = 0
@@ -44,27 +49,33 @@ class Member(Generic[W]):
     """Jobs inside it when it was lost, where that may have been their doing."""
     lost_reason: str | None = None
     """Why it is lost; None while it is not."""
-    _calls: set[asyncio.Task[Any]] = field(default_factory=set)
+    _calls: dict[asyncio.Task[Any], tuple[str, float]] = field(default_factory=dict)
+    """What each is, and when it began."""
 
-    async def run(self, call: Coroutine[Any, Any, Result]) -> Result:
-        """The result of a call of the worker.
+    def status(self) -> "MemberStatus":
+        what, since_s = next(iter(self._calls.values()), ("", 0.0))
+        state = self.state.value if self.is_placed else "waiting"
+        return MemberStatus(self.name, state, round(now_s() - self.born_s, 2), self.num_jobs, what, since_s)
+
+    async def run(self, what: str, call: Coroutine[Any, Any, Result], deadline: Deadline) -> Result:
+        """The result of a call of the worker (`what` in words).
 
         Raises:
-            MemberLost: it is lost meanwhile, also where the call itself would hang.
+            MemberLost: it is lost meanwhile, or does not answer in time.
         """
         task = asyncio.create_task(call)
-        self._calls.add(task)
+        self._calls[task] = what, now_s()
         if self.lost_reason is not None:
             task.cancel()
         try:
-            return await task
+            return await within(deadline, what, task)
         except asyncio.CancelledError:
             this = asyncio.current_task()
             if self.lost_reason is None or this is None or this.cancelling():  # whoever waits is cancelled
                 raise
             raise MemberLost(self.lost_reason) from None
         finally:
-            self._calls.discard(task)
+            del self._calls[task]
 
     def lose(self, reason: str) -> None:
         """It is gone: its calls end."""
@@ -77,8 +88,12 @@ class Member(Generic[W]):
 class MemberStatus:
     name: str
     state: str
+    """Its `MemberState`; `waiting` while the cluster has no room for it."""
     age_s: float
     num_jobs: int
+    call: str = ""
+    """The oldest that is awaited, in words; empty: none is."""
+    call_since_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

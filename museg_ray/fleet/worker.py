@@ -6,8 +6,11 @@ from typing import Protocol
 class Worker(Protocol):
     """One process, on whatever machine; or a fake. Its methods raise `MemberLost` once it is gone."""
 
+    async def placed(self) -> None:
+        """Return when the cluster has room for it, for as long as that takes."""
+
     async def start(self) -> None:
-        """Return when it can work. It may have to wait for a place in the cluster for as long as it takes.
+        """Return when it can work.
 
         Raises:
             MusegError: it cannot start.

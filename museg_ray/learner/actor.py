@@ -4,17 +4,18 @@ import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from museg_ray.clock import now_s
 from museg_ray.config.learning import LearnerConfig
 from museg_ray.config.schema import Config, PhaseConfig
-from museg_ray.errors import LearnerLostError, MusegError, ResourceError
+from museg_ray.errors import LearnerLostError, MusegError
+from museg_ray.fleet.deadlines import DeadlineMissed, deadlines, within
+from museg_ray.fleet.places import Anywhere, Places
 from museg_ray.learner.rank import Rank
 from museg_ray.types import Clip, Group
 from museg_ray.video.loader import ClipHandle, ClipLoader
@@ -109,29 +110,37 @@ class LearnerHandle:
     the others, which may be waiting for it.
     """
 
-    def __init__(self, config: Config, model_dir: Path, checkpoint: Path | None = None) -> None:
-        """Reserve a place for every rank, as near to one another as can be; `ready` starts them.
+    def __init__(
+        self, config: Config, model_dir: Path, checkpoint: Path | None = None, places: Places | None = None
+    ) -> None:
+        """Take a place for the ranks; `ready` starts them.
 
         Args:
             config: of the run.
             model_dir: the model that the run started from.
             checkpoint: the `learner` folder of a checkpoint to go on from.
+            places: of the run; None: wherever Ray finds room.
         """
         self._config, self._model_dir, self._checkpoint = config, model_dir, checkpoint
-        self._reserve()
+        self._places, self._deadlines = places, deadlines(config)
+        self._call: tuple[str, float] | None = None
+        self._take_place()
 
-    def _reserve(self) -> None:
+    @property
+    def doing(self) -> str:
+        """The call that is awaited and since when, in words; empty: none is."""
+        return f"{self._call[0]} since {now_s() - self._call[1]:.0f} s" if self._call else ""
+
+    def _take_place(self) -> None:
         learner = self._config.learner
-        resources = {"CPU": learner.num_cpus, "GPU": learner.num_gpus}
-        bundle = {kind: amount for kind, amount in resources.items() if amount} or {"CPU": 0.001}
-        self._place: PlacementGroup = placement_group([bundle] * learner.num_ranks, strategy="PACK")
+        self._place = self._places.take("learner") if self._places else Anywhere()
         self._actors: list[ActorHandle] = [
             ray.remote(concurrency_groups={WRITING: 1, CONTROL: 1})(LearnerActor)
             .options(
                 num_cpus=learner.num_cpus,
                 num_gpus=learner.num_gpus,
                 runtime_env={"env_vars": _environment(learner)},
-                scheduling_strategy=PlacementGroupSchedulingStrategy(self._place, index),
+                scheduling_strategy=self._place.strategy(index),
             )
             .remote()
             for index in range(learner.num_ranks)
@@ -143,18 +152,19 @@ class LearnerHandle:
         Raises:
             ModelError, ConfigError: the learner cannot start on this folder or these settings.
             LearnerError: a process died, or the checkpoint does not fit.
-            ResourceError: the cluster has no place for the ranks within `learner.start_timeout_s`.
+            LearnerLostError: one does not answer.
         """
-        await self._placed()
+        await self._place.ready("the learner")
         count = len(self._actors)
         host, port = "", 0
+        await self._within("first_answer", [actor.ping.remote() for actor in self._actors])
         if count > 1:
-            ((host, port),) = await self._within_step("first answer", [self._actors[0].open_store.remote(count)])
+            ((host, port),) = await self._within("open_store", [self._actors[0].open_store.remote(count)])
         starts = [
             actor.start.remote(self._config, self._model_dir, Rank(index, count, host, port), self._checkpoint)
             for index, actor in enumerate(self._actors)
         ]
-        await self._within_step("start", starts)
+        await self._watched("start", starts)
 
     async def restart(self, checkpoint: Path | None) -> None:
         """A new group of ranks in the place of one that lost a rank, from a checkpoint's `learner` folder; None: from
@@ -165,7 +175,7 @@ class LearnerHandle:
         """
         await self.close()
         self._checkpoint = checkpoint
-        self._reserve()
+        self._take_place()
         await self.ready()
 
     async def update(self, groups: Sequence[Group], clips: Mapping[str, ClipHandle], step: int) -> dict[str, float]:
@@ -217,14 +227,13 @@ class LearnerHandle:
         Raises:
             LearnerLostError: a process died, or does not answer.
         """
-        calls = [actor.ping.remote() for actor in self._actors]
-        await _within(self._config.fleet.ping_timeout_s, "fleet.ping_timeout_s", "ping", calls)
+        await self._within("ping", [actor.ping.remote() for actor in self._actors])
 
     async def close(self) -> None:
         """End the learner's processes, also in the middle of an update."""
         for actor in self._actors:
             ray.kill(actor)
-        remove_placement_group(self._place)
+        self._place.leave()
 
     async def _with_clips(
         self, method: str, groups: Sequence[Group], clips: Mapping[str, ClipHandle], *args: Any
@@ -238,32 +247,35 @@ class LearnerHandle:
 
     async def _all(self, method: str, *args: Any) -> list[Any]:
         """What each rank returns."""
-        return await self._within_step(method, [getattr(actor, method).remote(*args) for actor in self._actors])
+        return await self._watched(method, [getattr(actor, method).remote(*args) for actor in self._actors])
 
-    async def _within_step(self, what: str, calls: Sequence[Awaitable[Result]]) -> list[Result]:
-        return await _within(self._config.learner.step_timeout_s, "learner.step_timeout_s", what, calls)
+    async def _watched(self, method: str, calls: Sequence[Awaitable[Result]]) -> list[Result]:
+        """What the calls return; ranks that do not answer meanwhile are noticed long before the call's deadline."""
+        self._call = method, now_s()
+        work = asyncio.ensure_future(self._within(method, calls))
+        watch = asyncio.ensure_future(self._watch())
+        try:
+            await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
+            return work.result() if work.done() else watch.result()
+        finally:
+            self._call = None
+            work.cancel()
+            watch.cancel()
 
-    async def _placed(self) -> None:
-        """Ray itself would wait for ever, without a word, for a place that no machine has."""
-        timeout_s = self._config.learner.start_timeout_s
-        if not await asyncio.to_thread(self._place.wait, timeout_s):
-            bundles = self._place.bundle_specs
-            raise ResourceError(
-                f"The Ray cluster has had no place for {len(bundles)} learner ranks with {bundles[0]} each for "
-                f"{timeout_s:g} s (learner.start_timeout_s). Each rank needs all of that on one machine: lower "
-                "learner.num_ranks, num_cpus or num_gpus, or free it."
-            )
+    async def _watch(self) -> NoReturn:
+        """
+        Raises:
+            LearnerLostError
+        """
+        while True:
+            await asyncio.sleep(self._config.fleet.ping_every_s)
+            await self.ping()
 
-
-async def _within(limit_s: float, setting: str, what: str, calls: Sequence[Awaitable[Result]]) -> list[Result]:
-    try:
-        async with asyncio.timeout(limit_s):
-            return await _all_results(calls)
-    except TimeoutError:
-        raise LearnerLostError(
-            f"The learner's {what} was not done after {limit_s:g} s ({setting}); raise it, or look into the learner's "
-            "worker log."
-        ) from None
+    async def _within(self, method: str, calls: Sequence[Awaitable[Result]]) -> list[Result]:
+        try:
+            return await within(self._deadlines[f"learner.{method}"], f"the learner's {method}", _all_results(calls))
+        except DeadlineMissed as error:
+            raise LearnerLostError(f"{error}; look into the learner's worker log.") from None
 
 
 async def _all_results(calls: Sequence[Awaitable[Result]]) -> list[Result]:

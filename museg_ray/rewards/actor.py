@@ -1,6 +1,7 @@
 """The scorer as a Ray actor, and the crew's hold on one."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -9,6 +10,7 @@ from ray.exceptions import RayError, RayTaskError
 from museg_ray.config.schema import RewardConfig
 from museg_ray.errors import RewardError
 from museg_ray.fleet.errors import MemberLost, result_of, started
+from museg_ray.fleet.places import Place
 from museg_ray.rewards.scorer import BatchScorer, pack_outcomes, unpack
 
 
@@ -26,13 +28,16 @@ class RewardActor:
 class RewardWorker:
     """One reward actor, as a crew sees it."""
 
-    def __init__(self, config: RewardConfig, num_cpus: float) -> None:
+    def __init__(self, config: RewardConfig, num_cpus: float, place: Place) -> None:
         # Ray leaves GPUs visible to actors that reserve none.
-        cpu_only = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
-        actor = ray.remote(RewardActor).options(num_cpus=num_cpus, runtime_env=cpu_only).remote(config)
+        options: Any = {"num_cpus": num_cpus, "runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}}
+        actor = ray.remote(RewardActor).options(scheduling_strategy=place.strategy(), **options).remote(config)
         assert isinstance(actor, ActorHandle)  # to the type checker it may also be the plain class
-        self._actor = actor
+        self._actor, self._place = actor, place
         self._num_calls = 0
+
+    async def placed(self) -> None:
+        await self._place.ready("a reward actor")
 
     async def start(self) -> None:
         """
@@ -75,6 +80,7 @@ class RewardWorker:
 
     def kill(self) -> None:
         ray.kill(self._actor)
+        self._place.leave()
 
 
 def _lines(error: BaseException) -> list[str]:

@@ -3,16 +3,18 @@
 import asyncio
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from museg_ray.config.schema import Config, RewardWeights
 from museg_ray.errors import RewardError
 from museg_ray.events import EventSink
 from museg_ray.fleet.crew import Crew
+from museg_ray.fleet.deadlines import DeadlineMissed, deadlines, within
 from museg_ray.fleet.errors import MemberLost
 from museg_ray.fleet.member import CrewStatus, Member
+from museg_ray.fleet.places import Anywhere, Place, Places
 from museg_ray.fleet.worker import Worker
 from museg_ray.rewards.actor import RewardWorker
 from museg_ray.rewards.scorer import GroupRequest, Outcome, pack, unpack_outcomes
@@ -25,16 +27,8 @@ CALLS_PER_ACTOR = 3
 """Calls at an actor at once: while it scores one the next ones' bytes travel, and a driver that is busy for a moment
 does not leave it idle."""
 
-START_TIMEOUT_S = 600.0
-"""Actors that wait longer than this for their place at the start of a run wait for ever."""
-
-DEADLINE_TIMEOUTS = 4.0
-"""An actor gets this many `response_timeout_s` for each call at it. It ends a call by itself after at most three; the
-pool's deadline is for a process that does nothing at all."""
-
-
-_Run = Callable[[Coroutine[Any, Any, bytes]], Awaitable[bytes]]
-"""Awaits a call of a worker."""
+Recruit = Callable[[float, Place], "ScoringWorker"]
+"""A new worker that reserves so many CPUs, in a place."""
 
 
 class ScoringWorker(Worker, Protocol):
@@ -73,23 +67,30 @@ class RewardPool:
     away from a response that nobody has looked at.
     """
 
-    def __init__(self, config: Config, events: EventSink, make: Callable[[float], ScoringWorker] | None = None) -> None:
+    def __init__(
+        self, config: Config, events: EventSink, make: Recruit | None = None, places: Places | None = None
+    ) -> None:
         """Start `rewards.num_actors` actors.
 
         Args:
             config: of the run.
             events: are told of joins and losses.
-            make: a new worker that reserves so many CPUs; None: a Ray actor.
+            make: a new worker; None: a Ray actor.
+            places: of the run; None: wherever Ray finds room.
         """
-        self._config = config.rewards
-        self._make = make or (lambda num_cpus: RewardWorker(config.rewards, num_cpus))
+        self._make = make or (lambda num_cpus, place: RewardWorker(config.rewards, num_cpus, place))
         self._waiting: deque[_Job] = deque()
         self._calls: set[asyncio.Task[None]] = set()
         self._suspect_lock = asyncio.Lock()
         self._suspects_worker: ScoringWorker | None = None
         self._is_closed = False
         self._crew = Crew[ScoringWorker](
-            "reward", lambda: self._make(config.rewards.num_cpus), config.fleet, events, room=CALLS_PER_ACTOR
+            "reward",
+            lambda: self._make(config.rewards.num_cpus, places.take("reward") if places else Anywhere()),
+            config.fleet,
+            deadlines(config),
+            events,
+            room=CALLS_PER_ACTOR,
         )
         self._crew.on_change = self._dispatch
         self._crew.resize(config.rewards.num_actors)
@@ -103,16 +104,9 @@ class RewardPool:
         """Wait until the first actors are up.
 
         Raises:
-            RewardError: one did not start, or found no place in the cluster.
+            RewardError, ResourceError: one did not start.
         """
-        try:
-            async with asyncio.timeout(START_TIMEOUT_S):
-                await self._crew.ready()
-        except TimeoutError:
-            raise RewardError(
-                f"{self._config.num_actors} reward actors were not up within {START_TIMEOUT_S:g} s. Each reserves "
-                f"{self._config.num_cpus:g} CPUs; lower rewards.num_actors or rewards.num_cpus, or add machines."
-            ) from None
+        await self._crew.ready()
 
     async def score(self, group: Group, weights: RewardWeights) -> tuple[RewardParts | Unscored, ...]:
         """What each of the group's G responses earned, in their order.
@@ -179,8 +173,10 @@ class RewardPool:
         num_responses = sum(job.num_open for job in batch)
         try:
             requests = [job.request() for job in batch]
-            replies = await self._ask(member.run, member.worker, requests, member.num_jobs)
-            for job, outcomes in zip(batch, replies, strict=True):
+            deadline = self._crew.deadlines["score"].times(member.num_jobs)
+            what = f"scoring {num_responses} responses"
+            reply = await member.run(what, member.worker.score(pack(requests)), deadline)
+            for job, outcomes in zip(batch, unpack_outcomes(reply), strict=True):
                 job.outcomes += outcomes
         except MemberLost as failure:
             # Not counted: a response may be to blame, and each is tried twice at most.
@@ -201,21 +197,6 @@ class RewardPool:
                 job.all_known.set_result(None)
         self._dispatch()
 
-    async def _ask(
-        self, run: _Run, worker: ScoringWorker, requests: Sequence[GroupRequest], num_calls: int
-    ) -> list[list[Outcome]]:
-        """
-        Raises:
-            MemberLost: the actor died, or was not done in time for the `num_calls` calls at it.
-            RewardError: a fault of ours in the actor.
-        """
-        deadline_s = DEADLINE_TIMEOUTS * self._config.response_timeout_s * num_calls
-        try:
-            async with asyncio.timeout(deadline_s):
-                return unpack_outcomes(await run(worker.score(pack(requests))))
-        except TimeoutError:
-            raise MemberLost(f"the reward actor was not done after {deadline_s:g} s") from None
-
     async def _retry_alone(self, text: str, job: _Job, reason: str) -> RewardParts | Unscored:
         """The second and last try of one response, with nothing else at the actor that it may take along."""
         async with self._suspect_lock:
@@ -223,11 +204,12 @@ class RewardPool:
                 raise _closed()
             if self._suspects_worker is None:
                 # Without CPUs of its own: the machines may be full, and a suspect must not wait for ever.
-                self._suspects_worker = self._make(0)
+                self._suspects_worker = self._make(0, Anywhere())
             try:
                 await self._start(self._suspects_worker)
-                request = ([text], job.query, job.weights)
-                ((outcome,),) = await self._ask(_plainly, self._suspects_worker, [request], num_calls=1)
+                call = self._suspects_worker.score(pack([([text], job.query, job.weights)]))
+                reply = await within(self._crew.deadlines["score"], "scoring it alone", call)
+                ((outcome,),) = unpack_outcomes(reply)
             except MemberLost as failure:
                 self._end_suspects_worker()
                 if self._is_closed:
@@ -240,12 +222,11 @@ class RewardPool:
 
     async def _start(self, worker: ScoringWorker) -> None:
         try:
-            async with asyncio.timeout(START_TIMEOUT_S):
-                await worker.start()
-        except TimeoutError:
+            await within(self._crew.deadlines["start"], "its start", worker.start())
+        except DeadlineMissed as error:
             raise RewardError(
-                f"A process for a response that a reward actor failed on found no place within {START_TIMEOUT_S:g} s, "
-                "though it reserves no CPU: the cluster has no machine that takes anything."
+                f"A process for a response that a reward actor failed on found no place, though it reserves no CPU "
+                f"({error}): the cluster has no machine that takes anything."
             ) from None
 
     def _end_suspects_worker(self) -> None:
@@ -256,10 +237,6 @@ class RewardPool:
     def _fail_waiting(self, error: Exception) -> None:
         _fail(self._waiting, error)
         self._waiting.clear()
-
-
-async def _plainly(call: Coroutine[Any, Any, bytes]) -> bytes:
-    return await call
 
 
 def _closed() -> RewardError:

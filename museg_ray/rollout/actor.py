@@ -14,6 +14,7 @@ from museg_ray.config.schema import Config
 from museg_ray.errors import RolloutError, WeightsLostError, WeightSyncError
 from museg_ray.fleet.errors import MemberLost, result_of
 from museg_ray.fleet.nodes import leaving_nodes
+from museg_ray.fleet.places import Place
 from museg_ray.rollout.engine import RolloutEngine, Sampling
 from museg_ray.rollout.vllm_setup import engine_environment
 from museg_ray.types import ByteArray, Group, Issue
@@ -85,37 +86,30 @@ class RolloutActor:
 class RolloutWorker:
     """One rollout actor, as a crew sees it."""
 
-    def __init__(self, model_dir: Path, config: Config) -> None:
-        rollout = config.rollout
-        self._start_timeout_s = rollout.start_timeout_s
-        self.is_placed = False
-        """It has a process."""
+    def __init__(self, model_dir: Path, config: Config, place: Place) -> None:
+        rollout, self._place, self._has_begun = config.rollout, place, False
         options = {
             "num_cpus": rollout.num_cpus,
             "num_gpus": rollout.num_gpus,
+            "scheduling_strategy": place.strategy(),
             "max_concurrency": MAX_CALLS,
             "runtime_env": {"env_vars": engine_environment(rollout)},
         }
         remote_class = ray.remote(concurrency_groups={"control": 2})(RolloutActor)
         self._actor: ActorHandle = remote_class.options(**options).remote(model_dir, config)
 
+    async def placed(self) -> None:
+        await self._place.ready("a rollout actor")
+
     async def start(self) -> None:
         """
         Raises:
-            RolloutError: the engine failed, or did not start within `rollout.start_timeout_s`.
+            RolloutError: the engine failed.
             ModelError: the model folder cannot be used.
             MemberLost: the actor died.
         """
-        await result_of(self._actor.ping.remote())
-        self.is_placed = True
-        try:
-            async with asyncio.timeout(self._start_timeout_s):
-                await result_of(self._actor.start.remote())
-        except TimeoutError:
-            raise RolloutError(
-                f"A rollout actor did not start its engine within {self._start_timeout_s:g} s "
-                "(rollout.start_timeout_s); see its log in Ray's log folder."
-            ) from None
+        self._has_begun = True
+        await result_of(self._actor.start.remote())
 
     async def ping(self) -> bool:
         return await result_of(self._actor.ping.remote()) in leaving_nodes()
@@ -140,10 +134,11 @@ class RolloutWorker:
             raise
 
     async def close(self) -> None:
-        if not self.is_placed:
+        if not self._has_begun:
             return
         with suppress(MemberLost):  # it is closed already
             await result_of(self._actor.close.remote())
 
     def kill(self) -> None:
         ray.kill(self._actor)
+        self._place.leave()

@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import ray
 
 from museg_ray.config.schema import Config
 from museg_ray.errors import (
     MusegError,
     PoisonQueryError,
-    ResourceError,
     RolloutError,
     WeightsLostError,
     WeightSyncError,
 )
 from museg_ray.events import EventKind, EventSink
 from museg_ray.fleet.crew import Crew
+from museg_ray.fleet.deadlines import deadlines
 from museg_ray.fleet.errors import MemberLost
 from museg_ray.fleet.member import CrewStatus, Member, MemberState
+from museg_ray.fleet.places import Anywhere, Places
 from museg_ray.fleet.worker import Worker
 from museg_ray.rollout.actor import RolloutWorker
 from museg_ray.rollout.engine import Sampling
@@ -73,6 +73,7 @@ class RolloutPool:
         model_dir: Path,
         events: EventSink,
         make: Callable[[], EngineWorker] | None = None,
+        places: Places | None = None,
     ) -> None:
         """Start `rollout.num_actors` actors.
 
@@ -81,15 +82,20 @@ class RolloutPool:
             model_dir: whose weights are version 0.
             events: are told of joins, losses and pushes.
             make: a new worker; None: a Ray actor with a vLLM engine.
+            places: of the run; None: wherever Ray finds room.
         """
         self._config, self._events = config, events
         self._newest: _Weights | None = None
         self._published = asyncio.Event()
         self._num_inside = 0
         self._last: _Request | None = None  # sampled: what joiners are compared on
-        make_worker = make or (lambda: RolloutWorker(model_dir, config))
+        make_worker = make or (
+            lambda: RolloutWorker(model_dir, config, places.take("rollout") if places else Anywhere())
+        )
         room = config.rollout.max_num_seqs
-        self._crew = Crew[EngineWorker]("rollout", make_worker, config.fleet, events, room, self._prepare)
+        self._crew = Crew[EngineWorker](
+            "rollout", make_worker, config.fleet, deadlines(config), events, room, self._prepare
+        )
         self._crew.resize(config.rollout.num_actors)
 
     @property
@@ -103,19 +109,14 @@ class RolloutPool:
         return self._newest.version if self._newest else 0
 
     async def ready(self) -> None:
-        """Wait until every engine is up.
+        """Wait until the engines are up, as far as the cluster has room for them.
 
         Raises:
-            ResourceError: an actor found no place in the cluster within `rollout.start_timeout_s`.
-            RolloutError: an engine failed, or did not start within `rollout.start_timeout_s`.
+            RolloutError: an engine failed.
+            ResourceError: one did not start within `rollout.start_timeout_s`.
             ModelError: the model folder cannot be used.
         """
-        ready = asyncio.create_task(self._crew.ready())
-        done, _ = await asyncio.wait([ready], timeout=self._config.rollout.start_timeout_s)
-        if not done and (unplaced := [member for member in self._crew.members if not _is_placed(member)]):
-            ready.cancel()
-            raise self._no_place(unplaced[0])
-        await ready
+        await self._crew.ready()
 
     def resize(self, size: int) -> None:
         """Have `size` actors from now on. One that the cluster has no room for waits for it."""
@@ -197,17 +198,9 @@ class RolloutPool:
         Raises:
             MemberLost: it died, or is stuck.
         """
-        limit_s = self._config.rollout.request_timeout_s
-        try:
-            async with asyncio.timeout(limit_s):
-                return await member.run(
-                    member.worker.generate(request.issue, request.prompt_ids, request.clip, request.sampling)
-                )
-        except TimeoutError:
-            raise MemberLost(
-                f"a group was not sampled within {limit_s:g} s (rollout.request_timeout_s, which may be too short for "
-                "rollout.max_completion_tokens)"
-            ) from None
+        issue = request.issue
+        call = member.worker.generate(issue, request.prompt_ids, request.clip, request.sampling)
+        return await member.run(f"sampling issue {issue.issue_id}", call, self._crew.deadlines["generate"])
 
     def _check_poison(self, issue: Issue, member: Member[EngineWorker], deaths: Sequence[str]) -> None:
         """Twice, and the last time with nothing else aboard: then it was this one.
@@ -223,12 +216,11 @@ class RolloutPool:
 
     async def _push(self, member: Member[EngineWorker], weights: _Weights) -> WeightSyncError | None:
         """Why its engine cannot have them; a member that dies of it is lost. It is held, and let go at the end."""
-        limit_s = self._config.rollout.request_timeout_s
+        call = member.worker.update_weights(weights.version, weights.content)
         try:
-            async with asyncio.timeout(limit_s):
-                confirmed = await member.run(member.worker.update_weights(weights.version, weights.content))
-        except TimeoutError:
-            self._crew.lose(member, f"it did not load weights {weights.version} within {limit_s:g} s", by_jobs=False)
+            confirmed = await member.run(
+                f"loading weights {weights.version}", call, self._crew.deadlines["update_weights"]
+            )
         except MemberLost as error:
             self._crew.lose(member, str(error), by_jobs=False)
         except WeightSyncError as error:
@@ -251,16 +243,14 @@ class RolloutPool:
             WeightSyncError, RolloutError: it cannot load them, or computes something else.
             MemberLost: it died, or is stuck.
         """
-        limit_s = self._config.rollout.request_timeout_s
+        limit = self._crew.deadlines["update_weights"]
         while True:
             newest, published = self._newest, self._published
             try:
-                async with asyncio.timeout(limit_s):
-                    if newest is not None:
-                        await member.worker.update_weights(newest.version, newest.content)
-                    compared = await self._compare(member, newest)
-            except TimeoutError:
-                raise MemberLost(f"it did not load and probe its weights within {limit_s:g} s") from None
+                if newest is not None:
+                    call = member.worker.update_weights(newest.version, newest.content)
+                    await member.run(f"loading weights {newest.version}", call, limit)
+                compared = await self._compare(member, newest)
             except WeightsLostError as error:  # with a learner that is being replaced: it will publish others
                 await self._wait_for_others(published, error)
                 continue
@@ -286,8 +276,8 @@ class RolloutPool:
         request = self._last
         while self._newest is weights and request is not None:
             peer = next(iter(self._crew.serving), None)
-            theirs = await _answer(peer, request) if peer is not None else None
-            mine = await _answer(member, request)
+            theirs = await self._answer(peer, request) if peer is not None else None
+            mine = await self._answer(member, request)
             if peer is None or theirs is None or mine is None:
                 break
             if mine.weight_version == theirs.weight_version:
@@ -304,33 +294,20 @@ class RolloutPool:
             )
         return f"log-probs {gap:.1e} from {peer}'s"
 
-    def _no_place(self, member: Member[EngineWorker]) -> MusegError:
-        config, cluster = self._config.rollout, ray.cluster_resources()
-        return ResourceError(
-            f"{member.name} of {config.num_actors} found no place in the cluster within {config.start_timeout_s:g} s "
-            f"(rollout.start_timeout_s). Each reserves {config.num_cpus:g} CPUs and {config.num_gpus:g} GPUs; the "
-            f"cluster has {cluster.get('CPU', 0):g} CPUs and {cluster.get('GPU', 0):g} GPUs for all parts of the run. "
-            "Lower rollout.num_actors or add machines."
-        )
-
-
-async def _answer(member: Member[EngineWorker], request: _Request) -> Group | None:
-    """A few greedy tokens to what was sampled last; None where it cannot answer that, or is gone, which shows at once
-    elsewhere."""
-    # Another first token than a training prompt's: what the engine caches of this one must meet no other.
-    prompt_ids, greedy = [request.prompt_ids[1], *request.prompt_ids[1:]], Sampling(1, 0.0, PROBE_TOKENS)
-    try:
-        return await member.run(member.worker.generate(request.issue, prompt_ids, request.clip, greedy))
-    except (MemberLost, MusegError):
-        return None
-    except Exception:
-        if member.state is MemberState.GONE:  # what an engine says that is being ended may be anything
+    async def _answer(self, member: Member[EngineWorker], request: _Request) -> Group | None:
+        """A few greedy tokens to what was sampled last; None where it cannot answer that, or is gone, which shows at
+        once elsewhere."""
+        # Another first token than a training prompt's: what the engine caches of this one must meet no other.
+        prompt_ids, greedy = [request.prompt_ids[1], *request.prompt_ids[1:]], Sampling(1, 0.0, PROBE_TOKENS)
+        call = member.worker.generate(request.issue, prompt_ids, request.clip, greedy)
+        try:
+            return await member.run("being compared", call, self._crew.deadlines["generate"])
+        except (MemberLost, MusegError):
             return None
-        raise
-
-
-def _is_placed(member: Member[EngineWorker]) -> bool:
-    return not isinstance(member.worker, RolloutWorker) or member.worker.is_placed
+        except Exception:
+            if member.state is MemberState.GONE:  # what an engine says that is being ended may be anything
+                return None
+            raise
 
 
 def _gap(mine: Group, theirs: Group) -> float:

@@ -26,7 +26,7 @@ from museg_ray.runs.step_result import StepResult
 from museg_ray.terminal.display import Display
 from museg_ray.types import Group
 
-ALWAYS_SHOWN = (EventKind.LOSS, EventKind.RESTART, EventKind.REWIND, EventKind.REFILL)
+ALWAYS_SHOWN = (EventKind.LOSS, EventKind.RESTART, EventKind.REWIND, EventKind.REFILL, EventKind.WAIT)
 SHOWN_LATER = (EventKind.JOIN, EventKind.SCALE, EventKind.DRAIN, EventKind.LEAVE)
 """Of the start nobody wants to read them."""
 

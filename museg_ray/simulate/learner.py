@@ -101,6 +101,10 @@ class FakeLearner:
         out_dir.mkdir(exist_ok=True)
         (out_dir / "weight").write_text(repr(self.weight))
 
+    @property
+    def doing(self) -> str:
+        return ""
+
     async def ping(self) -> None:
         await self._script.moment("learner", "ping")
 

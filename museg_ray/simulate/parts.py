@@ -62,7 +62,7 @@ def fake_parts(
         tokenizer=_tokenizer(model_dir),
         clips=ClipPool(config, events, preparers),
         rollouts=RolloutPool(config, model_dir, events, engines),
-        rewards=RewardPool(config, events, lambda _num_cpus: scorers()),
+        rewards=RewardPool(config, events, lambda _num_cpus, _place: scorers()),
         learner=FakeLearner(script, checkpoint),
         control=Mailbox(),
         free_resources=lambda: {"CPU": math.inf, "GPU": math.inf},

@@ -32,6 +32,9 @@ class _FakeWorker:
         self._script = script
         self._is_dead = False
 
+    async def placed(self) -> None:
+        pass
+
     async def start(self) -> None:
         await self._at("start")
 

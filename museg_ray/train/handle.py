@@ -1,11 +1,12 @@
 """The driver's end of `museg status`, `museg scale` and `museg stop`."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from museg_ray.config.schema import Config
 from museg_ray.fleet.control import Wish
+from museg_ray.fleet.places import needs
 from museg_ray.train.parts import Parts
 
 STATUS_EVERY_S = 1.0
@@ -39,8 +40,9 @@ class Handle:
     async def listen(self) -> None:
         """Do what is wished, one wish after the other."""
         while True:
-            number, wish = await self._parts.control.next_wish()
-            await self._parts.control.answer(number, self._do(wish))
+            if wished := await self._parts.control.next_wish():
+                number, wish = wished
+                await self._parts.control.answer(number, self._do(wish))
 
     def _do(self, wish: Wish) -> str:
         if wish.kind == "stop":
@@ -58,23 +60,14 @@ class Handle:
 
     def _room(self, role: str, count: int) -> str:
         """Whether the cluster has room now for so many more."""
-        needs, free = _reserved(self._config)[role], self._parts.free_resources()
-        rooms = (free.get(kind, 0.0) // amount for kind, amount in needs.items() if amount)
+        reserved, free = needs(self._config)[role], self._parts.free_resources()
+        rooms = (free.get(kind, 0.0) // amount for kind, amount in reserved.items() if amount)
         room = int(min((count, *rooms)))
-        each = ", ".join(f"{amount:g} {kind}" for kind, amount in needs.items() if amount) or "nothing"
+        each = ", ".join(f"{amount:g} {kind}" for kind, amount in reserved.items() if amount) or "nothing"
         if room >= count:
             return f"Each reserves {each}: there is room."
-        left = ", ".join(f"{free.get(kind, 0.0):g} {kind}" for kind, amount in needs.items() if amount)
+        left = ", ".join(f"{free.get(kind, 0.0):g} {kind}" for kind, amount in reserved.items() if amount)
         return (
             f"Each reserves {each}, so {count} more need {count} times that; free are {left}: room for {room}. The "
             f"other {count - room} wait until the cluster has more, and start by themselves then."
         )
-
-
-def _reserved(config: Config) -> Mapping[str, Mapping[str, float]]:
-    rollout = config.rollout
-    return {
-        "rollout": {"CPU": rollout.num_cpus, "GPU": rollout.num_gpus},
-        "reward": {"CPU": config.rewards.num_cpus},
-        "clips": {"CPU": config.video.num_cpus},
-    }

@@ -17,7 +17,9 @@ from museg_ray.checkpoints.writer import to_the_end
 from museg_ray.config.schema import Config, PhaseConfig, RewardWeights
 from museg_ray.events import EventSink, no_events
 from museg_ray.fleet.control import Control, RayControl
+from museg_ray.fleet.deadlines import deadlines
 from museg_ray.fleet.member import CrewStatus
+from museg_ray.fleet.places import Places
 from museg_ray.learner.actor import LearnerHandle
 from museg_ray.model.qwen_vl import load_tokenizer
 from museg_ray.rewards.pool import RewardPool
@@ -70,6 +72,10 @@ class Rewards(CrewPart, Protocol):
 
 
 class LearnerPart(Protocol):
+    @property
+    def doing(self) -> str:
+        """What is awaited of it and since when, in words; empty: nothing is."""
+
     async def ready(self) -> None: ...
 
     async def restart(self, checkpoint: Path | None) -> None: ...
@@ -158,13 +164,15 @@ async def start_on_ray(
     store_dir = str(Path(config.video.store_dir).absolute())
     config = replace(config, video=replace(config.video, store_dir=store_dir))
     with ray_session(config):
-        control = RayControl(run_dir)
+        places = Places(config, events)
+        await places.reserve()
+        control = RayControl(run_dir, deadlines(config))
         parts = Parts(
             tokenizer=load_tokenizer(model_dir),
-            clips=ClipPool(config, events),
-            rollouts=RolloutPool(config, model_dir, events),
-            rewards=RewardPool(config, events),
-            learner=LearnerHandle(config, model_dir, checkpoint),
+            clips=ClipPool(config, events, places=places),
+            rollouts=RolloutPool(config, model_dir, events, places=places),
+            rewards=RewardPool(config, events, places=places),
+            learner=LearnerHandle(config, model_dir, checkpoint, places),
             control=control,
             free_resources=ray.available_resources,
         )

@@ -40,8 +40,10 @@ from museg_ray.terminal.display import Display
 from museg_ray.train.data_changes import changed_data, keep_queries, refusal
 from museg_ray.train.issues import IssueSource
 from museg_ray.train.parts import LearnerPart, Parts, StartParts, start_on_ray
+from museg_ray.train.patience import Patience
 from museg_ray.train.pumps import Act
 from museg_ray.train.queries import RunQueries, check_heldout, read_run_queries
+from museg_ray.train.status import waited_for
 from museg_ray.train.trainer import Trainer
 from museg_ray.types import GroundingQuery
 
@@ -146,7 +148,8 @@ class _Session:
         try:
             async with self._start(self._config, self._run_dir, self._model_dir, checkpoint, books.events.add) as parts:
                 _cancel_on_sigterm()  # after Ray has started, which puts a handler of its own
-                with self.stage("start", "rollout engines and learner"):
+                waits = Patience(partial(books.events.add, EventKind.WAIT), partial(waited_for, parts))
+                with self.stage("start", "rollout engines and learner"), waits.over("the start"):
                     await parts.ready(checkpoint, books.events.add)
                 gc.freeze()  # a full collection would look through all that was imported in the middle of a step
                 checkpointer = Checkpointer(

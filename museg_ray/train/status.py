@@ -4,18 +4,22 @@ import os
 import socket
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from museg_ray.clock import now_s
 from museg_ray.config.schema import Config
 from museg_ray.events import EventKind
 from museg_ray.runs.books import Books
 from museg_ray.train.parts import Parts
-from museg_ray.train.step import StepMaker
 from museg_ray.train.work import StepWork
+
+if TYPE_CHECKING:
+    from museg_ray.train.step import StepMaker
 
 TOLD = tuple(kind.value for kind in EventKind if kind not in (EventKind.PUSH, EventKind.CHECKPOINT, EventKind.REQUEUE))
 """Events that a status tells of: what comes with every step is left out."""
 NUM_EVENTS = 8
+MOST_NAMED = 4
 
 
 def run_status(
@@ -23,7 +27,7 @@ def run_status(
     parts: Parts,
     books: Books,
     step: int,
-    steps: StepMaker,
+    steps: "StepMaker",
     works: Sequence[StepWork],
     doing: str,
 ) -> dict[str, Any]:
@@ -59,6 +63,22 @@ def run_status(
         "alarms": books.raised_alarms,
         "events": recent[-NUM_EVENTS:],
     }
+
+
+def waited_for(parts: Parts) -> str:
+    """Who is asked for something, or not up, at this moment; the longest wait first."""
+    now, found = now_s(), list[tuple[float, str]]()
+    for crew in parts.crews.values():
+        for member in crew.status().members:
+            if member.call:
+                waited_s = now - member.call_since_s
+                found.append((waited_s, f"{member.name} {member.call} since {waited_s:.0f} s"))
+            elif member.state in ("starting", "waiting"):
+                found.append((member.age_s, f"{member.name} {member.state} since {member.age_s:.0f} s"))
+    named = [text for _, text in sorted(found, reverse=True)]
+    named = [f"the learner's {parts.learner.doing}", *named] if parts.learner.doing else named
+    more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
+    return f"waited for {', '.join(named[:MOST_NAMED])}{more}" if named else "nobody is asked for anything"
 
 
 def phase_after(config: Config, step: int) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
 from museg_ray.checkpoints.state import TrainerState
 from museg_ray.checkpoints.writer import to_the_end
@@ -16,6 +17,8 @@ from museg_ray.runs.books import Books
 from museg_ray.runs.step_result import StepResult
 from museg_ray.train.checks import check_age, check_empty_steps, check_gap, comparable_groups, unscored_reason
 from museg_ray.train.parts import Parts
+from museg_ray.train.patience import Patience
+from museg_ray.train.status import waited_for
 from museg_ray.train.step_metrics import QueuePeaks, step_metrics
 from museg_ray.train.work import EQUAL_REWARDS, StepWork
 from museg_ray.types import Group
@@ -27,6 +30,7 @@ class StepMaker:
     def __init__(self, config: Config, parts: Parts, books: Books) -> None:
         self._config, self._parts, self._books = config, parts, books
         self.peaks = QueuePeaks()
+        self.patience = Patience(partial(books.events.add, EventKind.WAIT), partial(waited_for, parts))
         self.version = 0
         """Of the weights that the learner and all that serve have."""
         self.next_version = 1
@@ -43,15 +47,24 @@ class StepMaker:
         """Told with the next result."""
         self._ended_s = 0.0
 
-    async def begin_phase(self, step: PhaseStep) -> None:
+    async def _begin_phase(self, step: PhaseStep) -> None:
         """Exactly at its first step: what is fresh must not have been trained in it yet."""
         self._books.events.add(EventKind.PHASE, f"phase {step.phase.name} begins", phase=step.phase.name)
         if step.phase.fresh_optimizer or step.phase.fresh_reference:
             await self._parts.learner.start_phase(step.phase)
 
-    async def make(self, step: PhaseStep, work: StepWork, waited_s: float) -> dict[str, float]:
-        """One optimiser step, and its metrics; or none, when no group came of its queries: the next result tells of
-        those."""
+    async def make(self, step: PhaseStep, work: StepWork) -> dict[str, float]:
+        """One optimiser step, once its groups are there, and its metrics; or none, when no group came of its queries:
+        the next result tells of those."""
+        with self.patience.over("a step", f"step {step.step}"):
+            waited_from_s = now_s()
+            await work.is_complete.wait()
+            waited_s = now_s() - waited_from_s
+            if step.is_first:
+                await self._begin_phase(step)
+            return await self._make(step, work, waited_s)
+
+    async def _make(self, step: PhaseStep, work: StepWork, waited_s: float) -> dict[str, float]:
         self.end_untrained(work)
         self.untold += [failure.error for failure in work.failures]
         self.num_empty = 0 if work.made else self.num_empty + 1
@@ -148,12 +161,13 @@ class StepMaker:
             LearnerLostError: its process is gone, or was before the engines had its weights.
         """
         self.next_version = version + 1  # also where it is broken off: some engines may have it by then
-        weights = await self._parts.learner.export_weights(version)
-        try:
-            # To the end, also where the learner is found lost meanwhile: no engine may be left half updated.
-            await to_the_end(self._parts.rollouts.publish(version, weights))
-        except WeightsLostError as error:
-            raise LearnerLostError(str(error)) from error
+        with self.patience.over("a push", f"the push of weights {version}"):
+            weights = await self._parts.learner.export_weights(version)
+            try:
+                # To the end, also where the learner is found lost meanwhile: no engine may be left half updated.
+                await to_the_end(self._parts.rollouts.publish(version, weights))
+            except WeightsLostError as error:
+                raise LearnerLostError(str(error)) from error
         self.version = version
 
     def _told_metrics(self) -> dict[str, float]:

@@ -126,7 +126,8 @@ class Trainer:
         """The result of `work`: something else with the parts (`doing` in words), watched and steered like training."""
         self._doing = doing
         try:
-            return await self._steered(work)
+            with self._steps.patience.over("an evaluation", doing):
+                return await self._steered(work)
         finally:
             self._doing = ""
 
@@ -171,13 +172,7 @@ class Trainer:
 
     async def _train(self) -> None:
         for step in phase_steps(self._config.train.phases, self._step + 1):
-            waited_from_s = now_s()
-            work = self._work(step.step)
-            await work.is_complete.wait()
-            waited_s = now_s() - waited_from_s
-            if step.is_first:
-                await self._steps.begin_phase(step)
-            metrics = await self._steps.make(step, work, waited_s)
+            metrics = await self._steps.make(step, self._work(step.step))
             self._step = step.step
             if step.step > self._furthest:
                 self._furthest, self._num_losses = step.step, 0

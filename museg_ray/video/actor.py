@@ -18,8 +18,10 @@ from museg_ray.config.schema import Config, VideoConfig
 from museg_ray.errors import ResourceError, VideoError, VideoFault
 from museg_ray.events import EventSink
 from museg_ray.fleet.crew import Crew
+from museg_ray.fleet.deadlines import deadlines
 from museg_ray.fleet.errors import MemberLost, first_line, result_of, started
 from museg_ray.fleet.member import CrewStatus
+from museg_ray.fleet.places import Anywhere, Place, Places
 from museg_ray.fleet.worker import Worker
 from museg_ray.types import Clip
 from museg_ray.video.frames import largest_clip_bytes
@@ -28,7 +30,6 @@ from museg_ray.video.prepare import PreparedClip, open_store, refused
 from museg_ray.video.reader import GuardedReader
 from museg_ray.video.store import GIB
 
-START_TIMEOUT_S = 300.0
 RETRY_AFTER_S = (2.0, 10.0)
 """Pauses before storage that did not answer is asked again."""
 MAX_DEATHS = 2
@@ -63,12 +64,16 @@ class PrepareActor:
 class ClipWorker:
     """One preparation actor, as a crew sees it."""
 
-    def __init__(self, config: VideoConfig) -> None:
+    def __init__(self, config: VideoConfig, place: Place) -> None:
         # Ray leaves GPUs visible to actors that reserve none; a CUDA context here would take memory from the engines.
         cpu_only = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
         options: Any = {"num_cpus": config.num_cpus, "runtime_env": cpu_only, "concurrency_groups": {"control": 1}}
+        options["scheduling_strategy"], self._place = place.strategy(), place
         remote_class: Any = ray.remote(**options)(PrepareActor)
         self._actor: ActorHandle = remote_class.remote(config)
+
+    async def placed(self) -> None:
+        await self._place.ready("a clip actor")
 
     async def start(self) -> None:
         """
@@ -98,6 +103,7 @@ class ClipWorker:
 
     def kill(self) -> None:
         ray.kill(self._actor)
+        self._place.leave()
 
 
 class PreparingWorker(Worker, Protocol):
@@ -112,17 +118,24 @@ class ClipPool:
     An actor that dies is replaced.
     """
 
-    def __init__(self, config: Config, events: EventSink, make: Callable[[], PreparingWorker] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        events: EventSink,
+        make: Callable[[], PreparingWorker] | None = None,
+        places: Places | None = None,
+    ) -> None:
         """Start `video.num_actors` actors.
 
         Args:
             config: of the run.
             events: are told of joins and losses.
             make: a new worker; None: a Ray actor.
+            places: of the run; None: wherever Ray finds room.
         """
         self._config = config.video
-        make_worker = make or (lambda: ClipWorker(config.video))
-        self._crew = Crew[PreparingWorker]("clips", make_worker, config.fleet, events)
+        make_worker = make or (lambda: ClipWorker(config.video, places.take("clips") if places else Anywhere()))
+        self._crew = Crew[PreparingWorker]("clips", make_worker, config.fleet, deadlines(config), events)
         self._crew.resize(config.video.num_actors)
         self._pending: dict[str, asyncio.Task[ClipHandle]] = {}  # being prepared, or prepared ahead and not yet used
         self._ahead: dict[str, int] = {}  # bytes that each clip prepared ahead takes, or may take
@@ -136,16 +149,9 @@ class ClipPool:
         """Wait until all actors are up.
 
         Raises:
-            ResourceError: one does not start, or finds no place.
+            ResourceError: one does not start.
         """
-        try:
-            async with asyncio.timeout(START_TIMEOUT_S):
-                await self._crew.ready()
-        except TimeoutError:
-            raise ResourceError(
-                f"A clip preparation actor found no place in the cluster within {START_TIMEOUT_S:g} s; it reserves "
-                f"{self._config.num_cpus:g} CPUs. Lower video.num_actors or video.num_cpus, or add machines."
-            ) from None
+        await self._crew.ready()
 
     def resize(self, size: int) -> None:
         """Have `size` actors from now on."""
@@ -242,7 +248,8 @@ class ClipPool:
         while len(reasons) < MAX_DEATHS:
             async with self._crew.lease() as member:
                 try:
-                    handle = await member.run(member.worker.prepare(video))
+                    call = member.worker.prepare(video)
+                    handle = await member.run(f"preparing {video}", call, self._crew.deadlines["prepare"])
                     self.num_decoded += handle.prepared.was_decoded
                     return handle
                 except MemberLost as error:  # with its node, or for lack of memory

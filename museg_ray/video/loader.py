@@ -9,10 +9,9 @@ from ray.exceptions import RayError, RayTaskError
 
 from museg_ray.config.schema import VideoConfig
 from museg_ray.errors import VideoError, VideoFault
+from museg_ray.fleet.deadlines import FETCH
 from museg_ray.types import Clip
 from museg_ray.video.prepare import PreparedClip, open_store, refused
-
-FETCH_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,7 @@ class ClipLoader:
 def _fetch(handle: ClipHandle) -> Clip:
     video = handle.prepared.video
     try:
-        clip: Clip = ray.get(handle.origin.send.remote(video), timeout=FETCH_TIMEOUT_S)
+        clip: Clip = ray.get(handle.origin.send.remote(video), timeout=FETCH.limit_s)
     except RayTaskError as error:
         raise error.cause from None
     except RayError as error:

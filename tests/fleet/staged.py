@@ -33,6 +33,7 @@ class StagedWorker:
         self.seen: list[Issue] = []
         """Sampled here, or begun; not those that joiners are compared on."""
         self.is_leaving = False
+        self.on_placed: Hook = _nothing
         self.on_start: Hook = _nothing
         self.on_generate: Hook = _nothing
         self.on_update: Hook = _nothing
@@ -41,6 +42,9 @@ class StagedWorker:
 
     def die(self) -> None:
         self._dead.set()
+
+    async def placed(self) -> None:
+        await self.on_placed()
 
     async def start(self) -> None:
         await self.on_start()

@@ -129,7 +129,7 @@ def test_a_member_that_does_not_answer_is_replaced() -> None:
 
         stage.workers[0].ping = hang  # type: ignore[method-assign]
         await asyncio.sleep(40)
-        assert "did not answer for 30 s" in stage.texts(EventKind.LOSS)[0]
+        assert "its answer to a ping took longer than 30 s" in stage.texts(EventKind.LOSS)[0]
         assert stage.states() == ["serving"] * 2
 
     simulated(work())

@@ -15,6 +15,8 @@ import ray
 from museg_ray.config.schema import Config, FleetConfig, RewardConfig, RewardWeights
 from museg_ray.errors import ResourceError, RewardError
 from museg_ray.events import EventKind, EventSink, no_events
+from museg_ray.fleet.deadlines import Deadline
+from museg_ray.fleet.places import Place
 from museg_ray.rewards.actor import RewardWorker
 from museg_ray.rewards.pool import CALLS_PER_ACTOR, RewardPool
 from museg_ray.rewards.recipe import Recipe
@@ -50,8 +52,8 @@ class Recruits:
         self.made: list[RewardWorker] = []
         self.num_for_suspects = 0
 
-    def make(self, config: RewardConfig, num_cpus: float) -> RewardWorker:
-        self.made.append(RewardWorker(config, num_cpus))
+    def make(self, config: RewardConfig, num_cpus: float, place: Place) -> RewardWorker:
+        self.made.append(RewardWorker(config, num_cpus, place))
         self.num_for_suspects += num_cpus == 0
         return self.made[-1]
 
@@ -59,7 +61,7 @@ class Recruits:
 def in_pool(
     use: Callable[[RewardPool], Awaitable[Result]],
     events: EventSink = no_events,
-    make: Callable[[RewardConfig, float], RewardWorker] | None = None,
+    make: Callable[[RewardConfig, float, Place], RewardWorker] | None = None,
     max_restarts: int = FleetConfig.max_restarts,
     **settings: Any,
 ) -> Result:
@@ -210,15 +212,13 @@ def test_an_actor_that_does_not_start_takes_no_groups() -> None:
     in_pool(grow_beyond_the_cluster, make=too_large_from_the_second_on)
 
 
-def test_a_suspect_whose_process_finds_no_place_ends_the_run_and_is_no_quarantine(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_suspect_whose_process_finds_no_place_ends_the_run_and_is_no_quarantine() -> None:
     async def score(pool: RewardPool) -> None:
-        monkeypatch.setattr("museg_ray.rewards.pool.START_TIMEOUT_S", 0.5)
+        pool._crew.deadlines["start"] = Deadline(0.5)
         await pool.score(doing("raise"), CUSTOM)
 
-    with pytest.raises(RewardError):
-        in_pool(score, make=lambda config, num_cpus: RewardWorker(config, num_cpus or 1000), **HOSTILE)
+    with pytest.raises(RewardError, match="found no place"):
+        in_pool(score, make=lambda config, cpus, place: RewardWorker(config, cpus or 1000, place), **HOSTILE)
 
 
 def test_a_fault_of_ours_ends_the_run_and_is_no_quarantine() -> None:
@@ -268,12 +268,6 @@ def test_the_pool_grows_and_shrinks_while_it_scores() -> None:
 def test_a_reward_that_the_actors_cannot_import_ends_the_run_with_its_name() -> None:
     with pytest.raises(RewardError, match=r"did not start.*no_such_module"):
         in_pool(lambda pool: pool.score(group_of(TEXTS), WEIGHTS), custom="no_such_module.reward")
-
-
-def test_actors_without_a_place_in_the_cluster_end_the_run_with_the_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("museg_ray.rewards.pool.START_TIMEOUT_S", 0.5)
-    with pytest.raises(RewardError, match=r"Each reserves 1000 CPUs; lower rewards\.num_actors"):
-        in_pool(lambda pool: pool.score(group_of(TEXTS), WEIGHTS), num_cpus=1000)
 
 
 def test_only_deaths_that_no_response_can_be_blamed_for_count_against_the_restarts() -> None:

@@ -15,7 +15,7 @@ import ray
 import torch
 
 from museg_ray.config.schema import Config
-from museg_ray.errors import ModelError, ResourceError, WeightSyncError
+from museg_ray.errors import ModelError, WeightSyncError
 from museg_ray.events import EventKind, no_events
 from museg_ray.rollout.engine import Sampling
 from museg_ray.rollout.pool import RolloutPool
@@ -181,22 +181,6 @@ def test_closed_pool_leaves_no_engine_process(pool: Pool) -> None:
     assert engines
     pool.run(pool.pool.close())
     assert not psutil.wait_procs(engines, timeout=60)[1]
-
-
-def test_actor_that_the_cluster_has_no_room_for_is_named_with_what_it_reserves(
-    ray_local: None, rollout_config: Config, tiny_model_dir: Path
-) -> None:
-    rollout = replace(rollout_config.rollout, num_actors=1, num_cpus=1000.0, start_timeout_s=1.0)
-
-    async def start() -> None:
-        pool = RolloutPool(replace(rollout_config, rollout=rollout), tiny_model_dir, no_events)
-        try:
-            await pool.ready()
-        finally:
-            await pool.close()
-
-    with pytest.raises(ResourceError, match=r"rollout-0 of 1 .* reserves 1000 CPUs"):
-        asyncio.run(start())
 
 
 def test_actor_with_an_unusable_model_folder_is_named_with_the_reason(

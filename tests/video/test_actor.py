@@ -378,15 +378,3 @@ def test_storage_that_does_not_answer_is_asked_again(actors: Actors, monkeypatch
             assert actors.asked.count(video) == num_asked
 
     run(test())
-
-
-def test_an_actor_without_a_place_is_told(actors: Actors, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(actor_module, "START_TIMEOUT_S", 0.1)
-    monkeypatch.setattr(actors, "_ready", lambda: asyncio.sleep(60))
-
-    async def test() -> None:
-        pool = ClipPool(settings(num_cpus=7), no_events)
-        with pytest.raises(ResourceError, match=r"found no place in the cluster .* reserves 7 CPUs"):
-            await pool.ready()
-
-    run(test())

@@ -1,0 +1,117 @@
+"""The least crew of a run has room as one; who waits says for what."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+import ray
+from ray.util.placement_group import remove_placement_group
+
+from museg_ray.config.learning import LearnerConfig
+from museg_ray.config.schema import Config, FleetConfig, RewardConfig, RolloutConfig, VideoConfig
+from museg_ray.errors import ResourceError
+from museg_ray.events import EventKind
+from museg_ray.fleet import places as places_module
+from museg_ray.fleet.places import Places
+
+CPUS = 3.0
+"""Of the four that the cluster has."""
+
+
+class Run:
+    """The places of one run, and what was said."""
+
+    def __init__(self, timeout_s: float = 60.0) -> None:
+        config = Config(
+            rollout=RolloutConfig(num_cpus=1.0),
+            rewards=RewardConfig(num_cpus=0.5),
+            video=VideoConfig(num_cpus=0.5),
+            learner=LearnerConfig(num_cpus=0.5, num_ranks=2),
+            fleet=FleetConfig(place_timeout_s=timeout_s),
+        )
+        self.said: list[str] = []
+        self.places = Places(config, self._note)
+
+    def _note(self, kind: EventKind, text: str, **_: object) -> None:
+        assert kind is EventKind.WAIT
+        self.said.append(text)
+
+    def end(self) -> None:
+        remove_placement_group(self.places._group)
+
+
+@pytest.fixture(autouse=True)
+def often(ray_local: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(places_module, "SAY_EVERY_S", 0.1)
+    monkeypatch.setattr(places_module, "POLL_S", 0.1)
+    yield
+    for _ in range(100):
+        if ray.available_resources().get("CPU") == 4.0:
+            return
+        asyncio.run(asyncio.sleep(0.1))
+    pytest.fail("a place was not given back")
+
+
+def test_invariant_of_two_runs_that_start_together_one_begins_and_the_other_holds_nothing() -> None:
+    async def trial() -> None:
+        runs = [Run(), Run()]
+        tasks = [asyncio.create_task(run.places.reserve()) for run in runs]
+        done, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.sleep(1.0)
+        assert len(done) == 1 and not any(task.done() for task in waiting)
+        first, second = (runs[0], runs[1]) if tasks[0].done() else (runs[1], runs[0])
+        assert ray.available_resources()["CPU"] == 4.0 - CPUS, "who waits holds nothing"
+        assert not first.said
+        assert "the run waits for room since " in second.said[0]
+        assert "needs 3 CPU at once; the cluster has 4 CPU, of which 1 CPU are free" in second.said[0]
+        first.end()
+        await asyncio.wait_for(asyncio.gather(*waiting), 30)
+        second.end()
+
+    asyncio.run(trial())
+
+
+def test_a_run_that_finds_no_room_ends_with_the_arithmetic() -> None:
+    async def trial() -> None:
+        first, second = Run(), Run(timeout_s=0.5)
+        await first.places.reserve()
+        with pytest.raises(ResourceError, match=r"needs 3 CPU at once; .* 1 CPU are free.*fleet.place_timeout_s"):
+            await second.places.reserve()
+        first.end()
+        second.end()
+
+    asyncio.run(trial())
+
+
+def test_a_member_that_is_lost_leaves_its_place_of_the_least_crew_to_the_next() -> None:
+    async def trial() -> None:
+        run = Run()
+        await run.places.reserve()
+        first = run.places.take("rollout")
+        await first.ready("a rollout actor")
+        second = run.places.take("rollout")
+        await second.ready("a rollout actor")
+        assert ray.available_resources().get("CPU", 0.0) == 0.0, "a further member has a place of its own"
+        first.leave()
+        first.leave()
+        again, another = run.places.take("rollout"), run.places.take("rollout")
+        assert again.strategy() == first.strategy() or again._first == first._first
+        with pytest.raises(ResourceError, match="a rollout actor waits for room"):
+            await another.ready("a rollout actor", 0.5)
+        for place in (second, another):
+            place.leave()
+        run.end()
+
+    asyncio.run(trial())
+
+
+def test_all_ranks_of_the_learner_have_one_place() -> None:
+    async def trial() -> None:
+        run = Run()
+        await run.places.reserve()
+        place = run.places.take("learner")
+        strategies = [place.strategy(index) for index in range(2)]
+        assert [each.placement_group_bundle_index for each in strategies] == [3, 4]  # type: ignore[union-attr]
+        run.end()
+
+    asyncio.run(trial())
