@@ -23,6 +23,8 @@ class EventKind(StrEnum):
     """New weights serve."""
     SCALE = "scale"
     """Another number of members is wanted."""
+    WAIT = "wait"
+    """A clip waited for another process that reads the same video, for long or in vain."""
     REFILL = "refill"
     """A step trains fewer groups than it could: it has replaced as many as it may."""
     PHASE = "phase"

@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 
 from museg_ray.config.schema import Config, VideoConfig
 from museg_ray.errors import ResourceError, VideoError, VideoFault
-from museg_ray.events import EventSink
+from museg_ray.events import EventKind, EventSink
 from museg_ray.fleet.crew import Crew
 from museg_ray.fleet.errors import MemberLost, first_line, result_of, started
 from museg_ray.fleet.member import CrewStatus
@@ -117,10 +117,10 @@ class ClipPool:
 
         Args:
             config: of the run.
-            events: are told of joins and losses.
+            events: are told of joins and losses, and of a process elsewhere that was waited for long.
             make: a new worker; None: a Ray actor.
         """
-        self._config = config.video
+        self._config, self._events = config.video, events
         make_worker = make or (lambda: ClipWorker(config.video))
         self._crew = Crew[PreparingWorker]("clips", make_worker, config.fleet, events)
         self._crew.resize(config.video.num_actors)
@@ -244,6 +244,8 @@ class ClipPool:
                 try:
                     handle = await member.run(member.worker.prepare(video))
                     self.num_decoded += handle.prepared.was_decoded
+                    if waited := handle.prepared.waited:
+                        self._events(EventKind.WAIT, f"{video} {waited}", video=video)
                     return handle
                 except MemberLost as error:  # with its node, or for lack of memory
                     self._crew.lose(member, str(error))
