@@ -60,6 +60,8 @@ def prepare(
                 tally.num_decoded += result.was_decoded
                 tally.num_found += not result.was_decoded
                 tally.size_bytes += result.size_bytes
+                if result.waited:
+                    console.print(f"{video} {result.waited}", markup=False, soft_wrap=True)
             progress.advance(bar)
     _print(console, tally, loaded.video.store_dir)
     if json_file is not None:

@@ -96,6 +96,10 @@ class VideoConfig:
     settings."""
     download_gib: float = 20.0
     """Most that the local copies of remote videos take on disk, beside the clips."""
+    store_mode: str = "private"
+    """Who may use what is made in `store_dir`, whatever the umask: `private` (its owner alone: folders 0700, files
+    0600), `group` (also the folder's group: 2770, 0660) or `shared` (everyone: 0777, 0666). What is there already keeps
+    its mode."""
     steps_ahead: int = 2
     """Optimiser steps whose clips are prepared before they are needed."""
     ahead_gib: float = 2.0
@@ -105,7 +109,8 @@ class VideoConfig:
     num_cpus: float = 1.0
     """CPUs each preparation actor reserves in Ray."""
     deadline_s: float = 60.0
-    """A video that takes longer to read is given up; its reader is killed and replaced."""
+    """A video that takes longer to read is given up; its reader is killed and replaced. Another process that reads it
+    at the time is waited for as long before."""
     deadline_per_video_s: float = 0.2
     """Seconds added to the deadline for each second that the video lasts."""
     reader_videos: int = 200

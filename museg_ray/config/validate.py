@@ -18,6 +18,7 @@ def _validate_choices(config: Config) -> None:
     choices = [
         ("model.dtype", config.model.dtype, ("float32", "bfloat16")),
         ("video.sampling", config.video.sampling, ("time", "qwen_vl_utils")),
+        ("video.store_mode", config.video.store_mode, ("private", "group", "shared")),
         ("rewards.global_matching", config.rewards.global_matching, ("iou", "f1")),
         ("rewards.local_matching", config.rewards.local_matching, ("sequential", "maximum", "none")),
         ("rewards.timestamp", config.rewards.timestamp, ("all", "fraction")),

@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 
 from museg_ray.config.schema import Config, VideoConfig
 from museg_ray.errors import ResourceError, VideoError, VideoFault
-from museg_ray.events import EventSink
+from museg_ray.events import EventKind, EventSink
 from museg_ray.fleet.crew import Crew
 from museg_ray.fleet.deadlines import deadlines
 from museg_ray.fleet.errors import MemberLost, first_line, result_of, started
@@ -129,11 +129,11 @@ class ClipPool:
 
         Args:
             config: of the run.
-            events: are told of joins and losses.
+            events: are told of joins and losses, and of a process elsewhere that was waited for long.
             make: a new worker; None: a Ray actor.
             places: of the run; None: wherever Ray finds room.
         """
-        self._config = config.video
+        self._config, self._events = config.video, events
         make_worker = make or (lambda: ClipWorker(config.video, places.take("clips") if places else Anywhere()))
         self._crew = Crew[PreparingWorker]("clips", make_worker, config.fleet, deadlines(config), events)
         self._crew.resize(config.video.num_actors)
@@ -251,6 +251,8 @@ class ClipPool:
                     call = member.worker.prepare(video)
                     handle = await member.run(f"preparing {video}", call, self._crew.deadlines["prepare"])
                     self.num_decoded += handle.prepared.was_decoded
+                    if waited := handle.prepared.waited:
+                        self._events(EventKind.WAIT, f"{video} {waited}", video=video)
                     return handle
                 except MemberLost as error:  # with its node, or for lack of memory
                     self._crew.lose(member, str(error))

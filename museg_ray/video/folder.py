@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from museg_ray.errors import ResourceError
-from museg_ray.files import PARTIAL
+from museg_ray.video.access import PRIVATE, Access
 
 UNCOUNTED_SHARE = 0.02
 """Others add files too: after so much of its own, of the limit, a process counts the folder anew."""
@@ -23,17 +23,20 @@ def own_storage(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ResourceError(
-            f"The frame store {folder} cannot be used: {error.strerror or error}. Free space there, or set "
-            "video.store_dir to a folder that can be written."
-        ) from error
+        remedy = "Free space there, or set video.store_dir to a folder that can be written."
+        if isinstance(error, PermissionError):
+            remedy = (
+                "Set video.store_dir to a folder of your own, or have the owner share this one: video.store_mode=group "
+                "for what is made from now on, and chmod for what is there."
+            )
+        raise ResourceError(f"The frame store {folder} cannot be used: {error.strerror or error}. {remedy}") from error
 
 
 class LimitedFolder:
     """Files appear whole, by a rename, and may vanish at any time: who has one open or mapped keeps it."""
 
-    def __init__(self, folder: Path, limit_bytes: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, limit_bytes: int, access: Access = PRIVATE) -> None:
+        self.folder, self.access = folder, access
         self._limit_bytes = limit_bytes
         self._uncounted_bytes = limit_bytes  # what is there before the first file of its own
         self._size_bytes = 0
@@ -48,6 +51,16 @@ class LimitedFolder:
         if self._uncounted_bytes > UNCOUNTED_SHARE * self._limit_bytes or self._size_bytes > self._limit_bytes:
             self._make_room(path)
         return path
+
+    def take_out(self, name: str, partial: Path) -> bool:
+        """The inverse: a partial file is nobody's but its owner's, and not driven out. False where there is none."""
+        path = self.folder / name
+        try:
+            os.utime(path)  # else it would count as abandoned at once
+            path.rename(partial)
+        except FileNotFoundError:
+            return False
+        return True
 
     def touch(self, path: Path, stat: os.stat_result) -> None:
         """Note that a file is in use, as its time of access: a file system's own may be turned off."""
@@ -72,7 +85,7 @@ class LimitedFolder:
         for entry in os.scandir(self.folder):
             with suppress(FileNotFoundError):  # deleted by another process while we look
                 stat = entry.stat()
-                if not entry.name.endswith(PARTIAL):
+                if not entry.name.startswith("."):
                     yield stat.st_atime, stat.st_size, Path(entry.path)
                 elif time.time() - stat.st_mtime > ABANDONED_S:
                     Path(entry.path).unlink()

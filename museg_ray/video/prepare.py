@@ -1,26 +1,25 @@
 """From a path or URL to a prepared clip in the frame store: decoded only when no process has done it before."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 from blake3 import blake3
 
 from museg_ray.config.schema import VideoConfig
 from museg_ray.errors import VideoError, VideoFault
-from museg_ray.files import is_url
 from museg_ray.types import Clip
+from museg_ray.video.access import ACCESS
 from museg_ray.video.decode import decode_clip
 from museg_ray.video.folder import LimitedFolder
 from museg_ray.video.probe import VideoProbe
-from museg_ray.video.source import Source, content_hash, find_source, local_path
+from museg_ray.video.source import Source, content_hash, find_source, local_file
 from museg_ray.video.store import GIB, FrameStore
 
 PREPARATION = 1
 """Raised whenever the same file and settings would give another clip; old entries are then not found again."""
 
-Result = TypeVar("Result")
 Allow = Callable[[float], None]
 """Told that the next result may take so many seconds from now."""
 
@@ -35,6 +34,8 @@ class PreparedClip:
     duration_s: float
     was_decoded: bool
     """False when it was in the store already."""
+    waited: str = ""
+    """Whom it waited for where that took long or was in vain: in words, for the user."""
 
     @property
     def size_bytes(self) -> int:
@@ -48,7 +49,7 @@ def open_store(config: VideoConfig) -> FrameStore:
     Raises:
         ResourceError: its folder cannot be written.
     """
-    return FrameStore(Path(config.store_dir), config.store_gib)
+    return FrameStore(Path(config.store_dir), config.store_gib, ACCESS[config.store_mode])
 
 
 def refused(video: str, error: VideoError) -> VideoError:
@@ -68,9 +69,9 @@ def read_clip(video: str, config: VideoConfig) -> Clip:
     """
     try:
         source = find_source(video)
-        path = local_path(source, _downloads(config), lambda: None)
-        key = clip_key(content_hash(path, lambda: None), config)
-        return replace(decode_clip(str(path), key, config), video=video)
+        with local_file(source, _downloads(config), lambda: None) as path:
+            key = clip_key(content_hash(path, lambda: None), config)
+            return replace(decode_clip(str(path), key, config), video=video)
     except VideoError as error:
         reason = error
     # Raised out here, unchained: a traceback that reaches into a decoder would keep its buffers alive.
@@ -89,6 +90,7 @@ class Preparer:
         self._allow = allow
         self._store = open_store(config)
         self._downloads = _downloads(config)
+        self._waited = ""
 
     def prepare(self, video: str) -> PreparedClip:
         """Make sure that a video's clip is in the store.
@@ -98,60 +100,61 @@ class Preparer:
             ResourceError: the store cannot be used.
         """
         clip, was_decoded = self._clip(video)
-        return PreparedClip(clip.key, video, clip.frames.shape, clip.duration_s, was_decoded)
+        return PreparedClip(clip.key, video, clip.frames.shape, clip.duration_s, was_decoded, self._waited)
 
     def clip(self, video: str) -> Clip:
         """The clip itself, prepared if need be; raises as `prepare` does."""
         return self._clip(video)[0]
 
     def _clip(self, video: str) -> tuple[Clip, bool]:
+        self._waited = ""
         try:
             source = find_source(video)
             source_id = blake3(source.identity.encode()).hexdigest()
-            content = self._store.content_of(source_id)
-            if content is None:
-                content = self._hashed(source, source_id)
-            key = clip_key(content, self._config)
-            if clip := self._store.get(key, video):
+            if clip := self._noted(source_id, video):
                 return clip, False
-            return self._decoded_once(source, key)
+            with self._alone(source_id):  # several processes would fetch a remote file several times
+                if clip := self._noted(source_id, video):
+                    return clip, False  # another process was faster
+                return self._read(source, source_id)
         except VideoError as error:
             reason = error
         # Raised out here, unchained: a traceback that reaches into a decoder would keep its buffers alive.
         raise refused(video, reason)
 
-    def _hashed(self, source: Source, source_id: str) -> str:
-        """The content's hash. Under the source's lock: several processes would fetch a remote file several times."""
-        with self._store.lock(source_id, self._still_busy):
-            if content := self._store.content_of(source_id):
-                return content
-            content = self._with_file(source, lambda path: content_hash(path, self._still_busy))
-            _check_unchanged(source)
-            self._store.note_content(source_id, content)
-            return content
+    def _noted(self, source_id: str, video: str) -> Clip | None:
+        """The clip of a source whose content is known."""
+        content = self._store.content_of(source_id)
+        return self._store.get(clip_key(content, self._config), video) if content else None
 
-    def _decoded_once(self, source: Source, key: str) -> tuple[Clip, bool]:
-        with self._store.lock(key, self._still_busy):
-            if clip := self._store.get(key, source.video):
-                return clip, False  # another process was faster
-            decoded = self._with_file(
-                source, lambda path: decode_clip(str(path), key, self._config, self._allow_decoding)
+    def _read(self, source: Source, source_id: str) -> tuple[Clip, bool]:
+        """The content is noted once it has become a clip: a copy that was damaged on its way never stands for it."""
+        with local_file(source, self._downloads, self._still_busy) as path:
+            content = content_hash(path, self._still_busy)
+            clip, was_decoded = self._decoded_once(source, path, clip_key(content, self._config))
+        self._store.note_content(source_id, content)
+        return clip, was_decoded
+
+    def _decoded_once(self, source: Source, path: Path, key: str) -> tuple[Clip, bool]:
+        with self._alone(key):
+            stored = self._store.get(key, source.video)  # of an equal file
+            clip = stored or replace(
+                decode_clip(str(path), key, self._config, self._allow_decoding), video=source.video
             )
-            clip = replace(decoded, video=source.video)
             _check_unchanged(source)
-            self._store.put(clip)
-            return clip, True
+            if stored is None:
+                self._store.put(clip)
+            return clip, stored is None
 
-    def _with_file(self, source: Source, use: Callable[[Path], Result]) -> Result:
-        """What `use` makes of the local file. A copy of a remote one may be driven out by others while it is read, and
-        is then fetched once more."""
-        path = local_path(source, self._downloads, self._still_busy)
-        try:
-            return use(path)
-        except VideoError:
-            if not is_url(source.video) or path.exists():
-                raise
-        return use(local_path(source, self._downloads, self._still_busy))
+    @contextmanager
+    def _alone(self, key: str) -> Iterator[None]:
+        """While no other process does the same. A video waits once, at most as long as an ordinary one may take to
+        read: a longer one is then read twice, and none is lost to a process that is stuck."""
+        patience_s = 0.0 if self._waited else self._config.deadline_s
+        with self._store.lock(key, patience_s, lambda: self._allow(patience_s + self._config.deadline_s)) as waited:
+            self._waited = self._waited or waited
+            self._still_busy()
+            yield
 
     def _still_busy(self) -> None:
         self._allow(self._config.deadline_s)
@@ -181,4 +184,5 @@ def _check_unchanged(source: Source) -> None:
 
 
 def _downloads(config: VideoConfig) -> LimitedFolder:
-    return LimitedFolder(Path(config.store_dir) / "downloads", int(config.download_gib * GIB))
+    folder = Path(config.store_dir) / "downloads"
+    return LimitedFolder(folder, int(config.download_gib * GIB), ACCESS[config.store_mode])

@@ -4,13 +4,14 @@ import errno
 import os
 import stat as stat_bits
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 from blake3 import blake3
+from fsspec.implementations.local import LocalFileSystem
 
 from museg_ray.errors import VideoError, VideoFault
 from museg_ray.files import is_url, partial_path
@@ -36,6 +37,10 @@ class Source:
     """Path or URL."""
     identity: str
     """Place, size and time of change: equal as long as the file is the same."""
+    path: Path | None
+    """The file itself; None of one that is to be fetched."""
+    size_bytes: int | None
+    """None where its storage does not tell."""
 
 
 def find_source(video: str) -> Source:
@@ -45,37 +50,48 @@ def find_source(video: str) -> Source:
         VideoError: it is not, or it is no file with content; its message is the reason alone.
     """
     with _reasons():
-        return _find_remote(video) if is_url(video) else _find_local(video)
+        if not is_url(video):
+            return _find_local(video, video)
+        system, path = fsspec.core.url_to_fs(video)
+        if isinstance(system, LocalFileSystem):  # file:// names a file that need not be copied
+            return _find_local(video, path)
+        return _find_remote(video, system, path)
 
 
-def local_path(source: Source, downloads: LimitedFolder, on_progress: OnProgress) -> Path:
+@contextmanager
+def local_file(source: Source, downloads: LimitedFolder, on_progress: OnProgress) -> Iterator[Path]:
     """The file itself, or a local copy of a remote one.
+
+    Invariant: a copy is in `downloads` only after all that was done with it went well. While it is in use it lies under
+    a name of its own: nobody drives it out, and one that cannot be decoded, or ends the process that reads it, is
+    fetched anew the next time. Else a bad copy would speak against a good video for ever.
 
     Args:
         on_progress: called after every piece.
 
     Raises:
-        VideoError: it cannot be fetched.
+        VideoError: it cannot be fetched, or not all of it.
         ResourceError: there is no place for it.
     """
-    if not is_url(source.video):
-        return Path(source.video).absolute()  # FFmpeg takes a relative name with a colon for a URL
-    name = blake3(source.identity.encode()).hexdigest() + PurePosixPath(source.video).suffix[:8]
-    path = downloads.folder / name
-    with suppress(FileNotFoundError, NotADirectoryError):  # another process may evict it at any time
-        downloads.touch(path, path.stat())
-        return path
+    if source.path is not None:
+        yield source.path
+        return
+    suffix = PurePosixPath(source.video).suffix[:8]  # demuxers look at it
+    name = blake3(source.identity.encode()).hexdigest() + suffix
+    partial = partial_path(downloads.folder / name)
+    partial = partial.with_name(partial.name + suffix)
     with own_storage(downloads.folder):
-        downloads.folder.mkdir(parents=True, exist_ok=True)
-        partial = partial_path(path)
-        try:
-            with partial.open("wb") as local:
-                for piece in _pieces(source.video):
-                    local.write(piece)
-                    on_progress()
-            return downloads.add(partial, name)
-        finally:
-            partial.unlink(missing_ok=True)
+        for folder in (downloads.folder.parent, downloads.folder):  # the store's, which a single look finds absent
+            downloads.access.make_folder(folder)
+    try:
+        with own_storage(downloads.folder):
+            if not downloads.take_out(name, partial):
+                _fetch(source, downloads.access.new_file(partial), on_progress)
+        yield partial
+        with own_storage(downloads.folder):
+            downloads.add(partial, name)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def content_hash(path: Path, on_progress: OnProgress) -> str:
@@ -92,30 +108,46 @@ def content_hash(path: Path, on_progress: OnProgress) -> str:
     return hashed.hexdigest()
 
 
+def _fetch(source: Source, file: BinaryIO, on_progress: OnProgress) -> None:
+    with file:
+        for piece in _pieces(source.video):
+            file.write(piece)
+            on_progress()
+        size_bytes = file.tell()
+    # More than promised is no loss: storage that unpacks what it sends tells the packed size.
+    if size_bytes < (source.size_bytes or 0):
+        raise VideoError(
+            f"its storage promised {source.size_bytes:,} bytes and sent {size_bytes:,}", VideoFault.UNREACHABLE
+        )
+
+
 def _pieces(url: str) -> Iterator[bytes]:
-    with _reasons(), fsspec.open(url, "rb") as remote:
+    # Web servers that cannot send parts are many: one stream, from the start to the end.
+    options = {"block_size": 0} if url.startswith(("http://", "https://")) else {}
+    with _reasons(), fsspec.open(url, "rb", **options) as remote:
         while piece := remote.read(CHUNK_BYTES):
             yield piece
 
 
-def _find_local(video: str) -> Source:
-    found = os.stat(video)
+def _find_local(video: str, path: str) -> Source:
+    found = os.stat(path)
     if stat_bits.S_ISDIR(found.st_mode):
         raise VideoError("Is a directory", VideoFault.NOT_A_VIDEO)
     if not stat_bits.S_ISREG(found.st_mode):  # to open a pipe that nobody writes to would wait for ever
         raise VideoError("it is no regular file", VideoFault.UNREACHABLE)
     _check_size(found.st_size)
-    return Source(video, f"{os.path.realpath(video)} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}")
+    identity = f"{os.path.realpath(path)} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+    # FFmpeg takes a relative name with a colon for a URL.
+    return Source(video, identity, Path(path).absolute(), found.st_size)
 
 
-def _find_remote(video: str) -> Source:
-    system, path = fsspec.core.url_to_fs(video)
+def _find_remote(video: str, system: Any, path: str) -> Source:
     info: dict[str, Any] = system.info(path)
     if info.get("type") == "directory":
         raise VideoError("Is a directory", VideoFault.NOT_A_VIDEO)
     _check_size(info.get("size"))
     marks = [info.get(name) for name in ("size", "ETag", "Last-Modified")]  # HTTP's ukey is the URL alone
-    return Source(video, f"{video} {system.ukey(path)} {marks}")
+    return Source(video, f"{video} {system.ukey(path)} {marks}", None, info.get("size"))
 
 
 def _check_size(size_bytes: int | None) -> None:

@@ -3,20 +3,19 @@
     STORE/clips/KEY.arrow     a clip: an Arrow IPC stream, then the BLAKE3 of all bytes before it
     STORE/sources/ID          the content hash of a source file, by its place, size and time
     STORE/downloads/          local copies of remote videos
-    STORE/locks/00 … ff       who prepares what: one of 256 locks by key
+    STORE/locks/KEY, ID       who prepares what, while it does
 
 Processes of several machines may share a folder. An entry is written under a name of its own and renamed, so a process
 that is killed leaves no half of one; it is checked when a process first opens it, and a damaged one is deleted and
 rebuilt. `pyarrow.ipc.open_stream` reads an entry too: a row a frame, with its pixels and its time.
 """
 
-import fcntl
 import json
 import re
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -24,11 +23,12 @@ from blake3 import blake3
 
 from museg_ray.files import partial_path, whole_file
 from museg_ray.types import Clip
+from museg_ray.video.access import PRIVATE, Access
 from museg_ray.video.folder import LimitedFolder, own_storage
+from museg_ray.video.lock import FileLock
 
 GIB = 1024**3
 CHECKSUM_BYTES = 32
-LOCK_POLL_S = 0.02
 HEADER = b"museg_ray.clip"
 NOTE = re.compile(rb"[0-9a-f]{64}")
 """A lost write leaves zeros or nothing; videos whose notes were alike would share a clip."""
@@ -37,18 +37,18 @@ NOTE = re.compile(rb"[0-9a-f]{64}")
 class FrameStore:
     """Clips by key. Every process has its own object; the folder is what they share."""
 
-    def __init__(self, folder: Path, limit_gib: float) -> None:
+    def __init__(self, folder: Path, limit_gib: float, access: Access = PRIVATE) -> None:
         """
         Raises:
             ResourceError: the folder cannot be written.
         """
-        self._folder = folder
+        self._folder, self._access = folder, access
         self._sources, self._locks = folder / "sources", folder / "locks"
         self._verified: dict[str, tuple[int, int]] = {}
         with own_storage(self._folder):
-            for part in (folder / "clips", self._sources, self._locks):
-                part.mkdir(parents=True, exist_ok=True)
-        self._clips = LimitedFolder(folder / "clips", int(limit_gib * GIB))
+            for part in (folder, folder / "clips", self._sources, self._locks):
+                access.make_folder(part)
+        self._clips = LimitedFolder(folder / "clips", int(limit_gib * GIB), access)
 
     def get(self, key: str, video: str) -> Clip | None:
         """A clip whose frames are read-only and stay on disk until they are looked at; None where there is none.
@@ -74,7 +74,8 @@ class FrameStore:
         partial = partial_path(self._clips.folder / _name(clip.key))
         with own_storage(self._folder):
             try:
-                _write(clip, partial)
+                with self._access.new_file(partial) as file:
+                    _write(clip, file, partial)
                 stat = partial.stat()  # a rename keeps it, and another process may evict the entry at once
                 self._clips.add(partial, _name(clip.key))
                 self._verified[clip.key] = (stat.st_ino, stat.st_mtime_ns)
@@ -92,31 +93,22 @@ class FrameStore:
 
     def note_content(self, source_id: str, content_hash: str) -> None:
         path = self._sources / source_id
-        with own_storage(self._folder), whole_file(path) as partial:
-            partial.write_text(content_hash, encoding="ascii")
+        with own_storage(self._folder), whole_file(path) as partial, self._access.new_file(partial) as file:
+            file.write(content_hash.encode())
 
     @contextmanager
-    def lock(self, key: str, on_wait: Callable[[], None]) -> Iterator[None]:
-        """Only one process prepares a clip; one that ends, however it ends, lets go.
+    def lock(self, key: str, patience_s: float, on_wait: Callable[[], None]) -> Iterator[str]:
+        """One process prepares a clip, or reads a source, and others wait for it, see `FileLock.acquire`.
 
-        Args:
-            on_wait: called again and again while another process holds the lock.
+        Yields:
+            Whom it waited for where that took long or was in vain.
         """
-        with own_storage(self._folder):
-            file = (self._locks / key[:2]).open("w")
-        with file:
-            while not self._is_locked(file.fileno()):
-                on_wait()
-                time.sleep(LOCK_POLL_S)
-            yield
-
-    def _is_locked(self, descriptor: int) -> bool:
-        with own_storage(self._folder):  # there are file systems without locks
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-        return True
+        lock = FileLock(self._locks / key, self._access)
+        waited = lock.acquire(patience_s, on_wait)
+        try:
+            yield waited
+        finally:
+            lock.release()
 
     def _is_whole(self, key: str, mapped: pa.Buffer, identity: tuple[int, int]) -> bool:
         """Compare with the checksum: once in a process for each file, since it reads all of it."""
@@ -133,7 +125,7 @@ def _name(key: str) -> str:
     return f"{key}.arrow"
 
 
-def _write(clip: Clip, path: Path) -> None:
+def _write(clip: Clip, file: BinaryIO, path: Path) -> None:
     num_frames, height, width, _ = clip.frames.shape
     header = json.dumps({"duration_s": clip.duration_s, "height": height, "width": width})
     frame_type = pa.binary(height * width * 3)
@@ -141,11 +133,10 @@ def _write(clip: Clip, path: Path) -> None:
     pixels = pa.py_buffer(np.ascontiguousarray(clip.frames))
     frames = pa.FixedSizeBinaryArray.from_buffers(frame_type, num_frames, [None, pixels])
     batch = pa.RecordBatch.from_arrays([frames, pa.array(clip.times_s, pa.float32())], schema=schema)
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
+    with pa.ipc.new_stream(file, schema) as stream:
         stream.write_batch(batch)
-    checksum = blake3(max_threads=blake3.AUTO).update_mmap(path).digest()
-    with path.open("ab") as file:
-        file.write(checksum)
+    file.flush()
+    file.write(blake3(max_threads=blake3.AUTO).update_mmap(path).digest())
 
 
 def _read(mapped: pa.Buffer, key: str, video: str) -> Clip:

@@ -29,6 +29,7 @@ from museg_ray.events import no_events
 from museg_ray.types import ByteArray
 from museg_ray.video.actor import ClipPool
 from museg_ray.video.loader import ClipHandle
+from museg_ray.video.store import FrameStore
 
 NUM_BITS = 10
 
@@ -175,6 +176,8 @@ class WebFile(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}/v.mp4"
         self.content = b""
         self.num_sent = 0
+        self.sent: bytes | None = None
+        """What is sent where it is not the content that is promised."""
         self.status = 200
 
 
@@ -182,14 +185,18 @@ class _WebRequest(BaseHTTPRequestHandler):
     server: WebFile
 
     def do_HEAD(self) -> None:
+        self._send_head(len(self.server.content))
+
+    def _send_head(self, size_bytes: int) -> None:
         self.send_response(self.server.status)
-        self.send_header("Content-Length", str(len(self.server.content)))
+        self.send_header("Content-Length", str(size_bytes))
         self.send_header("ETag", f'"{blake3(self.server.content).hexdigest()}"')
         self.end_headers()
 
     def do_GET(self) -> None:
-        self.do_HEAD()
-        self.wfile.write(self.server.content)
+        sent = self.server.content if self.server.sent is None else self.server.sent
+        self._send_head(len(sent))
+        self.wfile.write(sent)
         self.server.num_sent += 1
 
     def log_message(self, format: str, *arguments: Any) -> None:
@@ -213,6 +220,12 @@ def disk_fills_up(after_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def lock_once(store: FrameStore, key: str, patience_s: float = 0.0, on_wait: Callable[[], None] = lambda: None) -> str:
+    """Whom it waited for in vain; empty where it had the lock at once."""
+    with store.lock(key, patience_s, on_wait) as waited:
+        return waited
 
 
 class Machine:

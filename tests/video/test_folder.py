@@ -107,13 +107,24 @@ def test_the_limit_holds_after_every_add(steps: list[tuple[str, int, bool]]) -> 
 
 
 def test_abandoned_partial_files_leave_and_others_stay(tmp_path: Path) -> None:
-    old, young = tmp_path / "a.host-1.partial", tmp_path / "b.host-2.partial"
+    old, young = partial_path(tmp_path / "a"), partial_path(tmp_path / "b")
     for path in (old, young):
         path.write_bytes(bytes(5000))
     age(old, ABANDONED_S + 60)
     age(young, ABANDONED_S - 60)
     add(LimitedFolder(tmp_path, 300), "new")
     assert names(tmp_path) == {young.name, "new"}
+
+
+def test_a_file_taken_out_is_nobodys_until_it_is_added_again(tmp_path: Path) -> None:
+    limited = LimitedFolder(tmp_path, 300)
+    age(add(limited, "a", 200), ABANDONED_S + 60)
+    partial = partial_path(tmp_path / "a")
+    assert limited.take_out("a", partial) and not limited.take_out("a", partial)
+    add(LimitedFolder(tmp_path, 300), "b", 200)
+    assert names(tmp_path) == {partial.name, "b"}
+    limited.add(partial, "a")
+    assert names(tmp_path) == {"a"}
 
 
 def test_no_two_writers_share_a_partial_file(tmp_path: Path) -> None:

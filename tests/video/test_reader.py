@@ -13,12 +13,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from blake3 import blake3
 
 from museg_ray.config.schema import VideoConfig
 from museg_ray.errors import ResourceError, VideoError, VideoFault
 from museg_ray.video import reader as reader_module
 from museg_ray.video.prepare import PreparedClip, open_store, read_clip
 from museg_ray.video.reader import GuardedReader
+from museg_ray.video.source import find_source
 from museg_ray.video.store import GIB
 from tests.video.conftest import Configure, render_video, small_config, variant, wait_until
 
@@ -134,6 +136,17 @@ def test_a_reader_that_hangs_is_killed_at_its_deadline(shared_reader: GuardedRea
     assert fault is VideoFault.TIMEOUT and str(videos[0]) in message and "timed out after 2 s" in message
     assert has_ended(pid) and shared_reader.pid is None
     assert shared_reader.prepare(str(videos[1])).was_decoded
+
+
+@pytest.mark.timeout(60)
+def test_a_video_whose_lock_a_stopped_process_holds_is_read(
+    shared_reader: GuardedReader, folder: Path, videos: list[Path]
+) -> None:
+    """The deadline is for the reading, and starts behind a wait that ends by itself."""
+    source_id = blake3(find_source(str(videos[0])).identity.encode()).hexdigest()
+    with open_store(small_config(folder / "store")).lock(source_id, 0, lambda: None):
+        prepared = shared_reader.prepare(str(videos[0]))
+    assert prepared.was_decoded and f"process {os.getpid()} on" in prepared.waited
 
 
 def test_a_child_that_died_is_replaced_and_the_video_read(shared_reader: GuardedReader, videos: list[Path]) -> None:

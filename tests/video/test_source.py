@@ -13,7 +13,7 @@ from fsspec.implementations.memory import MemoryFile
 from museg_ray.errors import ResourceError, VideoError, VideoFault
 from museg_ray.video import source as source_module
 from museg_ray.video.folder import LimitedFolder
-from museg_ray.video.source import content_hash, find_source, local_path
+from museg_ray.video.source import content_hash, find_source, local_file
 from museg_ray.video.store import GIB
 from tests.video.conftest import RemoteFiles, WebFile, disk_fills_up
 
@@ -23,8 +23,15 @@ def downloads(tmp_path: Path) -> LimitedFolder:
     return LimitedFolder(tmp_path / "downloads", GIB)
 
 
-def fetch(url: str, downloads: LimitedFolder) -> Path:
-    return local_path(find_source(url), downloads, lambda: None)
+def fetch(url: str, downloads: LimitedFolder) -> bytes:
+    """The content, of which a copy is kept."""
+    with local_file(find_source(url), downloads, lambda: None) as path:
+        return path.read_bytes()
+
+
+def path_of(video: str, downloads: LimitedFolder) -> Path:
+    with local_file(find_source(video), downloads, lambda: None) as path:
+        return path
 
 
 def fault_of(act: Callable[[], Any]) -> tuple[VideoFault, str]:
@@ -101,22 +108,22 @@ def test_the_hash_is_blake3_of_the_bytes(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_local_file_is_its_own_copy(tmp_path: Path, downloads: LimitedFolder) -> None:
     path = tmp_path / "v.mp4"
     path.write_bytes(b"abc")
-    assert fetch(str(path), downloads) == path
+    assert path_of(str(path), downloads) == path
     assert not downloads.folder.exists()
 
 
 def test_a_remote_file_is_fetched_once(remote: RemoteFiles, downloads: LimitedFolder) -> None:
     url = remote.put("v.mp4", b"abc" * 1000)
-    paths = {fetch(url, downloads) for _ in range(3)}
-    (path,) = paths
-    assert path.read_bytes() == b"abc" * 1000 and path.suffix == ".mp4"
+    assert {fetch(url, downloads) for _ in range(3)} == {b"abc" * 1000}
+    (copy,) = downloads.folder.iterdir()
+    assert copy.read_bytes() == b"abc" * 1000 and copy.suffix == path_of(url, downloads).suffix == ".mp4"
     assert remote.num_opened["v.mp4"] == 1
 
 
 def test_a_remote_file_that_changed_is_fetched_again(remote: RemoteFiles, downloads: LimitedFolder) -> None:
     first = fetch(remote.put("v.mp4", b"one"), downloads)
     second = fetch(remote.put("v.mp4", b"two"), downloads)
-    assert (first.read_bytes(), second.read_bytes()) == (b"one", b"two")
+    assert (first, second) == (b"one", b"two")
     assert remote.num_opened["v.mp4"] == 2
 
 
@@ -124,30 +131,66 @@ def test_a_web_file_that_changed_is_fetched_again(web_file: WebFile, downloads: 
     for content in (b"one", b"two", b"other"):
         web_file.content = content
         for _ in range(2):
-            assert fetch(web_file.url, downloads).read_bytes() == content
+            assert fetch(web_file.url, downloads) == content
     assert web_file.num_sent == 3
+
+
+def test_a_large_file_comes_from_a_web_server_that_cannot_send_parts(
+    web_file: WebFile, downloads: LimitedFolder
+) -> None:
+    web_file.content = os.urandom(2 * source_module.CHUNK_BYTES)
+    assert fetch(web_file.url, downloads) == web_file.content and web_file.num_sent == 1
 
 
 def test_a_copy_that_left_is_fetched_again(remote: RemoteFiles, downloads: LimitedFolder) -> None:
     url = remote.put("v.mp4", b"abc")
-    fetch(url, downloads).unlink()
-    assert fetch(url, downloads).read_bytes() == b"abc"
+    fetch(url, downloads)
+    for copy in downloads.folder.iterdir():
+        copy.unlink()
+    assert fetch(url, downloads) == b"abc"
 
 
-def test_a_copy_evicted_at_this_very_moment_is_fetched_again(
-    remote: RemoteFiles, downloads: LimitedFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_copy_in_use_is_not_driven_out(remote: RemoteFiles, tmp_path: Path) -> None:
+    downloads = LimitedFolder(tmp_path / "downloads", 1500)
+    first, second = (remote.put(f"{name}.mp4", bytes(1000)) for name in "ab")
+    fetch(first, downloads)
+    for copy in downloads.folder.iterdir():
+        os.utime(copy, (0, 0))  # so old a partial file would be abandoned
+    with local_file(find_source(first), downloads, lambda: None) as path:
+        fetch(second, downloads)
+        fetch(remote.put("c.mp4", bytes(1000)), downloads)
+        assert path.stat().st_size == 1000
+    fetch(first, downloads)
+    assert remote.num_opened["a.mp4"] == 1
+
+
+def test_a_copy_that_did_not_serve_is_not_kept(remote: RemoteFiles, downloads: LimitedFolder) -> None:
     url = remote.put("v.mp4", b"abc")
-    copy = fetch(url, downloads)
-    look = Path.exists
+    for num_opened in (1, 2):
+        with pytest.raises(VideoError), local_file(find_source(url), downloads, lambda: None):
+            raise VideoError("it does not decode")
+        assert not list(downloads.folder.iterdir()) and remote.num_opened["v.mp4"] == num_opened
 
-    def seen_and_evicted(path: Path) -> bool:
-        found = look(path)
-        copy.unlink(missing_ok=True)
-        return found
 
-    monkeypatch.setattr(Path, "exists", seen_and_evicted)
-    assert fetch(url, downloads).read_bytes() == b"abc"
+def test_a_copy_whose_reader_was_killed_is_fetched_anew(remote: RemoteFiles, downloads: LimitedFolder) -> None:
+    """It may be what killed it, or made it hang."""
+    url = remote.put("v.mp4", b"abc")
+    fetch(url, downloads)
+    killed = local_file(find_source(url), downloads, lambda: None)
+    killed.__enter__()
+    assert fetch(url, downloads) == b"abc" and remote.num_opened["v.mp4"] == 2
+
+
+def test_a_download_that_is_shorter_than_promised_is_unreachable_and_not_kept(
+    web_file: WebFile, downloads: LimitedFolder
+) -> None:
+    web_file.content = bytes(2000)
+    web_file.sent = bytes(1500)
+    fault, message = fault_of(lambda: fetch(web_file.url, downloads))
+    assert fault is VideoFault.UNREACHABLE and "promised 2,000 bytes and sent 1,500" in message
+    assert not list(downloads.folder.iterdir())
+    web_file.sent = None
+    assert fetch(web_file.url, downloads) == bytes(2000)
 
 
 def test_copies_take_no_more_than_their_limit(remote: RemoteFiles, tmp_path: Path) -> None:
@@ -160,13 +203,15 @@ def test_copies_take_no_more_than_their_limit(remote: RemoteFiles, tmp_path: Pat
     assert remote.num_opened["d.mp4"] == 1
 
 
-def test_a_url_of_a_file_is_remote_too(tmp_path: Path, downloads: LimitedFolder) -> None:
-    path = tmp_path / "with space и ü.mp4"
+@pytest.mark.parametrize("protocol", ["file", "local"])
+def test_a_url_of_a_local_file_is_its_path_and_nothing_is_copied(
+    tmp_path: Path, downloads: LimitedFolder, protocol: str
+) -> None:
+    path = tmp_path / "with space, %20 и ü.mp4"
     path.write_bytes(b"abc")
-    copy = fetch(f"file://{path}", downloads)
-    assert copy.parent == downloads.folder and copy.read_bytes() == b"abc"
-    path.write_bytes(b"abcd")
-    assert fetch(f"file://{path}", downloads).read_bytes() == b"abcd"
+    url = f"{protocol}://{path}"
+    assert path_of(url, downloads) == path and not downloads.folder.exists()
+    assert find_source(url).identity == find_source(str(path)).identity and find_source(url).video == url
 
 
 def test_remote_refusals_are_told_apart(remote: RemoteFiles, tmp_path: Path) -> None:
@@ -226,7 +271,7 @@ def test_a_download_that_breaks_off_leaves_nothing(
     assert found is fault and reason in message
     assert not list(downloads.folder.iterdir())
     monkeypatch.setattr(MemoryFile, "read", read, raising=False)
-    assert fetch(url, downloads).stat().st_size == 5000
+    assert len(fetch(url, downloads)) == 5000
 
 
 def test_the_own_disk_is_not_the_videos_fault(remote: RemoteFiles, downloads: LimitedFolder) -> None:
@@ -234,7 +279,7 @@ def test_the_own_disk_is_not_the_videos_fault(remote: RemoteFiles, downloads: Li
     with disk_fills_up(after_bytes=2000), pytest.raises(ResourceError):
         fetch(url, downloads)
     assert not list(downloads.folder.iterdir())
-    assert fetch(url, downloads).stat().st_size == 5000
+    assert len(fetch(url, downloads)) == 5000
 
 
 def test_a_folder_of_copies_that_cannot_be_made_is_not_the_videos_fault(remote: RemoteFiles, tmp_path: Path) -> None:
@@ -265,7 +310,7 @@ def test_a_name_that_looks_like_an_address_is_a_local_file(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("12:30.mp4").write_bytes(b"video")
-    assert fetch("12:30.mp4", downloads) == tmp_path / "12:30.mp4"
+    assert path_of("12:30.mp4", downloads) == tmp_path / "12:30.mp4"
 
 
 def test_a_file_changed_in_place_is_another_source(tmp_path: Path) -> None:

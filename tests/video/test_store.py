@@ -1,6 +1,5 @@
 """The frame store: what it gives back, after whatever happened to its files."""
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -19,7 +18,7 @@ from museg_ray.errors import ResourceError
 from museg_ray.files import partial_path
 from museg_ray.types import Clip
 from museg_ray.video.store import GIB, FrameStore
-from tests.video.conftest import disk_fills_up
+from tests.video.conftest import disk_fills_up, lock_once
 
 KEY = "0123456789abcdef" * 2
 PAGE_BYTES = 4096
@@ -281,7 +280,7 @@ def test_a_store_deleted_while_in_use_says_so_and_a_new_one_works(tmp_path: Path
     mapped = store.get(KEY, "video.mp4")
     shutil.rmtree(tmp_path / "store")
     assert store.get(KEY, "video.mp4") is None and store.content_of("f" * 64) is None
-    for use in (lambda: store.put(a_clip()), lambda: store.note_content("f" * 64, "a"), lambda: lock_once(store)):
+    for use in (lambda: store.put(a_clip()), lambda: store.note_content("f" * 64, "a"), lambda: lock_once(store, KEY)):
         with pytest.raises(ResourceError, match="No such file"):
             use()
     assert_equal(mapped, a_clip())
@@ -347,51 +346,3 @@ def test_a_damaged_note_is_none(store: FrameStore, tmp_path: Path, note: bytes) 
     store.note_content("1" * 64, "a" * 64)
     (tmp_path / "sources" / ("1" * 64)).write_bytes(note)
     assert store.content_of("1" * 64) is None
-
-
-class Waited(Exception):
-    pass
-
-
-def lock_once(store: FrameStore, key: str = KEY) -> None:
-    """Raises Waited where another holds the lock."""
-
-    def give_up() -> None:
-        raise Waited
-
-    with store.lock(key, give_up):
-        pass
-
-
-def test_a_lock_is_held_by_one(store: FrameStore, tmp_path: Path) -> None:
-    other = FrameStore(tmp_path, 1)
-    with store.lock(KEY, lambda: None):
-        with pytest.raises(Waited):
-            lock_once(other)
-        lock_once(other, "ff" + KEY[2:])
-    lock_once(other)
-
-
-def test_a_failure_lets_go_of_the_lock(store: FrameStore) -> None:
-    with pytest.raises(KeyError), store.lock(KEY, lambda: None):
-        raise KeyError
-    lock_once(store)
-
-
-def test_a_child_process_does_not_inherit_the_lock(store: FrameStore) -> None:
-    with store.lock(KEY, lambda: None):
-        child = subprocess.Popen(["sleep", "60"], close_fds=False)
-    try:
-        lock_once(store)
-    finally:
-        child.kill()
-        child.wait()
-
-
-def test_a_file_system_without_locks_is_named(store: FrameStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_locks(descriptor: int, operation: int) -> None:
-        raise OSError(37, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", no_locks)
-    with pytest.raises(ResourceError, match="No locks available"):
-        lock_once(store)
