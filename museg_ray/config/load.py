@@ -22,7 +22,7 @@ MODEL_CONFIG_FILE = "museg_config.yaml"
 """Beside the weights of an exported model: what it was trained with, so that it sees videos the same way."""
 
 MAX_SIZE_BYTES = 1 << 20
-"""Of a configuration file; the longest that is shipped has a hundredth of it, and a wrong file may have gigabytes."""
+"""Of a configuration file; the longest that is shipped has 2,461, and a wrong file may have gigabytes."""
 
 MAX_DEPTH = 50
 """Of lists and maps in each other; the schema has four."""
