@@ -16,8 +16,8 @@ class EventKind(StrEnum):
     LEAVE = "leave"
     """A member has left."""
     WAIT = "wait"
-    """Somebody waits for room in the cluster, for another process that reads the same video, or for something that takes
-    longer than usual."""
+    """Somebody waits for room in the cluster, for another process that reads the same video, or for what takes longer
+    than usual."""
     REQUEUE = "requeue"
     """Issues of a lost member go to the others."""
     RESTART = "restart"

@@ -4,9 +4,11 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from errno import EINVAL
 from itertools import count
 from pathlib import Path
 from secrets import token_hex
+from stat import S_ISREG
 
 PARTIAL = ".partial"
 _PARTIAL_NAME = re.compile(r"\..+\.[0-9a-f]{16}\.partial")
@@ -15,6 +17,16 @@ _PARTIAL_NAME = re.compile(r"\..+\.[0-9a-f]{16}\.partial")
 def is_url(path: str) -> bool:
     """True of `s3://bucket/a.mp4`, `https://…` and the like; what comes before `://` must be the name of a protocol."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
+
+
+def check_regular(path: Path) -> None:
+    """Make sure that reading a file comes to an end: a pipe may wait for ever, and a device has none.
+
+    Raises:
+        OSError: it is not there, or is no regular file.
+    """
+    if not S_ISREG(path.stat().st_mode):
+        raise OSError(EINVAL, "It is no regular file (a folder, a pipe or a device)")
 
 
 def partial_path(path: Path) -> Path:

@@ -9,7 +9,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "museg_ray"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-GROUND = {"types", "errors", "files", "append_log", "clock", "events", "config", "algo", "metrics"}
+GROUND = {"types", "errors", "files", "append_log", "clock", "events", "shown_text", "config", "algo", "metrics"}
 PURE = {"rewards", "data", "video", "model", "weights"}
 BOOKS = {"ledger", "checkpoints", "runs", "terminal"}
 ALLOWED = {
@@ -18,8 +18,9 @@ ALLOWED = {
     "files": set(),
     "clock": set(),
     "events": set(),
+    "shown_text": set(),
     "append_log": {"errors", "files"},
-    "config": {"errors"},
+    "config": {"errors", "files"},
     "algo": GROUND,
     "metrics": GROUND,
     "fleet": GROUND,

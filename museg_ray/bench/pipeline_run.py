@@ -15,7 +15,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import numpy as np
-from rich.console import Console
 
 from museg_ray.append_log import Row, read_rows
 from museg_ray.checkpoints.state import Notes
@@ -40,6 +39,7 @@ from museg_ray.runs.books import Books
 from museg_ray.simulate.learner import FakeLearner
 from museg_ray.simulate.script import Script
 from museg_ray.simulate.workers import FakeEngine, FakePreparer, FakeScorer
+from museg_ray.terminal.console import SafeConsole
 from museg_ray.terminal.display import Display
 from museg_ray.train.issues import IssueSource
 from museg_ray.train.parts import Parts
@@ -249,5 +249,5 @@ async def _train(config: Config, script: Script, on_update: OnUpdate, meter: Met
 
 def open_books(config: Config, run_dir: Path) -> Books:
     """The books of a run whose terminal is a pipe that nobody reads."""
-    display = Display(run_dir.name, config.train.phases, config.total_steps, Console(file=StringIO()))
+    display = Display(run_dir.name, config.train.phases, config.total_steps, SafeConsole(file=StringIO()))
     return Books(config, run_dir, display, Notes())

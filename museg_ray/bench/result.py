@@ -4,9 +4,10 @@ import json
 from dataclasses import asdict, dataclass
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from museg_ray.terminal.console import SafeConsole
 
 Row = dict[str, str | float]
 """Column -> value."""
@@ -35,7 +36,7 @@ class BenchResult:
         content = {"bench": self.bench, "rows": list(self.rows), "targets": [asdict(target) for target in self.targets]}
         return json.dumps(content, indent=2) + "\n"
 
-    def print(self, console: Console) -> None:
+    def print(self, console: SafeConsole) -> None:
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1))
         for column, value in self.rows[0].items():
             table.add_column(column, justify="left" if isinstance(value, str) else "right")

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from museg_ray.cli.files import write_text
 from museg_ray.cli.silence import silenced_libraries
+from museg_ray.terminal.console import SafeConsole
 
 bench = typer.Typer(help="Benchmarks against the naive or the published way, in one run.", no_args_is_help=True)
 
@@ -26,7 +26,7 @@ def rewards(
 
     from museg_ray.bench.rewards import bench_rewards
 
-    console = Console(highlight=False)
+    console = SafeConsole()
     with console.status("measuring rewards …"):
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
         try:
@@ -46,9 +46,9 @@ def video(
     """Preparing clips against qwen-vl-utils: time, memory, tokens; and the bytes that a group moves to the engine."""
     from museg_ray.bench.video import bench_video
 
-    with silenced_libraries() as terminal, Console(file=terminal).status("measuring video …") as status:
+    with silenced_libraries() as terminal, SafeConsole(file=terminal).status("measuring video …") as status:
         result = bench_video(rounds, status.update)
-    result.print(Console(highlight=False))
+    result.print(SafeConsole())
     if json_file is not None:
         write_text(json_file, result.as_json())
 
@@ -68,9 +68,9 @@ def learner(
     """One update pass over a group, packed, against the published trainer's row by row: time, memory, equality."""
     from museg_ray.bench.learner import bench_learner
 
-    with silenced_libraries() as terminal, Console(file=terminal).status("measuring the learner …") as status:
+    with silenced_libraries() as terminal, SafeConsole(file=terminal).status("measuring the learner …") as status:
         result = bench_learner(model, device, rounds, status.update)
-    result.print(Console(highlight=False))
+    result.print(SafeConsole())
     if json_file is not None:
         write_text(json_file, result.as_json())
 
@@ -83,8 +83,8 @@ def pipeline(
     """What the driver adds to rollouts and learner: overlap, its own time with many actors, its books, scaling."""
     from museg_ray.bench.pipeline import bench_pipeline
 
-    with silenced_libraries() as terminal, Console(file=terminal).status("measuring the pipeline …") as status:
+    with silenced_libraries() as terminal, SafeConsole(file=terminal).status("measuring the pipeline …") as status:
         result = bench_pipeline(status.update, is_real)
-    result.print(Console(highlight=False))
+    result.print(SafeConsole())
     if json_file is not None:
         write_text(json_file, result.as_json())

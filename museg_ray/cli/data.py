@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 
 from museg_ray.cli.data_tables import (
     kinds_table,
@@ -24,6 +24,7 @@ from museg_ray.data.rules import RULES, read_policies
 from museg_ray.data.schema import QUARANTINE_SCHEMA, QUERY_SCHEMA
 from museg_ray.data.store import QUARANTINE, QUERIES, read_report, read_table
 from museg_ray.errors import DataError
+from museg_ray.terminal.console import SafeConsole
 
 PIPE_WIDTH = 160
 """Where there is no terminal to ask; rich would take 80 and cut the reasons."""
@@ -102,14 +103,14 @@ def inspect_command(
     _print_listed(console, "quarantined rows", rows, limit, quarantine_table)
 
 
-def _console() -> Console:
-    console = Console(highlight=False)
+def _console() -> SafeConsole:
+    console = SafeConsole()
     if not console.is_terminal:
         console.width = PIPE_WIDTH
     return console
 
 
-def _print_summary(console: Console, folder: Path) -> None:
+def _print_summary(console: SafeConsole, folder: Path) -> None:
     queries = read_table(folder / QUERIES, QUERY_SCHEMA.names).drop_columns(["question", "repairs"]).to_pylist()
     for table in (kinds_table, segments_table, lengths_table):
         if queries:
@@ -117,7 +118,7 @@ def _print_summary(console: Console, folder: Path) -> None:
     console.print(problems_table(read_report(folder)), "")
 
 
-def _print_outcome(console: Console, out: Path, report: dict[str, Any]) -> None:
+def _print_outcome(console: SafeConsole, out: Path, report: dict[str, Any]) -> None:
     root, durations = report["video_root"], report["durations"]
     lines = [
         f"{report['rows_in']} rows in = {report['rows_kept']} kept in {out / QUERIES} + "
@@ -129,14 +130,18 @@ def _print_outcome(console: Console, out: Path, report: dict[str, Any]) -> None:
     if durations:
         lines.append(f"Rows that got their length from {durations['file']}: {durations['rows_filled']}")
     for line in lines:
-        console.print(line, soft_wrap=True, markup=False)
+        console.print_line(line)
 
 
 def _print_listed(
-    console: Console, what: str, rows: list[dict[str, Any]], limit: int, table: Callable[[list[dict[str, Any]]], Table]
+    console: SafeConsole,
+    what: str,
+    rows: list[dict[str, Any]],
+    limit: int,
+    table: Callable[[list[dict[str, Any]]], Table],
 ) -> None:
     more = f", the first {limit} shown; --limit N shows more" if len(rows) > limit else ""
-    console.print(f"[bold]{what}: {len(rows)}[/]{more}")
+    console.print(Text.assemble((f"{what}: {len(rows)}", "bold"), more))
     if rows:
         console.print(table(rows[:limit]))
     console.print()

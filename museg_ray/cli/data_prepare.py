@@ -9,13 +9,14 @@ from typing import Annotated
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from museg_ray.cli.files import write_text
 from museg_ray.config.load import load_config
 from museg_ray.errors import VideoError
+from museg_ray.terminal.console import SafeConsole
 
 NUM_LISTED = 20
 
@@ -44,7 +45,7 @@ def prepare(
     from museg_ray.train.queries import read_run_queries
     from museg_ray.video.fill import prepare_all
 
-    console = Console(highlight=False)
+    console = SafeConsole()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     tally = _Tally()
     with Progress(*columns, console=console, transient=True) as progress:
@@ -74,17 +75,17 @@ def prepare(
         )
 
 
-def _print(console: Console, tally: _Tally, store_dir: str) -> None:
+def _print(console: SafeConsole, tally: _Tally, store_dir: str) -> None:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1))
     table.add_column("clips")
     table.add_column("videos", justify="right")
     table.add_row("decoded now", f"{tally.num_decoded:,}")
     table.add_row("there before", f"{tally.num_found:,}")
     for fault, count in Counter(error.fault.value for error in tally.unreadable.values()).most_common():
-        table.add_row(f"[red]unreadable[/]: {fault}", f"{count:,}")
+        table.add_row(Text.assemble(("unreadable", "red"), f": {fault}"), f"{count:,}")
     console.print(table)
-    console.print(f"{tally.size_bytes / 1024**3:.2f} GiB in {store_dir}", markup=False, soft_wrap=True)
+    console.print_line(f"{tally.size_bytes / 1024**3:.2f} GiB in {store_dir}")
     for error in list(tally.unreadable.values())[:NUM_LISTED]:
-        console.print(f"  {error}", markup=False, soft_wrap=True)
+        console.print_line(f"  {error}")
     if len(tally.unreadable) > NUM_LISTED:
         console.print(f"  … and {len(tally.unreadable) - NUM_LISTED} more; --json FILE names them all")

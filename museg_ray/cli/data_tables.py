@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from rich import box
 from rich.table import Table
-from rich.text import Text
+
+from museg_ray.shown_text import one_line
 
 Row = dict[str, Any]
 """A row of queries.parquet or quarantine.parquet."""
@@ -31,7 +32,7 @@ def kinds_table(queries: Sequence[Row]) -> Table:
 
 
 def _kind(row: Row) -> tuple[str, str]:
-    return row["source"] or "-", row["task"]
+    return one_line(row["source"]) or "-", one_line(row["task"])
 
 
 def _kind_counts(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -92,7 +93,7 @@ def repairs_table(repairs: Iterable[Row]) -> Table:
     table.add_column("amount, s", justify="right", no_wrap=True)
     for repair in repairs:
         before, after = _changed(json.loads(repair["before"]), json.loads(repair["after"]))
-        table.add_row(Text(repair["query_id"]), repair["rule"], before, after, _amount(repair["amount_s"]))
+        table.add_row(one_line(repair["query_id"]), repair["rule"], before, after, _amount(repair["amount_s"]))
     return table
 
 
@@ -110,11 +111,11 @@ def _shown(segments: Iterable[list[float]]) -> str:
 def quarantine_table(rows: Iterable[Row]) -> Table:
     """One line a quarantined row."""
     table = _table("", "row")
-    for heading in ("reason", "as annotated"):
-        table.add_column(heading, overflow="fold")
+    table.add_column("reason", overflow="fold")
+    table.add_column("as annotated", overflow="fold", style="dim")
     for row in rows:
         place = f"{Path(row['file']).name}:{row['row']}"
-        table.add_row(Text(place), Text(row["reason"]), Text(_shortened(row["raw"]), "dim"))  # may look like markup
+        table.add_row(*map(one_line, (place, row["reason"], _shortened(row["raw"]))))
     return table
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from museg_ray.config.load import load_config
+from museg_ray.terminal.console import SafeConsole
 
 
 def demo(
@@ -32,7 +33,7 @@ def demo(
         from museg_ray.demo.warm_start import rebuild_tiny_model
 
         rebuild_tiny_model(loaded)
-    print(f"Run folder: {run(loaded)}")
+    SafeConsole().print_line(f"Run folder: {run(loaded)}")
 
 
 def demo_config_path() -> Path:

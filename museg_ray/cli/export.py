@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.text import Text
 
 from museg_ray.cli.silence import silenced_libraries
 from museg_ray.config.load import load_config
 from museg_ray.errors import CheckpointError
+from museg_ray.shown_text import one_line
+from museg_ray.terminal.console import SafeConsole
 
 
 def export(
@@ -21,19 +23,22 @@ def export(
     """Write a Hugging Face folder that transformers, vLLM and `museg ground` load."""
     from museg_ray.checkpoints import folder as checkpoints
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = SafeConsole(soft_wrap=True)
     if (source / checkpoints.CHECKPOINTS_DIR).is_dir():
         chosen, refusals = checkpoints.choose(source / checkpoints.CHECKPOINTS_DIR, best)
         for refusal in refusals:
-            console.print(f"[yellow]warning:[/] {refusal}")
+            console.print(Text.assemble(("warning: ", "yellow"), one_line(refusal)))
     elif best:
         raise CheckpointError(f"{source} is no run folder with checkpoints; --best chooses among those of a run.")
     else:
         chosen = checkpoints.as_checkpoint(source.resolve())
         checkpoints.verify(chosen)
-    with silenced_libraries() as terminal, Console(file=terminal).status(f"step {chosen.step}: writing the model …"):
+    with (
+        silenced_libraries() as terminal,
+        SafeConsole(file=terminal).status(f"step {chosen.step}: writing the model …"),
+    ):
         from museg_ray.model.export import export_checkpoint
 
         config = load_config(chosen.config_path)
         size_bytes = export_checkpoint(chosen.learner_dir, config, out_dir)
-    console.print(f"Model of step {chosen.step}: {out_dir} ({size_bytes / 1024**2:.1f} MiB)")
+    console.print_line(f"Model of step {chosen.step}: {out_dir} ({size_bytes / 1024**2:.1f} MiB)")

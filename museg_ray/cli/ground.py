@@ -1,18 +1,20 @@
 """`museg ground`: one video, one question, the time segments that answer it."""
 
 import asyncio
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from museg_ray.cli.silence import silenced_libraries
 from museg_ray.config.load import MODEL_CONFIG_FILE, load_config
 from museg_ray.config.schema import Config, VideoConfig
+from museg_ray.data.annotations import is_unicode
+from museg_ray.errors import DataError
+from museg_ray.shown_text import one_line, shown
+from museg_ray.terminal.console import SafeConsole, print_json
 from museg_ray.types import EVALUATION, Clip, GroundingQuery, Issue
 
 if TYPE_CHECKING:
@@ -27,11 +29,14 @@ def ground(
     plot: Annotated[Path | None, typer.Option(help="Write a time line with key frames to this PNG.")] = None,
 ) -> None:
     """Print the time segments of an event in a video, and the reasoning that led to them."""
+    if not is_unicode(question):
+        raise DataError(f"The question {question!r} is not UTF-8 text. Type it in a terminal that is set to UTF-8.")
+
     from museg_ray.report.timelines import draw_grounding
     from museg_ray.rewards.answer import parse_response
     from museg_ray.video.prepare import read_clip
 
-    with silenced_libraries() as terminal, Console(file=terminal).status("asking the model …"):
+    with silenced_libraries() as terminal, SafeConsole(file=terminal).status("asking the model …"):
         from museg_ray.model.qwen_vl import resolve_model_path
 
         model_dir = resolve_model_path(model)
@@ -42,7 +47,7 @@ def ground(
     if plot is not None:
         draw_grounding(plot, clip, question, parsed.segments)
     if as_json:
-        print(json.dumps(_as_json(clip, question, text, parsed)))
+        print_json(_as_json(clip, question, text, parsed))
     else:
         _print(clip, question, text, parsed, plot)
 
@@ -94,14 +99,15 @@ def _as_json(clip: Clip, question: str, text: str, parsed: "ParsedResponse") -> 
 
 
 def _print(clip: Clip, question: str, text: str, parsed: "ParsedResponse", plot: Path | None) -> None:
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"[bold]{escape(question)}[/]  [dim]in {escape(clip.video)} ({clip.duration_s:g} s)[/]")
+    console = SafeConsole(soft_wrap=True)
+    place = f"  in {one_line(clip.video)} ({clip.duration_s:g} s)"
+    console.print(Text.assemble((one_line(question), "bold"), (place, "dim")))
     for start_s, end_s in parsed.segments:
-        console.print(f"  [green]{start_s:8.2f} s – {end_s:.2f} s[/]")
+        console.print(f"  {start_s:8.2f} s – {end_s:.2f} s", style="green")
     if not parsed.segments:
         console.print("  The response holds no valid answer; here it is as the model wrote it:")
-        console.print(f"  {text}", markup=False)
+        console.print(f"  {text}")
     elif parsed.reasoning:
-        console.print(f"[dim]reasoning:[/] {escape(parsed.reasoning.strip())}")
+        console.print(Text.assemble(("reasoning: ", "dim"), shown(parsed.reasoning.strip())))
     if plot is not None:
-        console.print(f"[dim]picture:[/] {plot}")
+        console.print(Text.assemble(("picture: ", "dim"), one_line(str(plot))))

@@ -6,10 +6,10 @@ import time
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from museg_ray.cli.status_page import status_page
 from museg_ray.errors import ConfigError, ResourceError
+from museg_ray.terminal.console import SafeConsole, print_json
 
 Run = Annotated[str, typer.Argument(help="The run's folder, or its name.")]
 Address = Annotated[
@@ -34,9 +34,9 @@ def status(
     if not found:
         raise ResourceError(f"The run {run} is starting: it has no status yet. Ask again in a moment.")
     if as_json:
-        print(json.dumps(found))
+        print_json(found)
     else:
-        Console(highlight=False).print(status_page(found))
+        SafeConsole().print(status_page(found))
 
 
 def scale(
@@ -56,23 +56,23 @@ def scale(
             raise ConfigError(f"--{role} is {size}; a crew needs at least 1 member.")
     if address.startswith("http"):
         options = [word for role, size in sizes.items() for word in (f"--{role}", str(size))]
-        print(_through_jobs(address, ["museg", "scale", run, *options]))
+        SafeConsole().print_line(_through_jobs(address, ["museg", "scale", run, *options]))
         return
 
     from museg_ray.fleet.control import Wish
 
-    print(_caller(run, address).wish(Wish("scale", sizes)))
+    SafeConsole().print_line(_caller(run, address).wish(Wish("scale", sizes)))
 
 
 def stop(run: Run, address: Address = "") -> None:
     """End a run after its present step, with a checkpoint that --resume goes on from."""
     if address.startswith("http"):
-        print(_through_jobs(address, ["museg", "stop", run]))
+        SafeConsole().print_line(_through_jobs(address, ["museg", "stop", run]))
         return
 
     from museg_ray.fleet.control import Wish
 
-    print(_caller(run, address).wish(Wish("stop")))
+    SafeConsole().print_line(_caller(run, address).wish(Wish("stop")))
 
 
 def _caller(run: str, address: str) -> Any:
@@ -82,7 +82,7 @@ def _caller(run: str, address: str) -> Any:
 
 
 def _through_jobs(address: str, command: list[str]) -> str:
-    """What the command prints as a job of the cluster.
+    """The last line that the command prints as a job of the cluster.
 
     Raises:
         ResourceError: the cluster does not answer, or the command failed there.
@@ -98,6 +98,7 @@ def _through_jobs(address: str, command: list[str]) -> str:
         printed = client.get_job_logs(job).strip()
     except (ConnectionError, RuntimeError, OSError) as error:
         raise ResourceError(f"The Jobs API at {address} does not answer: {error}") from None
+    answer = (printed.splitlines() or ["no output"])[-1]  # before it may stand what libraries print
     if now != JobStatus.SUCCEEDED:
-        raise ResourceError(f"`{shlex.join(command)}` as a job of {address} ended as {now}: {printed or 'no output'}")
-    return printed.splitlines()[-1] if command[1] == "status" else printed
+        raise ResourceError(f"`{shlex.join(command)}` as a job of {address} ended as {now}: {answer}")
+    return answer

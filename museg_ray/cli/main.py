@@ -3,7 +3,6 @@
 import sys
 
 import typer
-from rich.console import Console
 
 from museg_ray.cli.bench import bench
 from museg_ray.cli.data import data
@@ -15,6 +14,7 @@ from museg_ray.cli.handle import scale, status, stop
 from museg_ray.cli.reward import reward
 from museg_ray.cli.train import train
 from museg_ray.errors import MusegError
+from museg_ray.terminal.console import SafeConsole
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 
@@ -47,7 +47,7 @@ def _user_error(error: BaseException) -> MusegError | None:
 
 
 def main() -> None:
-    console = Console(stderr=True)
+    console = SafeConsole(stderr=True)
     try:
         app()
     except SystemExit as end:
@@ -58,8 +58,8 @@ def main() -> None:
         mistake = _user_error(error)
         if mistake is None:
             raise  # a bug of ours: its traceback is wanted
-        console.print(f"[bold red]error:[/] {type(mistake).__name__}:", end=" ")
-        console.print(str(mistake), markup=False, highlight=False, soft_wrap=True)
+        console.print("error:", style="bold red", end=" ")
+        console.print_line(f"{type(mistake).__name__}: {mistake}")
         sys.exit(EXIT_ERROR)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.padding import Padding
 from rich.progress import track
 from rich.table import Table
@@ -26,6 +26,8 @@ from museg_ray.rewards.answer import parse_items
 from museg_ray.rewards.recipe import Recipe
 from museg_ray.rewards.reference import ReferenceRewards, reference_rewards
 from museg_ray.rewards.segments import iou
+from museg_ray.shown_text import one_line
+from museg_ray.terminal.console import SafeConsole
 from museg_ray.types import GroundingQuery, Segment
 
 if TYPE_CHECKING:
@@ -62,11 +64,11 @@ def explain_command(
     from museg_ray.rewards.explain import explain
 
     truth = _ground_truth(ground_truth)
-    text = sys.stdin.read() if response == "-" else response
+    text = _standard_input() if response == "-" else response
     settings, weights = _settings(config, phase)
     query = GroundingQuery("explain/0", "", question, truth, duration)
     explanation = explain(text, query, settings, weights)
-    console = Console(highlight=False)
+    console = SafeConsole()
     if not console.is_terminal:
         console.width = PIPE_WIDTH
     for shown in _explained(explanation, question, reference_rewards(text, truth)):
@@ -83,7 +85,7 @@ def score_command(
 ) -> None:
     """Score a file of responses. The total of `paper` has the weights of phase 1: r_M + r_T + r_F."""
     rows = list(_read_rows(responses, recipe))
-    console = Console(highlight=False)
+    console = SafeConsole()
     score = _paper_row() if recipe is RecipeName.PAPER else _reference_row
     scored = [
         score(text, truth)
@@ -91,7 +93,14 @@ def score_command(
     ]
     write_text(out, "".join(json.dumps(row) + "\n" for row in scored))
     console.print(_summary(scored, recipe))
-    console.print(f"{len(scored)} rows in {out}", soft_wrap=True, markup=False)
+    console.print_line(f"{len(scored)} rows in {out}")
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"The response on standard input is not UTF-8 text: {error}. Convert it to UTF-8.") from error
 
 
 def _ground_truth(given: str) -> tuple[Segment, ...]:
@@ -128,11 +137,11 @@ def _settings(config: Path | None, phase: str) -> tuple[RewardConfig, RewardWeig
 def _explained(explanation: "Explanation", question: str, reference: ReferenceRewards) -> Iterator[RenderableType]:
     response = explanation.response
     if question:
-        yield Text(question, "bold")
+        yield Text(one_line(question), "bold")
     tracks = [TextTrack("truth", explanation.truth, "default"), TextTrack("answer", response.segments, "cyan")]
     yield Padding(text_timeline(tracks, TIMELINE_WIDTH), (1, 0))
     if response.answer_problem:
-        yield Text.assemble(("The answer is invalid", "red"), f": {response.answer_problem}.\n")
+        yield Text.assemble(("The answer is invalid", "red"), f": {one_line(response.answer_problem)}.\n")
     else:
         yield Padding(_pairs_table(explanation), (0, 0, 1, 0))
     yield _parts_table(explanation)
@@ -162,8 +171,7 @@ def _parts_table(explanation: "Explanation") -> Table:
     for part in explanation.parts:
         counts = "" if part.weight is None else f"{part.weight * part.value:.3f}"
         weight = "" if part.weight is None else f"x {part.weight:g}"
-        # As text: a response's own words may look like markup.
-        table.add_row(part.symbol, part.name, f"{part.value:.3f}", weight, counts, Text(part.why))
+        table.add_row(part.symbol, part.name, f"{part.value:.3f}", weight, counts, one_line(part.why))
     table.add_section()
     table.add_row("", "total", "", "", Text(f"{explanation.rewards.total:.3f}", "bold"), "")
     return table

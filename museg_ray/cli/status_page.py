@@ -9,6 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from museg_ray.shown_text import one_line
+
 STYLES = {"serving": "green", "starting": "yellow", "draining": "magenta"}
 
 
@@ -22,9 +24,10 @@ def status_page(status: Mapping[str, Any]) -> Group:
 
 def _heading(status: Mapping[str, Any]) -> Text:
     age_s = time.time() - status["unix_s"]
-    text = Text.assemble((status["run"], "bold"), f"  step {status['step']} of {status['total_steps']}")
-    text.append(f", phase {status['phase']}, weights v{status['weight_version']}, staleness {status['max_staleness']}")
-    text.append(f"\n{status['driver']}, {status['folder']}", "dim")
+    text = Text.assemble((one_line(status["run"]), "bold"), f"  step {status['step']} of {status['total_steps']}")
+    text.append(f", phase {one_line(status['phase'])}, weights v{status['weight_version']}")
+    text.append(f", staleness {status['max_staleness']}")
+    text.append(f"\n{one_line(status['driver'])}, {one_line(status['folder'])}", "dim")
     if age_s > 10:
         text.append(f"\nsaid {age_s:.0f} s ago: the driver is busy, or gone", "bold yellow")
     return text
@@ -57,7 +60,9 @@ def _lines(status: Mapping[str, Any]) -> list[RenderableType]:
     table.add_row("alarms", Text(", ".join(status["alarms"]) or "none", "yellow" if status["alarms"] else ""))
     for place, event in enumerate(status["events"]):
         ago = _clock(status["unix_s"] - event["unix_s"])
-        table.add_row("events" if place == 0 else "", Text.assemble((f"{ago:>8} ago  ", "dim"), event["text"]))
+        table.add_row(
+            "events" if place == 0 else "", Text.assemble((f"{ago:>8} ago  ", "dim"), one_line(event["text"]))
+        )
     return [table]
 
 

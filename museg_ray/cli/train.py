@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from museg_ray.config.load import load_config
+from museg_ray.terminal.console import SafeConsole
 
 
 def train(
@@ -20,4 +21,4 @@ def train(
 
     from museg_ray.train.run import run  # heavy imports (torch, ray): a wrong configuration is told at once
 
-    print(f"Run folder: {run(loaded)}")
+    SafeConsole().print_line(f"Run folder: {run(loaded)}")

@@ -6,11 +6,11 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 
 from museg_ray.data.rules import find_fault
 from museg_ray.errors import DataError
-from museg_ray.files import is_url
+from museg_ray.files import check_regular, is_url
 from museg_ray.types import MAX_TIME_S, GroundingQuery, Segment
 
 TASKS = ("tvg", "tal")
@@ -110,6 +110,7 @@ def numbered_lines(path: Path) -> list[tuple[int, str]]:
         DataError: it cannot be read, or is not UTF-8.
     """
     try:
+        check_regular(path)
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror}.") from error
@@ -136,9 +137,9 @@ def read_object(line: str, expected: str) -> dict[str, Any]:
 def _read_row(line: str, stem: str, root: str) -> GroundingQuery:
     row = read_object(line, "idx, problem, solution, video and task")
     idx, problem, video, task = (required(row, name) for name in ("idx", "problem", "video", "task"))
-    expect(type(idx) in (int, str), "idx", idx, "a number or a text")
-    expect(isinstance(problem, str) and bool(problem.strip()), "problem", problem, "a text")
-    expect(isinstance(video, str) and bool(video.strip()), "video", video, "a path")
+    expect(type(idx) is int or is_unicode(idx), "idx", idx, "a number or a text")
+    expect(is_unicode(problem) and bool(problem.strip()), "problem", problem, "a text")
+    expect(is_unicode(video) and bool(video.strip()), "video", video, "a path")
     expect(task in TASKS, "task", task, " or ".join(TASKS))
     duration_s = read_duration_s(row.get("duration"), "duration")
     return GroundingQuery(
@@ -224,6 +225,19 @@ def expect(condition: bool, field: str, found: Any, expected: str) -> None:
         raise DataError(f"field {field!r} holds {_show(found)}; expected {expected}")
 
 
+def is_unicode(value: Any) -> TypeGuard[str]:
+    """True for a text without half a surrogate pair, which JSON can tell of and no file can hold."""
+    return isinstance(value, str) and (value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value))
+
+
+def json_text(value: Any) -> str:
+    """JSON in readable Unicode; half a surrogate pair, which no file can hold, stays an escape."""
+    try:
+        return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")
+    except RecursionError:  # what could just be read may be too deep to be written
+        return json.dumps("nested too deeply to be shown")
+
+
 def _show(value: Any, limit: int = 80) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = json_text(value)
     return text if len(text) <= limit else text[:limit] + "…"

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -117,14 +118,18 @@ def resolve_model_path(path: str) -> Path:
     return folder
 
 
+def _read_field(file: Path, name: str) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))[name]
+    except (ValueError, RecursionError, TypeError, KeyError) as error:  # not UTF-8 is a ValueError too
+        raise ModelError(f"{file} is not a JSON object with {name!r} ({error}); download the file again.") from error
+
+
 def _check_config(folder: Path) -> None:
     file = folder / "config.json"
     if not file.is_file():
         raise ModelError(f"model folder {folder} has no config.json; is it a Hugging Face model folder?")
-    try:
-        model_type = json.loads(file.read_text()).get("model_type")
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise ModelError(f"{file} is not a JSON object ({error}); download the file again.") from error
+    model_type = _read_field(file, "model_type")
     if model_type not in _MODEL_CLASSES:
         accepted = " or ".join(map(repr, _MODEL_CLASSES))
         raise ModelError(f"{file} says model_type {model_type!r}; museg_ray trains {accepted} (Qwen2.5-VL, Qwen3-VL).")
@@ -133,7 +138,7 @@ def _check_config(folder: Path) -> None:
 def _check_weights(folder: Path) -> None:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        expected = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        expected = sorted(set(_read_field(index, "weight_map").values()))
         missing = [name for name in expected if not (folder / name).is_file()]
         if missing:
             raise ModelError(

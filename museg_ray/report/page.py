@@ -17,6 +17,7 @@ from museg_ray.report.crews import draw_crews
 from museg_ray.report.curves import draw_curves
 from museg_ray.report.run_folder import RunFolder, read_run
 from museg_ray.report.timelines import draw_timelines
+from museg_ray.shown_text import shown
 
 SCORES = (
     ("miou", "mIoU", "overlap of predicted and true time, all queries"),
@@ -109,6 +110,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("museg_ray.report", "."),
         autoescape=True,
+        finalize=lambda value: shown(value) if isinstance(value, str) else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -24,6 +24,7 @@ from museg_ray.report.style import (
     spread,
 )
 from museg_ray.report.tracks import TRACK_INCHES, Track, draw_tracks
+from museg_ray.shown_text import one_line
 from museg_ray.types import Clip, Segment
 from museg_ray.video.prepare import read_clip
 
@@ -170,4 +171,4 @@ def _one_line(text: str, width: int) -> str:
 
 def _write(figure: Figure, left: float, top: float, text: str, **look: Any) -> None:
     """Text whose middle is `top` inches below the upper edge."""
-    figure.text(left / WIDTH, 1 - top / figure.get_size_inches()[1], text, va="center", **look)
+    figure.text(left / WIDTH, 1 - top / figure.get_size_inches()[1], one_line(text), va="center", **look)

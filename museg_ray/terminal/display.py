@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
@@ -17,6 +17,8 @@ from rich.text import Text
 from museg_ray.config.schema import PhaseConfig
 from museg_ray.metrics import names
 from museg_ray.metrics.alarms import Alarm
+from museg_ray.shown_text import one_line
+from museg_ray.terminal.console import SafeConsole
 from museg_ray.terminal.panel import SPARK_WIDTH, Progress, StepRow, alarm_notice, clock, closing_table, training_panel
 
 PLAIN_COLUMNS = (
@@ -34,6 +36,8 @@ PLAIN_COLUMNS = (
     ("learn_s", 7, "{:.2f}", names.TIME_LEARNER_S),
     ("sync_s", 6, "{:.2f}", names.TIME_SYNC_S),
 )
+
+_PLAIN_HEADING = "  ".join([f"{'step':>9}", *(f"{heading:>{width}}" for heading, width, _, _ in PLAIN_COLUMNS)])
 
 StageProgress = Callable[[int, int], None]
 """Called with (done, total) by a stage that can count."""
@@ -56,7 +60,7 @@ class Display:
     """One run on one console; a context manager."""
 
     def __init__(
-        self, run_name: str, phases: Sequence[PhaseConfig], total_steps: int, console: Console | None = None
+        self, run_name: str, phases: Sequence[PhaseConfig], total_steps: int, console: SafeConsole | None = None
     ) -> None:
         """
         Args:
@@ -65,7 +69,7 @@ class Display:
             total_steps: optimiser steps of all phases.
             console: standard output when None.
         """
-        self._console = console or Console()
+        self._console = console or SafeConsole()
         self._is_live = self._console.is_terminal and not self._console.is_dumb_terminal
         self._spinner = Spinner("dots", style="cyan")
         self._progress = Progress(run_name, phases, total_steps)
@@ -97,9 +101,9 @@ class Display:
         """
         if self._progress.is_complete:
             self._leave_panel()
-        stage = _Stage(text, time.monotonic())
+        stage = _Stage(one_line(text), time.monotonic())
         if not self._is_live:
-            self._print_line(f"...    {text}")
+            self.line(f"...    {stage.text}")
         self._stages.append(stage)
         succeeded = False
         try:
@@ -124,9 +128,10 @@ class Display:
         self._progress.rows.append(StepRow(step, phase, metrics))
         if not self._is_live:
             if phase != self._headed_phase:
-                self._print_line(_plain_heading(phase))
+                self.line(f"phase {phase}")
+                self.line(_PLAIN_HEADING)
                 self._headed_phase = phase
-            self._print_line(_plain_row(self._progress))
+            self.line(_plain_row(self._progress))
 
     def forget_steps(self) -> None:
         """Training was taken back: `earlier_step` tells of those that stay. The time that has gone is gone."""
@@ -141,24 +146,24 @@ class Display:
     def event(self, text: str) -> None:
         """Show what happened to a part of the run: who was lost, who joined, what was scaled."""
         if self._is_live:
-            self._console.print(Text.assemble(("● ", "cyan"), (text, "dim")))
+            self._console.print(Text.assemble(("● ", "cyan"), (one_line(text), "dim")))
         else:
-            self._print_line(f"event  {text}")
+            self.line(f"event  {text}")
 
     def alarm(self, alarm: Alarm) -> None:
         """Show an alarm that the last step raised: above the panel, which names it for as long as it holds."""
         if self._is_live:
             self._console.print(alarm_notice(alarm))
             return
-        self._print_line(f"alarm  {alarm.name}, {alarm.steps}: {alarm.saw}")
-        self._print_line(f"       check: {alarm.check}")
+        self.line(f"alarm  {alarm.name}, {alarm.steps}: {alarm.saw}")
+        self.line(f"       check: {alarm.check}")
 
     def warn(self, text: str) -> None:
         """Show one line that should not be missed, above the panel."""
         if self._is_live:
-            self._console.print(Text.assemble(("! ", "bold yellow"), text))
+            self._console.print(Text.assemble(("! ", "bold yellow"), one_line(text)))
             return
-        self._print_line(f"warn   {text}")
+        self.line(f"warn   {text}")
 
     def closing(self, summary: Mapping[str, Any]) -> None:
         """Print the table before / after / change / blind / swapped from the run's summary."""
@@ -171,7 +176,7 @@ class Display:
 
     def line(self, text: str) -> None:
         """Print one line as it is."""
-        self._print_line(text)
+        self._console.print_line(text)
 
     def _render(self) -> Group:
         """The live area: the panel from the first step to the last, and the stage under way with its seconds."""
@@ -208,24 +213,15 @@ class Display:
     def _announce_end(self, stage: _Stage, succeeded: bool) -> None:
         seconds = time.monotonic() - stage.start_s
         if not self._is_live:
-            self._print_line(f"{'ok' if succeeded else 'FAILED':6} {stage.text} ({seconds:.1f} s)")
+            self.line(f"{'ok' if succeeded else 'FAILED':6} {stage.text} ({seconds:.1f} s)")
             return
         mark = ("✓ ", "green") if succeeded else ("✗ ", "bold red")
         self._console.print(Text.assemble(mark, stage.text, (f"  {seconds:.1f} s", "dim")))
-
-    def _print_line(self, line: str) -> None:
-        # soft_wrap: a pipe has no width, and rich would break lines at 80 characters.
-        self._console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def _first_step() -> _Stage:
     """What a terminal shows where no stage is under way and no step has finished."""
     return _Stage("waiting for the first step", time.monotonic())
-
-
-def _plain_heading(phase: str) -> str:
-    columns = "  ".join(f"{heading:>{width}}" for heading, width, _, _ in PLAIN_COLUMNS)
-    return f"phase {phase}\n{'step':>9}  {columns}"
 
 
 def _plain_row(progress: Progress) -> str:

@@ -15,6 +15,7 @@ from rich.text import Text
 from museg_ray.config.schema import PhaseConfig
 from museg_ray.metrics import names
 from museg_ray.metrics.alarms import Alarm, alarm_name
+from museg_ray.shown_text import one_line
 
 PANEL_WIDTH = 88
 SPARK_WIDTH = 32
@@ -147,7 +148,7 @@ def training_panel(progress: Progress, elapsed_s: float, remaining_s: float) -> 
         Text(),
         _figures_line(progress),
     )
-    title = Text.assemble("museg_ray ", ("· ", "dim"), (progress.run_name, "bold"))
+    title = Text.assemble("museg_ray ", ("· ", "dim"), (one_line(progress.run_name), "bold"))
     return Panel(
         body, title=title, title_align="left", box=box.ROUNDED, border_style="dim", width=PANEL_WIDTH, padding=(1, 2)
     )
@@ -165,7 +166,7 @@ def _phase_line(progress: Progress) -> Table:
     for phase in progress.phases:
         last = first + phase.steps - 1
         mark, style = ("✓", "dim") if step > last else ("●", "bold cyan") if step >= first else ("○", "dim")
-        text.append(f"{mark} {phase.name}", style).append(f" {first} to {last}    ", "dim")
+        text.append(f"{mark} {one_line(phase.name)}", style).append(f" {first} to {last}    ", "dim")
         first = last + 1
     return _labelled("phase", text)
 

@@ -36,6 +36,7 @@ from museg_ray.runs.books import Books
 from museg_ray.runs.folder import write_json
 from museg_ray.runs.resume import OpenRun, open_run, save_run_config
 from museg_ray.runs.rewind import EVALUATION_DIR, MODEL_DIR
+from museg_ray.terminal.console import SafeConsole
 from museg_ray.terminal.display import Display
 from museg_ray.train.data_changes import changed_data, keep_queries, refusal
 from museg_ray.train.issues import IssueSource
@@ -69,7 +70,8 @@ def run(config: Config, start: StartParts = start_on_ray, write_pages: Callable[
     check_best_metric(config)
     with open_run(config) as opened:
         if opened.has_ended:
-            print(f"The run in {opened.folder} has ended already (its summary.json is there): nothing to resume.")
+            ended = f"The run in {opened.folder} has ended already (its summary.json is there): nothing to resume."
+            SafeConsole().print_line(ended)
             if not (opened.folder / "report.html").is_file():  # it was killed while it drew
                 write_pages(opened.folder)
             return opened.folder

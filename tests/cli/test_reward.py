@@ -20,7 +20,7 @@ from museg_ray.types import GroundingQuery
 RESPONSE = "<think>from 12.3 to 15, [b]then[/b] 31</think><answer>12.3-15 31-31.10</answer>"
 
 
-def museg_reward(*arguments: str, stdin: str = "") -> str:
+def museg_reward(*arguments: str, stdin: str | bytes = "") -> str:
     result = CliRunner().invoke(app, ["reward", *arguments], input=stdin)
     if result.exception is not None:
         raise result.exception
@@ -72,6 +72,11 @@ def test_missing_and_superfluous_segments_stand_alone() -> None:
 
 def test_the_truth_may_be_json_and_the_response_come_from_standard_input() -> None:
     assert explained(truth="[[12, 15.5], [20, 25]]", response="-", stdin=RESPONSE) == explained()
+
+
+def test_a_response_on_standard_input_that_is_not_utf8_is_refused() -> None:
+    with pytest.raises(DataError, match="standard input is not UTF-8 text"):
+        museg_reward("explain", "--ground-truth", "1-2", "--response", "-", stdin=b"caf\xe9")
 
 
 def test_a_runs_configuration_and_phase_give_the_weights(tmp_path: Path) -> None:

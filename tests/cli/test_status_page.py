@@ -4,12 +4,12 @@ import time
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from museg_ray.cli.status_page import status_page
 from museg_ray.config.schema import Config, RolloutConfig
 from museg_ray.fleet.control import Wish
 from museg_ray.fleet.member import CrewStatus
+from museg_ray.terminal.console import SafeConsole
 from museg_ray.train.handle import Handle
 
 
@@ -42,7 +42,7 @@ def a_status() -> dict[str, Any]:
 
 
 def page(status: dict[str, Any]) -> str:
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = SafeConsole(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(status_page(status))
     return console.export_text()
 

@@ -1,3 +1,5 @@
+import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -98,3 +100,86 @@ def test_a_saved_config_loads_equal(tmp_path: Path) -> None:
     config = load_config(CONFIGS / "demo.yaml", ["run.seed=7"])
     save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == config
+
+
+def refusal_of(content: str | bytes, tmp_path: Path) -> str:
+    file = tmp_path / "hostile.yaml"
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(ConfigError, match=r"hostile\.yaml") as refused:
+        load_config(file)
+    assert len(str(refused.value)) < 600 and "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_file_that_is_not_utf8_is_refused(encoding: str, tmp_path: Path) -> None:
+    assert "is not UTF-8 text" in refusal_of("run: {name: café}".encode(encoding), tmp_path)
+
+
+def test_a_byte_order_mark_is_none_of_the_text(tmp_path: Path) -> None:
+    file = tmp_path / "marked.yaml"
+    file.write_text((CONFIGS / "demo.yaml").read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert load_config(file) == load_config(CONFIGS / "demo.yaml")
+
+
+@pytest.mark.parametrize("depth", [60, 5_000, 500_000])
+@pytest.mark.parametrize("opened", ["[", "{a: ", "- "])
+def test_a_file_that_is_nested_deeply_is_refused_before_the_loader_recurses(
+    depth: int, opened: str, tmp_path: Path
+) -> None:
+    assert "nested more than 50 deep" in refusal_of((opened * depth)[: 1 << 20], tmp_path)
+
+
+def test_aliases_that_multiply_are_refused(tmp_path: Path) -> None:
+    levels = [f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]" for before, name in pairwise("abcdefghi")]
+    assert "limit of 10000" in refusal_of("\n".join(["a: &a [x, x]", *levels]), tmp_path)
+
+
+def test_a_file_of_50_mb_is_refused_unread(tmp_path: Path) -> None:
+    file = tmp_path / "long.yaml"
+    with file.open("wb") as sparse:
+        sparse.truncate(50_000_000)
+    with pytest.raises(ConfigError, match=r"long\.yaml has 50,000,000 bytes, of at most 1,048,576"):
+        load_config(file)
+
+
+@pytest.mark.parametrize("content", ["run: {name: a\0b}", 'run: {name: "a\\0b"}'])
+def test_a_nul_is_refused_as_itself_and_as_an_escape(content: str, tmp_path: Path) -> None:
+    assert "#x0000" in (text := refusal_of(content, tmp_path)) or "run.name holds a NUL" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("3", "must hold key: value pairs"),
+        (f"run: {{seed: {'9' * 5000}}}", "4300 digits"),
+        (f"run: {{seed: 0x{'f' * 5000}}}", "4300 digits"),
+        ("run: {name: '${run.name}'}", "run.name: Recursive interpolation"),
+    ],
+)
+def test_a_value_that_nothing_can_hold_is_refused(content: str, says: str, tmp_path: Path) -> None:
+    assert says in refusal_of(content, tmp_path)
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+    """A pipe that nobody writes to would hold the command for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with pytest.raises(ConfigError, match=f"{path}: It is no regular file"):
+            load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("run.name=\udcff", "surrogates not allowed"),
+        ("run.name=" + "[" * 5_000, "nested more than 50 deep"),
+        ("run.name=" + "[" * 100_000, "nested more than 50 deep"),
+        ("a." * 5_000 + "b=3", "nested too deeply"),
+        ("run.name=a\0b", "control characters"),
+    ],
+)
+def test_a_hostile_override_is_refused_and_quoted_in_part(override: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as refused:
+        load_config(CONFIGS / "demo.yaml", [override])
+    assert len(str(refused.value)) < 400

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -187,3 +188,26 @@ def test_two_files_with_a_query_of_the_same_id_are_refused_by_name(tmp_path: Pat
     with pytest.raises(DataError, match=rf"{files[0]} and {files[1]} both hold a query train/7.*Rename"):
         check_ids(queries)
     check_ids({str(files[0]): queries[str(files[0])]})
+
+
+@pytest.mark.parametrize("field", ["idx", "problem", "video"])
+def test_half_a_surrogate_pair_is_refused_where_it_stands(tmp_path: Path, field: str) -> None:
+    """JSON can tell of one, but no tokenizer and no table takes it: the run would end hours later."""
+    path = write(tmp_path / "a.jsonl", json.dumps(ROW | {field: "a\ud800"}))
+    with pytest.raises(DataError, match=rf"a\.jsonl:1: field '{field}' holds \"a\\ud800\""):
+        read_annotations(path)
+
+
+def test_rows_nested_to_any_depth_are_refused(tmp_path: Path) -> None:
+    """Also at the depth that can just be read, and is too deep to be written into the message."""
+    for depth in (*range(880, 1000), 5_000, 100_000):
+        for row in ("[" * depth + "]" * depth, f'{{"idx": {"[" * depth + "]" * depth}}}'):
+            path = write(tmp_path / "a.jsonl", row, json.dumps(ROW)[:-1] + f', "duration": {row}}}')
+            with pytest.raises(DataError, match=r"a\.jsonl:1: .*Rows at fault: 2 of 2"):
+                read_annotations(path)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match=r"Cannot read .*a\.jsonl: It is no regular file"):
+        read_annotations(tmp_path / "a.jsonl")

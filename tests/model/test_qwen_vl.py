@@ -58,6 +58,14 @@ def test_another_architecture_is_refused(model_copy: Path) -> None:
         resolve_model_path(str(model_copy))
 
 
+@pytest.mark.parametrize("content", [b"[]", b"{}", b"caf\xe9", b"[" * 5_000])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_a_damaged_json_file_is_a_model_error(model_copy: Path, name: str, content: bytes) -> None:
+    (model_copy / name).write_bytes(content)
+    with pytest.raises(ModelError, match=f"{name} is not a JSON object with"):
+        resolve_model_path(str(model_copy))
+
+
 def test_damaged_weights_are_a_model_error(model_copy: Path) -> None:
     (model_copy / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(ModelError, match="could not be loaded"):

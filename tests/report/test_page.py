@@ -10,6 +10,8 @@ import yaml
 from museg_ray.errors import DataError
 from museg_ray.metrics.alarms import Alarm
 from museg_ray.report.page import write_report
+from museg_ray.report.run_folder import RunFolder
+from tests.hostile import HOSTILE, SURROGATE, assert_harmless
 
 
 class Page(HTMLParser):
@@ -137,3 +139,27 @@ def test_queries_without_a_readable_video_are_counted_where_there_are_some(make_
     page = write_report(run_dir).read_text()
     assert "2 queries have an unreadable video" in page
     assert "Scored on 157 of 160 held-out questions" in page
+
+
+def test_characters_that_are_not_seen_are_escapes_on_the_page_and_in_its_pictures(
+    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+):
+    """One that turns the reading order round would turn what stands beside it too."""
+    run_dir, hostile = make_run(), f"{HOSTILE}{SURROGATE}<script>"
+    for path in (run_dir / "evaluation").glob("*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(row | {"question": hostile}) + "\n" for row in rows))
+    event = {"unix_s": 0.0, "step": 1, "kind": "restart", "text": hostile}
+    (run_dir / "events.jsonl").write_text(json.dumps(event) + "\n")
+    set_alarms(run_dir, [Alarm(hostile, 1, 2, hostile, hostile)])
+    sampled = RunFolder.last_rollouts
+    monkeypatch.setattr(
+        RunFolder,
+        "last_rollouts",
+        lambda run, phase: [row | {"question": hostile, "text": hostile} for row in sampled(run, phase)],
+    )
+    page = write_report(run_dir)
+    assert "<script" not in page.read_text()
+    text = Page(page).text
+    assert_harmless(text)
+    assert text.count("]0;owned") >= 6  # an event, an alarm's name and its two texts, a response, a question

@@ -9,7 +9,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 
 from museg_ray.checkpoints import folder as checkpoints
 from museg_ray.checkpoints.state import DriverState, Notes, TrainerState
@@ -20,6 +19,7 @@ from museg_ray.metrics import names
 from museg_ray.runs.books import Books
 from museg_ray.runs.rewind import remove_partials
 from museg_ray.runs.step_result import StepResult
+from museg_ray.terminal.console import SafeConsole
 from museg_ray.terminal.display import Display
 from tests.checkpoints.test_folder import RUN_ID, build
 from tests.ledger.test_ledger import a_group, an_issue
@@ -31,7 +31,8 @@ def open_books(folder: Path) -> Books:
     config = Config()
     config.train.phases, config.alarms.window_steps = [PhaseConfig("only", 9)], 3
     config.alarms.min_reward_std = 0.5
-    return Books(config, folder, Display("test", config.train.phases, 9, Console(file=StringIO())), Notes(), RUN_ID)
+    display = Display("test", config.train.phases, 9, SafeConsole(file=StringIO()))
+    return Books(config, folder, display, Notes(), RUN_ID)
 
 
 def write_step(books: Books, step: int) -> DriverState:

@@ -1,13 +1,15 @@
 import io
+import re
 
 import pytest
-from rich.console import Console
 
 from museg_ray.config import PhaseConfig
 from museg_ray.metrics import names
 from museg_ray.metrics.alarms import Alarm
+from museg_ray.terminal.console import SafeConsole
 from museg_ray.terminal.display import Display
 from museg_ray.terminal.panel import Progress, StepRow, clock, closing_table, sparkline, training_panel
+from tests.hostile import ESCAPED, HOSTILE, SURROGATE, assert_harmless
 
 PHASES = [PhaseConfig("timestamps", 2), PhaseConfig("free", 2)]
 METRICS = (
@@ -25,21 +27,23 @@ SUMMARY = {
 }
 
 
-def plain_console() -> Console:
-    return Console(file=io.StringIO(), width=80)
+def plain_console() -> SafeConsole:
+    return SafeConsole(file=io.StringIO(), width=80)
 
 
-def terminal_console() -> Console:
-    return Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None, _environ={"TERM": "xterm"})
+def terminal_console() -> SafeConsole:
+    return SafeConsole(
+        file=io.StringIO(), width=100, force_terminal=True, color_system=None, _environ={"TERM": "xterm"}
+    )
 
 
-def written(console: Console) -> str:
+def written(console: SafeConsole) -> str:
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
 def rendered(renderable: object, width: int = 80) -> str:
-    console = Console(file=io.StringIO(), width=width)
+    console = SafeConsole(file=io.StringIO(), width=width)
     console.print(renderable)
     return written(console)
 
@@ -238,3 +242,33 @@ def test_the_closing_table_says_when_videos_could_not_be_read() -> None:
         assert "cannot be read" not in written(console)
         display.closing(SUMMARY | {"heldout": {"asked": 160, "scored": 157}})
     assert "Scored on 157 of 160 questions: the videos of the others cannot be read." in written(console)
+
+
+def run_with_hostile_text(console: SafeConsole) -> str:
+    phase = PhaseConfig(HOSTILE, 2)
+    with Display(HOSTILE, [phase], 2, console) as display:
+        with display.stage(f"a\n{HOSTILE}"):
+            display.event(HOSTILE + SURROGATE)
+        display.warn(f"a\n{HOSTILE}")
+        display.step(1, HOSTILE, METRICS)
+        display.alarm(Alarm(HOSTILE, 1, 2, HOSTILE, HOSTILE))
+        display.line(HOSTILE)
+    return written(console)
+
+
+def test_hostile_text_is_shown_in_a_plain_log_one_line_each() -> None:
+    text = run_with_hostile_text(plain_console())
+    assert_harmless(text)
+    assert [line.split()[0] for line in text.splitlines()] == [
+        *("...", "event", "ok", "warn", "phase", "step", "1/2", "alarm", "check:"),
+        ESCAPED.split()[0],
+    ]
+
+
+def test_a_terminal_gets_no_command_but_those_of_the_display_itself() -> None:
+    text = run_with_hostile_text(
+        SafeConsole(file=io.StringIO(), width=400, force_terminal=True, color_system=None, _environ={"TERM": "xterm"})
+    )
+    assert "\x1b[31m" not in text
+    own_commands = re.compile(r"\x1b\[\??\d*[A-Za-z]|\r")  # of the cursor; there are no colours here
+    assert_harmless(own_commands.sub("", text))

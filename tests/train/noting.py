@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from museg_ray.checkpoints.state import DriverState, Notes, TrainerState
 from museg_ray.config.schema import Config, PhaseConfig, RewardWeights, TrainConfig
@@ -23,6 +22,7 @@ from museg_ray.metrics import names
 from museg_ray.model.qwen_vl import load_tokenizer
 from museg_ray.runs.books import Books
 from museg_ray.runs.step_result import StepResult
+from museg_ray.terminal.console import SafeConsole
 from museg_ray.terminal.display import Display
 from museg_ray.train.issues import IssueSource
 from museg_ray.train.parts import Parts
@@ -183,7 +183,7 @@ class Run:
             self.state = before.checkpoints.reached[step - 1]
             shutil.copytree(before.folder, self.folder, dirs_exist_ok=True)
         self.checkpoints: Any = NotingCheckpoints()
-        display = Display("test", phases, config.total_steps, Console(file=StringIO()))
+        display = Display("test", phases, config.total_steps, SafeConsole(file=StringIO()))
         self.books = Books(config, self.folder, display, Notes())
         self.trainer = Trainer(config, parts, source, self.books, self.checkpoints)
 

@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow.parquet as pq
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 
 from museg_ray.append_log import read_rows
 from museg_ray.checkpoints.state import DriverState, Notes
@@ -39,6 +38,7 @@ from museg_ray.runs.books import Books
 from museg_ray.simulate.loop import run_simulated
 from museg_ray.simulate.parts import fake_parts
 from museg_ray.simulate.script import Script
+from museg_ray.terminal.console import SafeConsole
 from museg_ray.terminal.display import Display
 from museg_ray.train.issues import IssueSource
 from museg_ray.train.parts import Parts
@@ -149,7 +149,7 @@ def config_of(k: int, on_push: str, refill: str) -> Config:
 
 async def train(folder: Path, config: Config, schedule: Schedule, wishes: list[Any], unreadable: set[str]) -> Ended:
     """One run; wishes are (when, role, size), or (when, "stop", 0), after which the same trainer goes on."""
-    display = Display("test", config.train.phases, NUM_STEPS, Console(file=StringIO()))
+    display = Display("test", config.train.phases, NUM_STEPS, SafeConsole(file=StringIO()))
     books = Books(config, folder, display, Notes())
     source = IssueSource(config, {"train.jsonl": queries()})
     parts = fake_parts(config, PACKAGED_MODEL_DIR, None, books.events.add, schedule, unreadable)

@@ -9,6 +9,7 @@ from typing import Any
 from museg_ray.data.annotations import TASKS, expect, read_duration_s, required, source_of
 from museg_ray.data.importers.rows import ImportedRow, json_row, object_rows, query_id, segments, text, video_name
 from museg_ray.errors import DataError
+from museg_ray.files import check_regular
 from museg_ray.types import GroundingQuery, Segment
 
 _ITEM = re.compile(r"(-?\d+(?:\.\d+)?)-(-?\d+(?:\.\d+)?)")
@@ -39,6 +40,7 @@ def read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         DataError: it cannot be read as CSV.
     """
     try:
+        check_regular(path)
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             for row in reader:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from museg_ray.data.annotations import expect, numbered_lines, read_object, required
+from museg_ray.data.annotations import expect, is_unicode, json_text, numbered_lines, read_object, required
 from museg_ray.errors import DataError
+from museg_ray.files import check_regular
 from museg_ray.types import GroundingQuery, Segment
 
 
@@ -80,6 +81,7 @@ def read_json(path: Path) -> Any:
         DataError: the file cannot be read or is no JSON.
     """
     try:
+        check_regular(path)
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror}.") from error
@@ -87,15 +89,10 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path} is not valid JSON: {error}.") from error
 
 
-def json_text(value: Any) -> str:
-    """JSON in readable Unicode; half a surrogate pair, which no file can hold, stays an escape."""
-    return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 def text(row: dict[str, Any], name: str) -> str:
     """A field that must be there and hold a text that is not blank."""
     value = required(row, name)
-    expect(isinstance(value, str) and bool(value.strip()) and _is_unicode(value), name, value, "a text")
+    expect(is_unicode(value) and bool(value.strip()), name, value, "a text")
     return str(value)
 
 
@@ -106,7 +103,7 @@ def video_name(row: dict[str, Any], name: str = "video") -> str:
 
 def query_id(path: Path, idx: Any, field: str = "idx") -> str:
     """`<file stem>/<idx>`."""
-    is_id = type(idx) is int or (isinstance(idx, str) and _is_unicode(idx))
+    is_id = type(idx) is int or is_unicode(idx)
     expect(is_id, field, idx, "a number or a text")
     return f"{path.stem}/{idx}"
 
@@ -133,7 +130,3 @@ def _as_float(value: float) -> float:
         return float(value)
     except OverflowError:  # an integer of 400 digits
         return math.inf if value > 0 else -math.inf
-
-
-def _is_unicode(value: str) -> bool:
-    return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)

@@ -1,6 +1,8 @@
 """Small made-up examples of every format that is imported."""
 
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -237,3 +239,19 @@ def test_a_json_file_of_another_form_is_refused_by_name(tmp_path: Path, importer
 def test_half_a_surrogate_pair_stays_an_escape(tmp_path: Path) -> None:
     (row,) = imported("museg_eval", tmp_path / "a.json", '[{"video": "\\ud800é"}]')
     assert row.raw == '{"video": "\\ud800é"}'
+
+
+@pytest.mark.parametrize("importer", IMPORTERS)
+def test_a_pipe_is_refused_and_not_waited_for(importer: str, tmp_path: Path) -> None:
+    for name in ("a.json", "a.csv"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(DataError, match="It is no regular file"):
+            list(IMPORTERS[importer](tmp_path / name))
+
+
+def test_an_element_that_can_just_be_read_need_not_be_written(tmp_path: Path) -> None:
+    """The reader and the writer of JSON come to their limits at other depths."""
+    for depth in range(880, 1000):
+        (tmp_path / "a.json").write_text("[" * depth + "]" * depth)
+        with suppress(DataError):  # too deep to be read
+            assert all(isinstance(row.parsed, DataError) for row in IMPORTERS["museg_eval"](tmp_path / "a.json"))
