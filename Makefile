@@ -2,7 +2,7 @@
 
 BIN := .venv/bin
 
-.PHONY: chaos help setup demo test lint check
+.PHONY: chaos soak help setup demo test lint check
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
@@ -23,6 +23,9 @@ lint: setup  ## style and types: ruff, mypy
 
 chaos: setup  ## 60 steps whose processes are killed at random, beside undisturbed runs (SEED=n; about 12 minutes)
 	@$(BIN)/python -m tests.chaos $(SEED)
+
+soak: setup  ## 400 small steps: whether memory, files, threads, processes or shared memory grow (about 15 minutes)
+	@$(BIN)/python -m tests.soak
 
 check:  ## what continuous integration runs
 	@bash .ci/run

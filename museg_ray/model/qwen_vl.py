@@ -28,7 +28,7 @@ from museg_ray.files import free_path, partial_path, remove_files
 
 PACKAGED_MODEL = "museg-tiny"
 PACKAGED_MODEL_DIR = Path(museg_ray.__file__).parent / "assets" / PACKAGED_MODEL
-END_TOKEN = "<|im_end|>"
+END_TOKEN, VIDEO_TOKEN = "<|im_end|>", "<|video_pad|>"
 THINK_TOKENS = ("<think>", "</think>")
 """Tokens of their own in Qwen3-VL's vocabulary, plain text in Qwen2.5-VL's; every response holds them."""
 FORBIDDEN_LOGIT_BIAS = -100.0
@@ -184,7 +184,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder.
 
     Raises:
-        ModelError: it cannot be loaded, or lacks the chat template or the end token.
+        ModelError: it cannot be loaded, lacks the chat template or the end token, or is another model's.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
@@ -194,7 +194,29 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         raise ModelError(f"the tokenizer in {path} has no chat template; copy chat_template.jinja of the model there.")
     if END_TOKEN not in tokenizer.get_vocab():
         raise ModelError(f"the tokenizer in {path} does not know {END_TOKEN}; it is not the tokenizer of a Qwen-VL.")
+    _check_fits(tokenizer, path)
     return tokenizer
+
+
+def _check_fits(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    """Another model's tokenizer gives tokens that mean something else to this one, and nothing would say so: a video's
+    place would be taken for a word.
+
+    Raises:
+        ModelError
+    """
+    config, vocabulary = AutoConfig.from_pretrained(path), tokenizer.get_vocab()
+    found, expected = vocabulary.get(VIDEO_TOKEN), config.video_token_id
+    if found != expected:
+        raise ModelError(
+            f"{VIDEO_TOKEN} is token {found} of the tokenizer in {path}, and {expected} by its config.json: they are "
+            "of two models. Copy the tokenizer files of the model there."
+        )
+    if (largest := max(vocabulary.values())) >= (size := config.get_text_config().vocab_size):
+        raise ModelError(
+            f"The tokenizer in {path} has tokens up to {largest}, and the model's vocabulary ends at {size - 1}: they "
+            "are of two models. Copy the tokenizer files of the model there."
+        )
 
 
 def load_vision_spec(path: Path) -> VisionSpec:

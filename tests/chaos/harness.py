@@ -44,6 +44,7 @@ SETTINGS = (
     "checkpoint.every_steps=4",
     "fleet.max_restarts=1000",
     "fleet.backoff_s=0.1",
+    "run.restart=true",  # a driver may be killed before the first checkpoint
 )
 
 

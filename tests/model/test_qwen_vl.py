@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -132,6 +134,32 @@ def test_a_saved_policy_loads_with_equal_weights_and_the_same_tokenizer(family_d
     text = "from 12.30 to 15.00<|im_end|>"
     assert load_tokenizer(out_dir).encode(text) == load_tokenizer(family_dir).encode(text)
     assert load_vision_spec(out_dir) == load_vision_spec(family_dir)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda tokens: [token for token in tokens if token["content"] != "<|video_pad|>"], "is token None of the"),
+        (
+            lambda tokens: [*tokens, *({**tokens[-1], "id": 400 + i, "content": f"<|{i}|>"} for i in range(20))],
+            "tokens up to .*vocabulary ends at",
+        ),
+    ],
+    ids=["without the video's token", "more tokens than the model"],
+)
+def test_another_models_tokenizer_is_refused(
+    change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]], told: str, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
+    content = json.loads((folder / "tokenizer.json").read_text())
+    for token in content["added_tokens"]:
+        content["model"]["vocab"].pop(token["content"], None)
+    content["added_tokens"] = change(content["added_tokens"])
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    (folder / "tokenizer_config.json").unlink()
+    shutil.copyfile(tiny_model_dir / "chat_template.jinja", folder / "chat_template.jinja")
+    with pytest.raises(ModelError, match=told):
+        load_tokenizer(folder)
 
 
 def test_a_model_that_is_replaced_loses_its_own_files_and_none_of_a_persons(

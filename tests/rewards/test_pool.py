@@ -199,8 +199,8 @@ def test_a_caller_that_is_cancelled_during_the_second_try_harms_no_other() -> No
 
 
 def test_an_actor_that_does_not_start_takes_no_groups() -> None:
-    def too_large_from_the_second_on(config: RewardConfig, num_cpus: float) -> RewardWorker:
-        return recruits.make(config, 1000 if recruits.made else num_cpus)
+    def too_large_from_the_second_on(config: RewardConfig, num_cpus: float, place: Place) -> RewardWorker:
+        return recruits.make(config, 1000 if recruits.made else num_cpus, place)
 
     async def grow_beyond_the_cluster(pool: RewardPool) -> None:
         pool.resize(3)
