@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from museg_ray.cli.silence import silenced_libraries
 from museg_ray.config.load import load_config
 from museg_ray.errors import CheckpointError
+from museg_ray.terminal.silence import silenced_libraries
 
 
 def export(

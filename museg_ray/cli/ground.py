@@ -10,9 +10,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from museg_ray.cli.silence import silenced_libraries
 from museg_ray.config.load import MODEL_CONFIG_FILE, load_config
 from museg_ray.config.schema import Config, VideoConfig
+from museg_ray.terminal.silence import silenced_libraries
 from museg_ray.types import EVALUATION, Clip, GroundingQuery, Issue
 
 if TYPE_CHECKING:

@@ -14,6 +14,8 @@ from museg_ray.errors import ResourceError
 from museg_ray.files import whole_file
 
 LOCK_FILE = "run.lock"
+LIBRARIES_LOG = "ray.log"
+"""What Ray and other libraries print: the first that a run writes after the lock."""
 MAX_RUNS_A_SECOND = 100
 
 
@@ -71,8 +73,9 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def is_empty(folder: Path) -> bool:
-    """True of a folder in which no run has begun: one that was killed at its very start leaves a lock and no more."""
-    return all(path.name == LOCK_FILE or path.name.startswith(".config.yaml.") for path in folder.iterdir())
+    """True of a folder in which no run has begun: one that was killed at its very start leaves lock and log alone."""
+    names = [path.name for path in folder.iterdir()]
+    return all(name in (LOCK_FILE, LIBRARIES_LOG) or name.startswith(".config.yaml.") for name in names)
 
 
 def require_empty(folder: Path) -> None:
