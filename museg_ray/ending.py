@@ -70,8 +70,12 @@ def still_living() -> list[str]:
     return [_name(process) for process in _below()]
 
 
-def end_at_once(line: str, exit_code: int) -> None:
-    """Say so, kill all that this process has started, say what that was, and exit from wherever it is."""
+def end_at_once(line: str) -> None:
+    """Say so, kill all that this process has started, say what that was, and exit from wherever it is.
+
+    The exit code is 1, or that of a signal that has come: whoever sends SIGTERM may send it to all processes of a run.
+    """
+    _leave_panel()
     shown = "\x1b[?25h\n" if os.isatty(_terminal) else ""  # a live panel hides the cursor
     os.write(_terminal, f"{shown}{line}\n".encode())
     killed = still_living()
@@ -80,7 +84,15 @@ def end_at_once(line: str, exit_code: int) -> None:
         os.write(_terminal, f"Killed: {', '.join(killed)}.\n".encode())
     if left := still_living():
         os.write(_terminal, f"Still ending: {', '.join(left)}.\n".encode())
-    os._exit(exit_code)
+    os._exit(128 + _received if _received else 1)
+
+
+def _leave_panel() -> None:
+    """Nothing else of this process writes on a terminal from now on: a live panel would be drawn over what is said."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        if descriptor != _terminal and os.isatty(descriptor):
+            os.dup2(nowhere, descriptor)
 
 
 def _handle_signals() -> None:
@@ -92,7 +104,7 @@ def _on_signal(number: int, _: FrameType | None) -> None:
     global _received
     signal.alarm(0)  # Ray's C++ part aborts the process 3 s after a SIGTERM that came while it started
     if _received is not None:
-        end_at_once("Interrupted again: ended at once.", 128 + _received)
+        end_at_once("Interrupted again: ended at once.")
     _received = signal.Signals(number)
     if _task is None:
         raise KeyboardInterrupt

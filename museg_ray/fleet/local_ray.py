@@ -74,10 +74,6 @@ def settings_to_join() -> dict[str, str]:
 def take_settings(variables: Mapping[str, str]) -> None:
     """Put them into the environment, and have Ray read it again: it did so when it was imported."""
     os.environ.update(variables)
-    _reread()
-
-
-def _reread() -> None:
     ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(OTHER_MACHINES) != "0"
     ray._raylet.Config.initialize("")
     ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
@@ -85,15 +81,15 @@ def _reread() -> None:
 
 @contextmanager
 def _settings(variables: Mapping[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.pop("RAY_AUTH_TOKEN", None)  # it would win over the path
+    names = {*variables, "RAY_AUTH_TOKEN"}  # which would win over the path
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
     take_settings(variables)
     try:
         yield
     finally:
-        os.environ.clear()
-        os.environ.update(before)
-        _reread()
+        for name in variables:
+            os.environ.pop(name, None)
+        take_settings(before)
 
 
 @contextmanager
@@ -109,8 +105,7 @@ def _raylet_watched() -> Iterator[None]:
             how = signal.Signals(-raylet.wait()).name if raylet.wait() < 0 else f"exit code {raylet.wait()}"
             end_at_once(
                 f"error: ResourceError: The raylet of this run's Ray has died ({how}), and with it all its actors. The "
-                "same command with --resume (run.resume=true) goes on from the last checkpoint.",
-                1,
+                "same command with --resume (run.resume=true) goes on from the last checkpoint."
             )
 
     thread = Thread(target=watch, name="watch-raylet", daemon=True)
