@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from types import FrameType
 
 import psutil
@@ -123,11 +124,16 @@ def _end(*ways: tuple[Callable[[psutil.Process], None], float], spared: Collecti
 
 
 def _below(spared: Collection[psutil.Process] = ()) -> list[psutil.Process]:
-    """All below this process. Those that have ended are taken leave of first, or they would count as living."""
+    """All below this process but Python's own tracker of semaphores, which ends with it and clears up behind it.
+
+    Those that have ended are taken leave of first, or they would count as living.
+    """
     with suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG) != (0, 0):
             pass
-    return [process for process in psutil.Process().children(recursive=True) if process not in spared]
+    tracker = resource_tracker._resource_tracker._pid  # type: ignore[attr-defined]
+    found = psutil.Process().children(recursive=True)
+    return [process for process in found if process not in spared and process.pid != tracker]
 
 
 def _name(process: psutil.Process) -> str:

@@ -31,9 +31,25 @@ def test_an_orphan_of_a_dead_child_ends_with_the_block_that_started_it() -> None
             print(ending.still_living())
         print(ending.still_living())
         """,
-        "sleep",
+        "(",  # a process, of whatever name by now
     )
     assert process.communicate(timeout=WAIT_S)[0] == "[]\n"
+
+
+def test_the_tracker_of_semaphores_is_left_to_end_by_itself() -> None:
+    process = _start(
+        """
+        import multiprocessing
+        from museg_ray import ending
+        ending.take_over()
+        semaphore = multiprocessing.get_context("spawn").Semaphore()
+        print(ending.still_living())
+        ending.end_at_once("over")
+        """,
+        "[]",
+    )
+    _, said = process.communicate(timeout=WAIT_S)
+    assert said.startswith("over\n") and "Killed" not in said
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])

@@ -44,7 +44,8 @@ def local_ray(num_cpus: int) -> Iterator[None]:
             TOKEN_PATH: str(token),
             OTHER_MACHINES: "0",
             "TMPDIR": str(folder),
-            "RAY_worker_niceness": "0",  # Ray's 15 starves the run beside anything else on the machine
+            # Ray's own choice, 15, starves the run beside anything else on the machine.
+            "RAY_worker_niceness": os.environ.get("RAY_worker_niceness", "0"),
             # Where else engines and ranks would meet on all addresses of the machine.
             "VLLM_HOST_IP": LOOPBACK,
             "GLOO_SOCKET_IFNAME": "lo",
@@ -73,6 +74,8 @@ def settings_to_join() -> dict[str, str]:
 
 def take_settings(variables: Mapping[str, str]) -> None:
     """Put them into the environment, and have Ray read it again: it did so when it was imported."""
+    if TOKEN_PATH in variables:
+        os.environ.pop("RAY_AUTH_TOKEN", None)  # it would win over the path
     os.environ.update(variables)
     ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(OTHER_MACHINES) != "0"
     ray._raylet.Config.initialize("")
@@ -81,8 +84,7 @@ def take_settings(variables: Mapping[str, str]) -> None:
 
 @contextmanager
 def _settings(variables: Mapping[str, str]) -> Iterator[None]:
-    names = {*variables, "RAY_AUTH_TOKEN"}  # which would win over the path
-    before = {name: os.environ.pop(name) for name in names if name in os.environ}
+    before = {name: os.environ[name] for name in (*variables, "RAY_AUTH_TOKEN") if name in os.environ}
     take_settings(variables)
     try:
         yield
