@@ -44,8 +44,7 @@ def local_ray(num_cpus: int) -> Iterator[None]:
             TOKEN_PATH: str(token),
             OTHER_MACHINES: "0",
             "TMPDIR": str(folder),
-            # Ray's own choice, 15, starves the run beside anything else on the machine.
-            "RAY_worker_niceness": os.environ.get("RAY_worker_niceness", "0"),
+            "RAY_worker_niceness": "0",  # Ray's 15 starves the run beside anything else on the machine
             # Where else engines and ranks would meet on all addresses of the machine.
             "VLLM_HOST_IP": LOOPBACK,
             "GLOO_SOCKET_IFNAME": "lo",

@@ -1,7 +1,9 @@
 """Ray for a run: a local one, and what fits on a cluster."""
 
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 
 import psutil
@@ -40,7 +42,12 @@ with local_ray(1):
 def session() -> "Iterator[tuple[subprocess.Popen[str], str]]":
     """A driver with a local Ray, and that Ray's address. The last test kills its raylet."""
     command = [sys.executable, "-c", SESSION]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as driver:
+    with (
+        tempfile.TemporaryDirectory(dir="/tmp", prefix="t") as folder,
+        subprocess.Popen(
+            command, env={**os.environ, "RAY_TMPDIR": folder}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as driver,
+    ):
         assert driver.stdout is not None
         yield driver, driver.stdout.readline().strip()
         driver.terminate()
