@@ -9,13 +9,26 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "museg_ray"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-GROUND = {"types", "errors", "files", "append_log", "clock", "events", "shown_text", "config", "algo", "metrics"}
+GROUND = {
+    "types",
+    "errors",
+    "files",
+    "ending",
+    "append_log",
+    "clock",
+    "events",
+    "shown_text",
+    "config",
+    "algo",
+    "metrics",
+}
 PURE = {"rewards", "data", "video", "model", "weights"}
 BOOKS = {"ledger", "checkpoints", "runs", "terminal"}
 ALLOWED = {
     "types": set(),
     "errors": set(),
     "files": set(),
+    "ending": set(),
     "clock": set(),
     "events": set(),
     "shown_text": set(),

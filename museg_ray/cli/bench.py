@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 import typer
 
 from museg_ray.cli.files import write_text
-from museg_ray.cli.silence import silenced_libraries
 from museg_ray.terminal.console import SafeConsole
+from museg_ray.terminal.silence import silenced_libraries
 
 bench = typer.Typer(help="Benchmarks against the naive or the published way, in one run.", no_args_is_help=True)
 

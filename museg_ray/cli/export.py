@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from museg_ray.cli.silence import silenced_libraries
 from museg_ray.config.load import load_config
 from museg_ray.errors import CheckpointError
 from museg_ray.shown_text import one_line
 from museg_ray.terminal.console import SafeConsole
+from museg_ray.terminal.silence import silenced_libraries
 
 
 def export(

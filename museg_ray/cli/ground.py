@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from museg_ray.cli.silence import silenced_libraries
 from museg_ray.config.load import MODEL_CONFIG_FILE, load_config
 from museg_ray.config.schema import Config, VideoConfig
 from museg_ray.data.annotations import is_unicode
 from museg_ray.errors import DataError
 from museg_ray.shown_text import one_line, shown
 from museg_ray.terminal.console import SafeConsole, print_json
+from museg_ray.terminal.silence import silenced_libraries
 from museg_ray.types import EVALUATION, Clip, GroundingQuery, Issue
 
 if TYPE_CHECKING:

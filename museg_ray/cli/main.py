@@ -13,10 +13,11 @@ from museg_ray.cli.ground import ground
 from museg_ray.cli.handle import scale, status, stop
 from museg_ray.cli.reward import reward
 from museg_ray.cli.train import train
+from museg_ray.ending import received_signal, still_living, take_over
 from museg_ray.errors import MusegError
 from museg_ray.terminal.console import SafeConsole
 
-EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
+EXIT_ERROR = 1
 
 app = typer.Typer(
     help="Train and use video-language models that answer 'when does this happen?' (MUSEG, arXiv 2505.20715, on Ray).",
@@ -47,12 +48,12 @@ def _user_error(error: BaseException) -> MusegError | None:
 
 
 def main() -> None:
+    take_over()
     console = SafeConsole(stderr=True)
     try:
         app()
-    except SystemExit as end:
-        if end.code == EXIT_INTERRUPTED:  # what typer makes of KeyboardInterrupt
-            console.print("Interrupted: all processes of the run have ended.")
+    except SystemExit:
+        _exit_if_interrupted(console)
         raise
     except Exception as error:
         mistake = _user_error(error)
@@ -60,7 +61,19 @@ def main() -> None:
             raise  # a bug of ours: its traceback is wanted
         console.print("error:", style="bold red", end=" ")
         console.print_line(f"{type(mistake).__name__}: {mistake}")
+        _exit_if_interrupted(console)
         sys.exit(EXIT_ERROR)
+
+
+def _exit_if_interrupted(console: SafeConsole) -> None:
+    """By Ctrl-C or SIGTERM, with a shell's code for that. What it says about processes has been looked at."""
+    number = received_signal()
+    if number is None:
+        return
+    left = ", ".join(still_living())
+    said = f"still ending: {left}" if left else "all processes that it started have ended"
+    console.print_line(f"Interrupted: {said}.")
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

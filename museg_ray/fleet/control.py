@@ -25,6 +25,7 @@ from museg_ray.errors import ResourceError
 from museg_ray.files import whole_file
 from museg_ray.fleet.deadlines import ANSWER, ASKED, Deadline, within
 from museg_ray.fleet.errors import MemberLost, result_of
+from museg_ray.fleet.local_ray import settings_to_join, take_settings
 
 NAMESPACE = "museg"
 CONTROL_FILE = "control.json"
@@ -112,8 +113,9 @@ class RayControl:
         except ValueError:  # a run of this name in another folder has it
             name = f"{name}@{token_hex(4)}"
             self._mailbox = _start_mailbox(name)
-        found = {"run": name, "address": ray.get_runtime_context().gcs_address, "auth_mode": _auth_mode()}
+        found = {"run": name, "address": ray.get_runtime_context().gcs_address, "settings": settings_to_join()}
         with whole_file(self._path) as partial:
+            partial.touch(0o600)  # it says where the token of the run's Ray is
             partial.write_text(json.dumps(found), encoding="utf-8")
 
     async def leave_status(self, status: dict[str, Any]) -> None:
@@ -153,10 +155,6 @@ def mailbox_name(run_name: str) -> str:
     return f"run {run_name}"
 
 
-def _auth_mode() -> str:
-    return os.environ.get("RAY_AUTH_MODE", "")
-
-
 class Caller:
     """Somebody else's side: finds a run's mailbox and asks it."""
 
@@ -175,8 +173,8 @@ class Caller:
             raise ResourceError(
                 f"The run in {run} has ended, or is about to start. What an ended one did is in its report.html."
             )
-        if found.get("auth_mode"):
-            os.environ.setdefault("RAY_AUTH_MODE", found["auth_mode"])
+        if found and not address:
+            take_settings(found["settings"])
         place = address or found.get("address") or os.environ.get("RAY_ADDRESS") or "auto"
         try:
             ray.init(address=place, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
@@ -222,9 +220,9 @@ def running_runs() -> list[str]:
     return sorted(name.removeprefix(prefix) for name in names if name.startswith(prefix))
 
 
-def _read_control(run_dir: Path) -> dict[str, str]:
+def _read_control(run_dir: Path) -> dict[str, Any]:
     try:
-        found: dict[str, str] = json.loads((run_dir / CONTROL_FILE).read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads((run_dir / CONTROL_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found

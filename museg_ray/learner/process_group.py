@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from datetime import timedelta
 
 import deepspeed
@@ -16,10 +17,15 @@ _store: Store | None = None
 
 
 def open_store(host: str, num_ranks: int) -> int:
-    """Rank 0, before all join: serve the store on a free port of its machine, and tell which."""
+    """Rank 0, before all join: serve the store on a free port of `host`, and tell which.
+
+    The socket is our own: the store's would listen on all addresses of the machine.
+    """
     global _store
-    _store = TCPStore(host, 0, num_ranks, is_master=True, wait_for_workers=False)
-    return int(_store.port)
+    server = socket.create_server((host, 0), backlog=num_ranks)
+    port = int(server.getsockname()[1])
+    _store = TCPStore(host, port, num_ranks, is_master=True, wait_for_workers=False, master_listen_fd=server.detach())
+    return port
 
 
 def join_process_group(rank: Rank, timeout_s: float) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from museg_ray.config.schema import ModelConfig, RolloutConfig
+from museg_ray.fleet.scratch import name_semaphores
 from museg_ray.model.qwen_vl import VisionSpec, load_vision_spec
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def start_vllm(model_dir: Path, model: ModelConfig, rollout: RolloutConfig, **ot
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    name_semaphores()
     device_args = _gpu_args(rollout) if rollout.num_gpus else _cpu_args(rollout)
     args = AsyncEngineArgs(**_common_args(model_dir, model, rollout) | device_args | other_args)
     return AsyncLLM.from_engine_args(args)

@@ -21,6 +21,8 @@ from museg_ray.files import free_path, is_partial, whole_file
 MARKER_FILE, MARKER_FORMAT = "museg-run.json", 1
 """Made first: by it a folder is known as a run's, and its checkpoints as this run's."""
 LOCK_FILE = "run.lock"
+LIBRARIES_LOG = "ray.log"
+"""What Ray and other libraries print: the first that a run writes after the lock."""
 MAX_RUNS_A_SECOND = 100
 
 
@@ -103,8 +105,9 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def is_unused(folder: Path) -> bool:
-    """True of a folder in which no run has begun: one that was killed at its very start leaves marker and lock."""
-    return all(path.name in (MARKER_FILE, LOCK_FILE) or is_partial(path.name) for path in folder.iterdir())
+    """True of a folder in which no run has begun: one that was killed at its very start leaves marker, lock and log."""
+    beginnings = (MARKER_FILE, LOCK_FILE, LIBRARIES_LOG)
+    return all(path.name in beginnings or is_partial(path.name) for path in folder.iterdir())
 
 
 def move_aside(folder: Path) -> Path:

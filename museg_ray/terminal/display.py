@@ -78,8 +78,14 @@ class Display:
         self._training_start_s = self._last_step_s = 0.0  # on the monotonic clock; 0: not yet
         self._panel_is_printed = False
         self._headed_phase: str | None = None  # whose plain heading stands above the last line
-        # Last, since Live calls _render at once.
-        self._live = Live(console=self._console, get_renderable=self._render, refresh_per_second=4)
+        # Last, since Live calls _render at once. It leaves sys.stdout alone: what libraries print stays off the panel.
+        self._live = Live(
+            console=self._console,
+            get_renderable=self._render,
+            refresh_per_second=4,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
 
     def __enter__(self) -> Self:
         if self._is_live:

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from museg_ray.checkpoints.writer import to_the_end
 from museg_ray.config.schema import Config, PhaseConfig, RewardWeights
+from museg_ray.ending import cancelled_by_signal
 from museg_ray.events import EventSink, no_events
 from museg_ray.fleet.control import Control, RayControl
 from museg_ray.fleet.deadlines import deadlines
@@ -163,7 +164,7 @@ async def start_on_ray(
     # Absolute here, in the driver: the actors' working folders are others.
     store_dir = str(Path(config.video.store_dir).absolute())
     config = replace(config, video=replace(config.video, store_dir=store_dir))
-    with ray_session(config):
+    with ray_session(config), cancelled_by_signal():
         places = Places(config, events)
         await places.reserve()
         control = RayControl(run_dir, deadlines(config))

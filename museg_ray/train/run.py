@@ -10,7 +10,6 @@ read back, and its folder is taken back to the checkpoint's step before the next
 import asyncio
 import gc
 import os
-import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,11 +32,12 @@ from museg_ray.model.qwen_vl import check_size_multiple, resolve_model_path
 from museg_ray.report.page import write_report
 from museg_ray.rewards.recipe import Recipe
 from museg_ray.runs.books import Books
-from museg_ray.runs.folder import write_json
+from museg_ray.runs.folder import LIBRARIES_LOG, write_json
 from museg_ray.runs.resume import OpenRun, open_run, save_run_config
 from museg_ray.runs.rewind import EVALUATION_DIR, MODEL_DIR
 from museg_ray.terminal.console import SafeConsole
 from museg_ray.terminal.display import Display
+from museg_ray.terminal.silence import libraries_into
 from museg_ray.train.data_changes import changed_data, keep_queries, refusal
 from museg_ray.train.issues import IssueSource
 from museg_ray.train.parts import LearnerPart, Parts, StartParts, start_on_ray
@@ -61,7 +61,8 @@ def run(config: Config, start: StartParts = start_on_ray, write_pages: Callable[
 
     Raises:
         MusegError: with what went wrong, where, and what to do. What was written until then is whole and stays.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; all processes of the run have ended.
+        KeyboardInterrupt: Ctrl-C, or SIGTERM (of cluster managers and `ray job stop`) where `ending.take_over` was
+            called. All is closed.
     """
     model_dir = resolve_model_path(config.model.path)  # first: a wrong path leaves no empty run folder behind
     check_size_multiple(config.video.size_multiple, model_dir)
@@ -75,19 +76,21 @@ def run(config: Config, start: StartParts = start_on_ray, write_pages: Callable[
             if not (opened.folder / "report.html").is_file():  # it was killed while it drew
                 write_pages(opened.folder)
             return opened.folder
-        with Display(opened.folder.name, config.train.phases, config.total_steps) as display:
-            session = _Session(config, model_dir, opened, display, start)
-            try:
-                summary = session.run()
-            except asyncio.CancelledError:  # SIGTERM
-                raise KeyboardInterrupt from None
-            with session.stage("report", "pictures and report"):
-                write_pages(opened.folder)
-        if summary is None:
-            display.line("The run was stopped; the same command with --resume (run.resume=true) goes on with it.")
-        else:
-            display.closing(summary)
-        display.line(f"Checkpoints, to resume from or for `museg export`: {opened.folder / CHECKPOINTS_DIR}")
+        with libraries_into(opened.folder / LIBRARIES_LOG) as terminal:
+            display = Display(opened.folder.name, config.train.phases, config.total_steps, SafeConsole(file=terminal))
+            with display:
+                session = _Session(config, model_dir, opened, display, start)
+                try:
+                    summary = session.run()
+                except asyncio.CancelledError:  # Ctrl-C, SIGTERM
+                    raise KeyboardInterrupt from None
+                with session.stage("report", "pictures and report"):
+                    write_pages(opened.folder)
+            if summary is None:
+                display.line("The run was stopped; the same command with --resume (run.resume=true) goes on with it.")
+            else:
+                display.closing(summary)
+            display.line(f"Checkpoints, to resume from or for `museg export`: {opened.folder / CHECKPOINTS_DIR}")
         return opened.folder
 
 
@@ -149,7 +152,6 @@ class _Session:
         books.events.add(EventKind.START, f"a driver starts: pid {os.getpid()} on {socket.gethostname()}")
         try:
             async with self._start(self._config, self._run_dir, self._model_dir, checkpoint, books.events.add) as parts:
-                _cancel_on_sigterm()  # after Ray has started, which puts a handler of its own
                 waits = Patience(partial(books.events.add, EventKind.WAIT), partial(waited_for, parts))
                 with self.stage("start", "rollout engines and learner"), waits.over("the start"):
                     await parts.ready(checkpoint, books.events.add)
@@ -241,10 +243,3 @@ class _Session:
         }
         write_json(self._run_dir / "summary.json", summary)
         return summary
-
-
-def _cancel_on_sigterm() -> None:
-    """`ray job stop` and cluster managers send SIGTERM: end as on Ctrl-C, all processes closed."""
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

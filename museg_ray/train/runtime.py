@@ -4,41 +4,47 @@ import logging
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import ray
 
 from museg_ray.config.schema import Config
 from museg_ray.errors import ResourceError
+from museg_ray.fleet.local_ray import local_ray
 
 LOCAL_SPARE_CPUS = 64
 """Of a Ray of our own, for members that `museg scale` adds."""
 
 
-def _start_local(config: Config) -> None:
-    """A Ray of our own, on free ports, so that two runs on one machine do not meet.
+@contextmanager
+def _connected(config: Config) -> Iterator[None]:
+    with ExitStack() as session:
+        try:
+            session.enter_context(_cluster() if "RAY_ADDRESS" in os.environ else _local(config))
+        except (RuntimeError, ConnectionError, OSError, ValueError) as error:
+            place = os.environ.get("RAY_ADDRESS", "this machine")
+            raise ResourceError(
+                f"Ray did not start on {place}: {error}. Check free ports and disk space (a local Ray writes to "
+                "$RAY_TMPDIR, else to $TMPDIR or /tmp), or unset RAY_ADDRESS to start a local Ray."
+            ) from error
+        yield
 
-    Reservations are logical: a machine with fewer cores than the config reserves runs it all the same, slower.
-    """
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else Ray writes a token under the home folder
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves the run beside anything else on the machine
+
+def _local(config: Config) -> AbstractContextManager[None]:
+    """Reservations are logical: a machine with fewer cores than the config reserves runs it all the same, slower."""
     num_cpus = max(os.cpu_count() or 1, math.ceil(config.num_cpus_needed)) + LOCAL_SPARE_CPUS
-    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level="error")
+    return local_ray(num_cpus)
 
 
-def _connect(config: Config) -> None:
+@contextmanager
+def _cluster() -> Iterator[None]:
+    """All settings are the cluster's own. Bare: Ray merges the submitted job's environment itself and refuses keys that
+    both sides set."""
+    ray.init(log_to_driver=False, logging_level=logging.ERROR)
     try:
-        if "RAY_ADDRESS" in os.environ:
-            # Bare: Ray merges the submitted job's environment itself and refuses keys that both sides set.
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        else:
-            _start_local(config)
-    except (RuntimeError, ConnectionError, OSError, ValueError) as error:
-        place = os.environ.get("RAY_ADDRESS", "this machine")
-        raise ResourceError(
-            f"Ray did not start on {place}: {error}. Check free ports and disk space (Ray writes to /tmp/ray), "
-            "or unset RAY_ADDRESS to start a local Ray."
-        ) from error
+        yield
+    finally:
+        ray.shutdown()
 
 
 def check_capacity(config: Config, cluster: dict[str, float]) -> None:
@@ -73,9 +79,8 @@ def ray_session(config: Config) -> Iterator[None]:
     Raises:
         ResourceError: Ray cannot start, or the cluster is too small.
     """
-    _connect(config)
-    try:
+    # Ray's own answer to SIGTERM, which it puts in place first of all, exits without a word from wherever it is.
+    ray._private.utils.set_sigterm_handler = lambda handler: None
+    with _connected(config):
         check_capacity(config, ray.cluster_resources())
         yield
-    finally:
-        ray.shutdown()

@@ -4,6 +4,7 @@ The bytes are a safetensors file under Hugging Face names, so that a blob can al
 anything that reads safetensors. Its metadata names the parts of the model that it leaves out, since they are frozen.
 """
 
+import os
 import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
@@ -85,14 +86,15 @@ def read_weights(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 @contextmanager
 def blob_file(blob: ByteArray) -> Iterator[Path]:
-    """The blob as a file for another process on this machine; deleted on exit.
+    """The blob as a file for another process of this user on this machine; gone on exit.
 
-    It lies in shared memory where that has room, else in the folder for temporary files.
+    It lies in shared memory where that has room, else in the folder for temporary files. It has no name there, which
+    would stay behind if this process was killed: the path leads through this process.
     """
-    with tempfile.NamedTemporaryFile(dir=_scratch_dir(blob.nbytes), prefix="museg-weights-") as file:
+    with tempfile.TemporaryFile(dir=_scratch_dir(blob.nbytes)) as file:
         blob.tofile(file)
         file.flush()
-        yield Path(file.name)
+        yield Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
 
 
 def _scratch_dir(size_bytes: int) -> Path | None:

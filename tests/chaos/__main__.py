@@ -39,7 +39,7 @@ def main() -> None:
 def _start(folder: Path, seed: int) -> Run:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     museg = str(Path(sys.executable).with_name("museg"))
-    return Run(museg, folder, environment | {"RAY_AUTH_MODE": "disabled"}, [f"run.seed={seed}", *OVERRIDES])
+    return Run(museg, folder, environment, [f"run.seed={seed}", *OVERRIDES])
 
 
 def _calm(folder: Path, seed: int, console: Console) -> float:

@@ -1,4 +1,15 @@
+"""Ray for a run: a local one, and what fits on a cluster."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+
+import psutil
 import pytest
+from ray._raylet import GcsClient
+from ray.exceptions import AuthenticationError
 
 from museg_ray.config.learning import LearnerConfig
 from museg_ray.config.schema import Config, RolloutConfig
@@ -14,3 +25,50 @@ def test_a_cluster_that_is_too_small_is_refused_with_the_arithmetic() -> None:
 
 def test_a_cluster_that_is_large_enough_passes() -> None:
     check_capacity(Config(rollout=RolloutConfig(num_actors=4)), {"CPU": 64})
+
+
+SESSION = """
+import time, ray
+from museg_ray.ending import take_over
+from museg_ray.fleet.local_ray import local_ray
+take_over()
+with local_ray(1):
+    print(ray.get_runtime_context().gcs_address, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture(scope="module")
+def session() -> "Iterator[tuple[subprocess.Popen[str], str]]":
+    """A driver with a local Ray, and that Ray's address. The last test kills its raylet."""
+    command = [sys.executable, "-c", SESSION]
+    with (
+        tempfile.TemporaryDirectory(dir="/tmp", prefix="t") as folder,
+        subprocess.Popen(
+            command, env={**os.environ, "RAY_TMPDIR": folder}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as driver,
+    ):
+        assert driver.stdout is not None
+        yield driver, driver.stdout.readline().strip()
+        driver.terminate()
+
+
+def test_a_connection_to_a_local_ray_without_its_token_is_refused(
+    session: "tuple[subprocess.Popen[str], str]",
+) -> None:
+    with pytest.raises(AuthenticationError, match="token is missing or incorrect"):
+        GcsClient(address=session[1])
+
+
+def test_a_raylet_that_dies_ends_its_driver_with_one_error_that_says_how_to_go_on(
+    session: "tuple[subprocess.Popen[str], str]",
+) -> None:
+    driver, _ = session
+    (raylet,) = [child for child in psutil.Process(driver.pid).children() if child.name() == "raylet"]
+    family = psutil.Process(driver.pid).children(recursive=True)
+    raylet.kill()
+    _, said = driver.communicate(timeout=60)
+    assert driver.returncode == 1
+    assert "error: ResourceError: The raylet of this run's Ray has died (SIGKILL)" in said and "--resume" in said
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert alive == []

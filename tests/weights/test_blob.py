@@ -69,4 +69,12 @@ def test_blob_file_lies_in_the_temporary_folder_where_shared_memory_is_absent(
     monkeypatch.setattr(blob_module, "SHARED_MEMORY_DIR", tmp_path / "absent")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with blob_file(np.zeros(8, dtype=np.uint8)) as path:
-        assert path.parent == tmp_path
+        assert path.readlink().parent == tmp_path
+
+
+def test_a_blob_file_has_no_name_that_a_killed_process_could_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blob_module, "SHARED_MEMORY_DIR", tmp_path)
+    with blob_file(np.zeros(8, dtype=np.uint8)):
+        assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,120 @@
+"""A Ray of our own: for one run, for one user, on one machine.
+
+It listens on the loopback address alone, lets in who has a token, and leaves neither process nor file behind.
+"""
+
+import os
+import secrets
+import select
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from threading import Thread
+
+import ray
+from ray._private import ray_constants
+
+from museg_ray.ending import end_at_once, processes_end
+from museg_ray.fleet.scratch import scratch_folder
+
+LOOPBACK = "127.0.0.1"
+AUTH_MODE, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"
+OTHER_MACHINES = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+"""0, as on laptops: Ray takes the loopback address for that of the machine. Else it looks for the address that other
+machines reach this one by, also where 127.0.0.1 is asked for, and its C++ parts listen on all addresses (Ray 2.60)."""
+
+
+@contextmanager
+def local_ray(num_cpus: int) -> Iterator[None]:
+    """Start a Ray on free ports, so that two runs on one machine do not meet, and end it with all its processes.
+
+    Args:
+        num_cpus: that it may reserve; logical, whatever the machine has.
+
+    Raises:
+        RuntimeError, ConnectionError, OSError, ValueError: it does not start.
+    """
+    with scratch_folder() as folder, processes_end():
+        token = folder / "token"
+        token.touch(0o600)
+        token.write_text(secrets.token_hex(32), encoding="ascii")
+        settings = {
+            AUTH_MODE: "token",
+            TOKEN_PATH: str(token),
+            OTHER_MACHINES: "0",
+            "TMPDIR": str(folder),
+            "RAY_worker_niceness": "0",  # Ray's 15 starves the run beside anything else on the machine
+            # Where else engines and ranks would meet on all addresses of the machine.
+            "VLLM_HOST_IP": LOOPBACK,
+            "GLOO_SOCKET_IFNAME": "lo",
+            "NCCL_SOCKET_IFNAME": "lo",
+        }
+        with _settings(settings):
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=num_cpus,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="error",
+                    _temp_dir=str(folder / "ray"),  # Ray opens it to all users; they do not get that far
+                )
+                with _raylet_watched():
+                    yield
+            finally:
+                ray.shutdown()
+
+
+def settings_to_join() -> dict[str, str]:
+    """What another process of this user must `take_settings` of to be let in by the Ray that this one is on."""
+    return {name: os.environ[name] for name in (AUTH_MODE, TOKEN_PATH, OTHER_MACHINES) if name in os.environ}
+
+
+def take_settings(variables: Mapping[str, str]) -> None:
+    """Put them into the environment, and have Ray read it again: it did so when it was imported."""
+    if TOKEN_PATH in variables:
+        os.environ.pop("RAY_AUTH_TOKEN", None)  # it would win over the path
+    os.environ.update(variables)
+    ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(OTHER_MACHINES) != "0"
+    ray._raylet.Config.initialize("")
+    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def _settings(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ[name] for name in (*variables, "RAY_AUTH_TOKEN") if name in os.environ}
+    take_settings(variables)
+    try:
+        yield
+    finally:
+        for name in variables:
+            os.environ.pop(name, None)
+        take_settings(before)
+
+
+@contextmanager
+def _raylet_watched() -> Iterator[None]:
+    """Where Ray's raylet dies, Ray ends the driver from C++ half a second later, without a word: say it before that."""
+    (info,) = ray._private.worker._global_node.all_processes[ray_constants.PROCESS_TYPE_RAYLET]
+    raylet: subprocess.Popen[bytes] = info.process
+    gone, (told, tell) = os.pidfd_open(raylet.pid), os.pipe()
+
+    def watch() -> None:
+        readable, _, _ = select.select([gone, told], [], [])
+        if told not in readable:
+            how = signal.Signals(-raylet.wait()).name if raylet.wait() < 0 else f"exit code {raylet.wait()}"
+            end_at_once(
+                f"error: ResourceError: The raylet of this run's Ray has died ({how}), and with it all its actors. The "
+                "same command with --resume (run.resume=true) goes on from the last checkpoint."
+            )
+
+    thread = Thread(target=watch, name="watch-raylet", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        os.close(tell)
+        thread.join()
+        os.close(gone)
+        os.close(told)
