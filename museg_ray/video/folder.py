@@ -1,18 +1,22 @@
 """A folder of files with a limit on its size: the longest unused leave first. Safe for processes that share it."""
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from museg_ray.errors import ResourceError
+from museg_ray.files import is_partial
 from museg_ray.video.access import PRIVATE, Access
 
 UNCOUNTED_SHARE = 0.02
 """Others add files too: after so much of its own, of the limit, a process counts the folder anew."""
 KEPT_SHARE = 0.9
 """What is kept when the limit is passed: room for some, so that not every new file drives one out."""
+STORED = re.compile(r"[0-9a-f]{32,64}(\.\w*)?")
+"""How its files are called: by a hash, with the ending of a video or a clip."""
 ABANDONED_S = 24 * 3600.0
 """A partial file so old belongs to a process that was killed."""
 
@@ -81,11 +85,17 @@ class LimitedFolder:
                 self._size_bytes -= size_bytes
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
-        """(last use, bytes, path) of every file; deletes what was abandoned half-written."""
+        """(last use, bytes, path) of every file of a store; deletes what was abandoned half-written.
+
+        Invariant: what is not named like a store's file is not counted and never deleted: `video.store_dir` may be a
+        folder where a person has a `clips` of their own.
+        """
         for entry in os.scandir(self.folder):
             with suppress(FileNotFoundError):  # deleted by another process while we look
+                if not entry.is_file(follow_symlinks=False):
+                    continue
                 stat = entry.stat()
-                if not entry.name.startswith("."):
+                if STORED.fullmatch(entry.name):
                     yield stat.st_atime, stat.st_size, Path(entry.path)
-                elif time.time() - stat.st_mtime > ABANDONED_S:
+                elif is_partial(entry.name) and time.time() - stat.st_mtime > ABANDONED_S:
                     Path(entry.path).unlink()

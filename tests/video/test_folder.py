@@ -1,7 +1,9 @@
 """The size-limited folder."""
 
 import os
+import re
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from museg_ray.files import partial_path
-from museg_ray.video.folder import ABANDONED_S, LimitedFolder
+from museg_ray.video import folder as folder_module
+from museg_ray.video.folder import ABANDONED_S, STORED, LimitedFolder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _any_name_is_a_hash() -> Iterator[None]:
+    """So that a test may call its files `a` and `b`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder_module, "STORED", re.compile(r"[^.].*"))
+        yield
 
 
 def add(limited: LimitedFolder, name: str, size_bytes: int = 100) -> Path:
@@ -146,3 +157,21 @@ def test_a_folder_that_is_gone_is_an_error_of_storage(tmp_path: Path) -> None:
     limited = LimitedFolder(tmp_path / "gone", 300)
     with pytest.raises(OSError):
         add(limited, "a")
+
+
+def test_invariant_what_is_not_the_stores_is_neither_counted_nor_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_module, "STORED", STORED)
+    foreign = ["holiday.mp4", "deadbeef.mp4", ".notes.partial", "thesis.tex"]
+    for name in foreign:
+        (tmp_path / name).write_bytes(bytes(1000))
+        age(tmp_path / name, ABANDONED_S + 60)
+    (tmp_path / f"{'0' * 64}.mp4").symlink_to(tmp_path / "holiday.mp4")
+    (tmp_path / ("1" * 64)).mkdir()
+    limited = LimitedFolder(tmp_path, 300)
+    for digit in "abcdef":
+        add(limited, f"{digit * 64}.mp4")
+    left = names(tmp_path)
+    assert {*foreign, f"{'0' * 64}.mp4", "1" * 64} <= left
+    assert f"{'f' * 64}.mp4" in left and len(left) < len(foreign) + 2 + 4
