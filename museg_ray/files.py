@@ -11,7 +11,7 @@ from secrets import token_hex
 from stat import S_ISREG
 
 PARTIAL = ".partial"
-_PARTIAL_NAME = re.compile(r"\..+\.[0-9a-f]{16}\.partial")
+_PARTIAL_NAME = re.compile(r"\..+\.[0-9a-f]{16}\.partial(\..{1,7})?")
 
 
 def is_url(path: str) -> bool:
@@ -36,7 +36,7 @@ def partial_path(path: Path) -> Path:
 
 
 def is_partial(name: str) -> bool:
-    """True of a name that `partial_path` gave."""
+    """True of a name that `partial_path` gave, also with the ending of a video behind it."""
     return _PARTIAL_NAME.fullmatch(name) is not None
 
 

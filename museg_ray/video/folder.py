@@ -15,7 +15,7 @@ UNCOUNTED_SHARE = 0.02
 """Others add files too: after so much of its own, of the limit, a process counts the folder anew."""
 KEPT_SHARE = 0.9
 """What is kept when the limit is passed: room for some, so that not every new file drives one out."""
-STORED = re.compile(r"[0-9a-f]{32,64}(\.\w*)?")
+STORED = re.compile(r"[0-9a-f]{32,64}(\..{0,7})?")
 """How its files are called: by a hash, with the ending of a video or a clip."""
 ABANDONED_S = 24 * 3600.0
 """A partial file so old belongs to a process that was killed."""
