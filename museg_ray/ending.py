@@ -48,8 +48,11 @@ def cancelled_by_signal() -> Iterator[None]:
     """Within, a first signal cancels the present task instead of breaking in wherever the process happens to be."""
     global _task
     _task = asyncio.current_task()
+    assert _task is not None, "within a task"
     if signal.getsignal(signal.SIGTERM) is _on_signal:
         _handle_signals()  # once more: Ray's C++ part has put one of its own before it, which ends in an abort
+    else:  # `take_over` was not called: at least a cluster manager's signal ends the task in good order
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, _task.cancel)
     try:
         yield
     finally:

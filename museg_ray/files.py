@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from errno import EINVAL
+from errno import EINVAL, ELOOP
 from itertools import count
 from pathlib import Path
 from secrets import token_hex
@@ -73,6 +73,8 @@ def remove_files(folder: Path, is_own: Callable[[str], bool]) -> None:
 def whole_file(path: Path) -> Iterator[Path]:
     """A path to write to: renamed to `path` at the end, deleted where that fails. Readers see the old file or the new
     one, never half of one."""
+    if path.is_symlink():
+        raise OSError(ELOOP, "It is a symbolic link, which is never replaced", str(path))
     partial = partial_path(path)
     try:
         yield partial

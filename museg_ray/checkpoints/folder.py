@@ -66,8 +66,8 @@ class Checkpoint:
 
 
 def partial_folder(parent: Path, step: int) -> Path:
-    """Where the checkpoint of a step is built."""
-    return parent / f"{_name(step)}{PARTIAL}"
+    """Where the checkpoint of a step is built: nothing is there yet."""
+    return free_path(parent / f"{_name(step)}{PARTIAL}")
 
 
 def as_checkpoint(folder: Path) -> Checkpoint:
@@ -99,7 +99,7 @@ def publish(partial: Path) -> Checkpoint:
     _write_synced(partial / MANIFEST_FILE, json.dumps({"format": MANIFEST_FORMAT, "files": files}, indent=1))
     for folder, _, _ in os.walk(partial):
         sync(Path(folder))
-    whole = partial.with_name(partial.name.removesuffix(PARTIAL))
+    whole = partial.with_name(partial.name.partition(PARTIAL)[0])
     partial.rename(whole)
     sync(whole.parent)
     return as_checkpoint(whole)
@@ -114,8 +114,11 @@ def verify(checkpoint: Checkpoint, run_id: str | None = None) -> None:
     Raises:
         CheckpointError: names the first file that is missing, or of another size or content.
     """
-    if run_id is not None and checkpoint.read_state().run_id != run_id:
+    state = checkpoint.read_state()
+    if run_id is not None and state.run_id != run_id:
         raise CheckpointError(f"{checkpoint.folder} belongs to another run.")
+    if state.step != checkpoint.step:
+        raise CheckpointError(f"{checkpoint.folder} holds step {state.step}: it has another one's name.")
     described = _read_manifest(checkpoint.folder / MANIFEST_FILE)
     for name, expected in described.items():
         try:
@@ -201,6 +204,14 @@ def remove(checkpoint: Checkpoint) -> None:
     remove_files(doomed, _is_own)
 
 
+def belongs_elsewhere(checkpoint: Checkpoint, run_id: str) -> bool:
+    """True of a link, and of another run's; not of one whose `driver.json` cannot be read."""
+    try:
+        return checkpoint.folder.is_symlink() or checkpoint.read_state().run_id != run_id
+    except CheckpointError:
+        return False
+
+
 def set_aside(checkpoint: Checkpoint) -> Path:
     """Take its name from a checkpoint that must not be gone on with, and leave all else; where it is now."""
     aside = free_path(checkpoint.folder.with_name(checkpoint.folder.name + SET_ASIDE))
@@ -215,13 +226,13 @@ def remove_leftovers(parent: Path, run_id: str) -> None:
 
 
 def _is_of(folder: Path, run_id: str) -> bool:
-    """True of what the run has made itself. One without files is nobody's loss."""
+    """True of what the run has made itself. One without whole files is nobody's loss."""
     if folder.is_symlink():
         return False
     try:
         return read_state(folder / STATE_FILE).run_id == run_id
     except CheckpointError:
-        return not any(path.is_file() for path in folder.rglob("*"))
+        return not any(path.is_file() and not is_partial(path.name) for path in folder.rglob("*"))
 
 
 def _is_own(name: str) -> bool:

@@ -20,12 +20,12 @@ def demo(
 ) -> None:
     """Train museg-tiny on rendered videos through both reward phases and show what it learned."""
     settings = [f"run.seed={seed}", *(overrides or ())]
-    if run_dir is not None:
-        place = run_dir.expanduser().resolve()
-        settings += [f"run.dir={place.parent}", f"run.name={place.name}"]
     if resume:
         settings.append("run.resume=true")
     loaded = load_config(demo_config_path(), settings)
+    if run_dir is not None:  # not as an override: as YAML 1.10 would be 1.1, another run
+        place = run_dir.expanduser().resolve()
+        loaded.run.dir, loaded.run.name = str(place.parent), place.name
 
     from museg_ray.train.run import run
 

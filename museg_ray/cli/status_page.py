@@ -11,7 +11,7 @@ from rich.text import Text
 
 from museg_ray.shown_text import one_line
 
-STYLES = {"serving": "green", "starting": "yellow", "draining": "magenta"}
+STYLES = {"serving": "green", "starting": "yellow", "waiting": "yellow", "draining": "magenta"}
 
 
 def status_page(status: Mapping[str, Any]) -> Group:

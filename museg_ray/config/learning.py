@@ -93,8 +93,8 @@ class LearnerConfig:
     """False freezes the vision tower (MUSEG trains it): it then runs once a clip and update, and is sent nowhere."""
     train_merger: bool = True
     """False freezes the layers between tower and language model."""
-    start_timeout_s: float = 600.0
-    """A cluster that has no place for all ranks by then ends the run."""
+    start_timeout_s: float = 1800.0
+    """Ranks that do not hold the model by then are started anew."""
     step_timeout_s: float = 3600.0
     """A learner that has not done an update, or whatever else it is asked, by then is taken for lost: it starts again
     from the last checkpoint."""

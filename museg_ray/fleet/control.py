@@ -174,11 +174,11 @@ class Caller:
                 f"The run in {run} has ended, or is about to start. What an ended one did is in its report.html."
             )
         if found and not address:
-            take_settings(found["settings"])
+            take_settings(found.get("settings", {}))
         place = address or found.get("address") or os.environ.get("RAY_ADDRESS") or "auto"
         try:
             ray.init(address=place, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, OSError) as error:
+        except (ConnectionError, RuntimeError, OSError, RayError) as error:
             raise ResourceError(
                 f"No Ray answers at {place}: {error}. Give the run's folder, or --address of its cluster."
             ) from None

@@ -101,7 +101,7 @@ class Crew(Generic[W]):
             self._events(EventKind.SCALE, f"{self._role}: {self.num_wanted} to {size} members", role=self._role)
         self.num_wanted = size
         staying = [m for m in self.members if m.state in (MemberState.STARTING, MemberState.SERVING)]
-        staying.sort(key=lambda m: (m.state is not MemberState.STARTING, m.num_jobs))
+        staying.sort(key=lambda m: (m.is_least, m.state is not MemberState.STARTING, m.num_jobs))
         for member in staying[: max(0, len(staying) - size)]:
             self.drain(member, "fewer are wanted")
         self._fill()
@@ -255,9 +255,9 @@ class Crew(Generic[W]):
 
     async def _live(self, member: Member[W]) -> None:
         try:
-            await member.worker.placed()
+            member.is_least = await member.worker.placed()
             member.is_placed = True
-            await within(self.deadlines["start"], f"the start of {member.name}", member.worker.start())
+            await within(self.deadlines["start"], "its start", member.worker.start())
             prepared = await self._prepare(member) if self._prepare else ""
         except DeadlineMissed as error:
             self._start_failed(member, ResourceError(f"{error}; see its log in Ray's log folder."))

@@ -36,8 +36,8 @@ class Deadline:
         return f"{what} took longer than {self.limit_s:g} s{f' ({self.setting})' if self.setting else ''}"
 
 
-FIRST_ANSWER = Deadline(300.0)
-"""For a process that has its place to come up, where a start has no setting of its own."""
+FIRST_ANSWER = Deadline(1800.0)
+"""For a process that has its place to come up: a job's environment may have to be installed on its machine first."""
 PREPARE = Deadline(3600.0)
 """For one video: its reader has deadlines of its own, which follow from its length and size (video.deadline_s)."""
 FETCH = Deadline(600.0)
@@ -66,7 +66,7 @@ def deadlines(config: Config) -> Mapping[str, Deadline]:
     step = Deadline(learner.step_timeout_s, "learner.step_timeout_s")
     score = Deadline(SCORE_TIMEOUTS * config.rewards.response_timeout_s, "rewards.response_timeout_s, four times")
     return {
-        "rollout.start": Deadline(rollout.start_timeout_s, "rollout.start_timeout_s"),
+        "rollout.start": Deadline(FIRST_ANSWER.limit_s + rollout.start_timeout_s),
         "rollout.generate": request,
         "rollout.update_weights": Deadline(rollout.request_timeout_s, "rollout.request_timeout_s"),
         "rollout.ping": ping,

@@ -35,6 +35,8 @@ class Member(Generic[W]):
     state: MemberState = MemberState.STARTING
     is_placed: bool = False
     """The cluster has room for it."""
+    is_least: bool = False
+    """The run keeps that room: it leaves last."""
     num_jobs: int = 0
     """Inside it."""
     load: int = 0

@@ -6,10 +6,10 @@ start together may each hold what the other waits for, and neither would ever be
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from museg_ray.clock import now_s
@@ -19,7 +19,8 @@ from museg_ray.events import EventKind, EventSink
 
 SAY_EVERY_S = 15.0
 POLL_S = 0.5
-"""Ray's own wait would keep a thread, and with it the end of this process, for as long as it takes."""
+WHO = {"rollout": "a rollout actor", "reward": "a reward actor", "clips": "a clip actor", "learner": "the learner"}
+"""Waits, in words."""
 Needs = Mapping[str, float]
 """CPUs and GPUs that one process reserves."""
 
@@ -36,59 +37,101 @@ def needs(config: Config) -> dict[str, Needs]:
 
 
 class Place:
-    """Room for the processes of one role, as near to one another as can be."""
+    """Room for the processes of one role, as near to one another as can be. Ask `strategy` once it is `ready`."""
 
-    def __init__(
-        self, group: PlacementGroup, first: int, say: Callable[[str], None], leave: Callable[[], None]
-    ) -> None:
-        self._group, self._first, self._say, self._leave = group, first, say, leave
-        self._is_left = False
+    is_least = False
+    """It is the least crew's: whoever is there leaves last, since the run keeps it."""
 
-    async def ready(self, what: str, limit_s: float = math.inf) -> None:
-        """Return once there is room; says every 15 s what is waited for, and what the cluster has.
-
-        Args:
-            what: waits, in words.
-            limit_s: how long.
+    async def ready(self, limit_s: float = math.inf) -> None:
+        """Return once there is room.
 
         Raises:
             ResourceError: there was none for so long.
         """
-        began_s = said_s = now_s()
-        while not await asyncio.to_thread(self._group.wait, POLL_S):
-            waited_s = now_s() - began_s
-            word = f"{what} waits for room since {waited_s:.0f} s: "
-            if waited_s >= limit_s:
-                word += (
-                    f"{_arithmetic(self._group.bundle_specs)}. That is fleet.place_timeout_s: free it, ask for less, "
-                )
-                raise ResourceError(word + "or add machines.")
-            if now_s() - said_s >= SAY_EVERY_S:
-                said_s = now_s()
-                self._say(word + _arithmetic(self._group.bundle_specs))
 
     def strategy(self, index: int = 0) -> PlacementGroupSchedulingStrategy | str:
         """For the process `index` of those that it is for."""
+        return "DEFAULT"
+
+    def leave(self) -> None:
+        """Nobody is in it any more, or will be."""
+
+
+ANYWHERE = Place()
+"""Wherever Ray finds room, for actors that are used beside a run; nobody tells when there is."""
+
+
+class Reserved(Place):
+    """A placement group of its own, or the least crew's bundles."""
+
+    def __init__(self, places: "Places", role: str) -> None:
+        self._places, self._role = places, role
+        self._group: PlacementGroup | None = None
+        self._first = 0
+        self._is_left = False
+
+    async def ready(self, limit_s: float = math.inf) -> None:
+        began_s, words = now_s(), self._places.words(self._role)
+        while not self._has_room():
+            await asyncio.sleep(POLL_S)
+            assert self._group is not None
+            words.wait(now_s() - began_s, limit_s, self._group, next_word_factor=2.0)
+
+    def _has_room(self) -> bool:
+        """Look once more; the least crew's bundles are taken whenever they are free, also while it waits elsewhere.
+
+        Raises:
+            ResourceError: nobody waits for it any more, or its group is gone.
+        """
+        if self._is_left:
+            raise ResourceError(f"{WHO[self._role]} is not wanted any more.")
+        if not self.is_least and (first := self._places.least.pop(self._role, None)) is not None:
+            self._give_up_own()
+            self._group, self._first, self.is_least = self._places.group, first, True
+        if self._group is None:
+            bundles = [self._places.bundle(self._role)] * self._places.count(self._role)
+            self._group = placement_group(bundles, strategy="PACK")
+        return _are_placed(self._group, range(self._first, self._first + self._places.count(self._role)))
+
+    def strategy(self, index: int = 0) -> PlacementGroupSchedulingStrategy:
+        assert self._group is not None, "ready() comes first"
         return PlacementGroupSchedulingStrategy(self._group, self._first + index)
 
     def leave(self) -> None:
-        """Nobody is in it any more."""
-        if not self._is_left:
-            self._is_left = True
-            self._leave()
-
-
-class Anywhere(Place):
-    """Wherever Ray finds room, for actors that are used beside a run."""
-
-    def __init__(self) -> None:
+        if self._is_left:
+            return
         self._is_left = True
+        if self.is_least:
+            self._places.least[self._role] = self._first
+        else:
+            self._give_up_own()
 
-    async def ready(self, what: str, limit_s: float = math.inf) -> None:
-        """At once: nobody tells when the actor has room."""
+    def _give_up_own(self) -> None:
+        if self._group is not None:
+            remove_placement_group(self._group)
 
-    def strategy(self, index: int = 0) -> str:
-        return "DEFAULT"
+
+class _Words:
+    """What is said of one wait, or of all of one role: again and again, each time after a longer while."""
+
+    def __init__(self, what: str, events: EventSink) -> None:
+        self._what, self._events = what, events
+        self._next_s, self._pause_s = now_s() + SAY_EVERY_S, SAY_EVERY_S
+
+    def wait(self, waited_s: float, limit_s: float, group: PlacementGroup, next_word_factor: float) -> None:
+        """
+        Raises:
+            ResourceError: it has waited for `limit_s`.
+        """
+        is_late = waited_s >= limit_s
+        if not is_late and (now_s() < self._next_s or waited_s < SAY_EVERY_S):
+            return
+        text = f"{self._what} waits for room since {waited_s:.0f} s: {_arithmetic(group.bundle_specs)}"
+        if is_late:
+            raise ResourceError(f"{text}. That is fleet.place_timeout_s: free it, ask for less, or add machines.")
+        self._events(EventKind.WAIT, text)
+        self._pause_s *= next_word_factor
+        self._next_s = now_s() + self._pause_s
 
 
 class Places:
@@ -98,8 +141,10 @@ class Places:
         self._needs, self._events = needs(config), events
         self._limit_s = config.fleet.place_timeout_s
         self._num_ranks = config.learner.num_ranks
-        self._least: dict[str, int] = {}
-        """Where the least crew's bundles of a role begin, of roles that nobody has there."""
+        self._words: dict[str, _Words] = {}
+        self.least: dict[str, int] = {}
+        """Where in `group` the least crew's bundles of a role begin, of roles that nobody has there."""
+        self.group: PlacementGroup | None = None
 
     async def reserve(self) -> None:
         """Wait until there is room for the least crew: one member of each, and all ranks of the learner.
@@ -108,25 +153,50 @@ class Places:
             ResourceError: there was none for `fleet.place_timeout_s`.
         """
         roles = ("rollout", "reward", "clips", *["learner"] * self._num_ranks)
-        self._group = placement_group([_bundle(self._needs[role]) for role in roles], strategy="PACK")
-        self._least = {role: roles.index(role) for role in roles}
-        await Place(self._group, 0, self._say, lambda: None).ready("the run", self._limit_s)
+        self.group = placement_group([self.bundle(role) for role in roles], strategy="PACK")
+        began_s, words = now_s(), _Words("the run", self._events)
+        while not _are_placed(self.group, range(len(roles))):
+            await asyncio.sleep(POLL_S)
+            words.wait(now_s() - began_s, self._limit_s, self.group, next_word_factor=1.0)
+        self.least = {role: roles.index(role) for role in roles}
 
     def take(self, role: str) -> Place:
-        """A place of the least crew where nobody is in it, else one of its own, which may have to wait."""
-        if (first := self._least.pop(role, None)) is not None:
-            return Place(self._group, first, self._say, lambda: self._least.update({role: first}))
-        count = self._num_ranks if role == "learner" else 1
-        group = placement_group([_bundle(self._needs[role])] * count, strategy="PACK")
-        return Place(group, 0, self._say, lambda: remove_placement_group(group))
+        """One of the least crew's where nobody is, else one of its own, which may have to wait."""
+        return Reserved(self, role)
 
-    def _say(self, text: str) -> None:
-        self._events(EventKind.WAIT, text)
+    def free(self) -> dict[str, float]:
+        """CPUs and GPUs for further members: what nobody has reserved, and what the run keeps and nobody uses."""
+        free: dict[str, float] = dict(ray.available_resources())
+        for role in self.least:
+            for kind, amount in self._needs[role].items():
+                free[kind] = free.get(kind, 0.0) + amount * self.count(role)
+        return free
+
+    def bundle(self, role: str) -> dict[str, float]:
+        """Of one process, as Ray takes it: not empty."""
+        return {kind: amount for kind, amount in self._needs[role].items() if amount} or {"CPU": 0.001}
+
+    def count(self, role: str) -> int:
+        return self._num_ranks if role == "learner" else 1
+
+    def words(self, role: str) -> _Words:
+        """All members of a role that wait share them: a thousand would say the same."""
+        return self._words.setdefault(role, _Words(WHO[role], self._events))
 
 
-def _bundle(amounts: Needs) -> dict[str, float]:
-    """As Ray takes it: not empty."""
-    return {kind: amount for kind, amount in amounts.items() if amount} or {"CPU": 0.001}
+def _are_placed(group: PlacementGroup, indices: range) -> bool:
+    """Whether these bundles have a machine. Others of the group may have lost theirs.
+
+    Not `PlacementGroup.wait`: it takes whole seconds alone, and each call leaves a waiter in Ray's head for as long as
+    the group is not ready (Ray 2.60).
+
+    Raises:
+        ResourceError: the group is gone.
+    """
+    table = placement_group_table(group)
+    if table.get("state", "REMOVED") == "REMOVED":
+        raise ResourceError("The run's place in the cluster is gone: somebody has removed its placement group.")
+    return all(table["bundles_to_node_id"].get(index) for index in indices)
 
 
 def _arithmetic(bundles: Sequence[Needs]) -> str:

@@ -6,8 +6,8 @@ from typing import Protocol
 class Worker(Protocol):
     """One process, on whatever machine; or a fake. Its methods raise `MemberLost` once it is gone."""
 
-    async def placed(self) -> None:
-        """Return when the cluster has room for it, for as long as that takes."""
+    async def placed(self) -> bool:
+        """Return when the cluster has room for it, for as long as that takes; True where the run keeps that room."""
 
     async def start(self) -> None:
         """Return when it can work.

@@ -15,7 +15,7 @@ from museg_ray.config.learning import LearnerConfig
 from museg_ray.config.schema import Config, PhaseConfig
 from museg_ray.errors import LearnerLostError, MusegError
 from museg_ray.fleet.deadlines import DeadlineMissed, deadlines, within
-from museg_ray.fleet.places import Anywhere, Places
+from museg_ray.fleet.places import ANYWHERE, Place, Places
 from museg_ray.learner.rank import Rank
 from museg_ray.types import Clip, Group
 from museg_ray.video.loader import ClipHandle, ClipLoader
@@ -113,7 +113,7 @@ class LearnerHandle:
     def __init__(
         self, config: Config, model_dir: Path, checkpoint: Path | None = None, places: Places | None = None
     ) -> None:
-        """Take a place for the ranks; `ready` starts them.
+        """Nothing is started yet, see `ready`.
 
         Args:
             config: of the run.
@@ -123,18 +123,19 @@ class LearnerHandle:
         """
         self._config, self._model_dir, self._checkpoint = config, model_dir, checkpoint
         self._places, self._deadlines = places, deadlines(config)
-        self._call: tuple[str, float] | None = None
-        self._take_place()
+        self._calls: dict[asyncio.Future[Any], tuple[str, float]] = {}
+        self._place: Place = ANYWHERE
+        self._actors: list[ActorHandle] = []
 
     @property
     def doing(self) -> str:
-        """The call that is awaited and since when, in words; empty: none is."""
-        return f"{self._call[0]} since {now_s() - self._call[1]:.0f} s" if self._call else ""
+        """The calls that are awaited and since when, in words; empty: none is."""
+        now = now_s()
+        return " and ".join(f"{method} since {now - since_s:.0f} s" for method, since_s in self._calls.values())
 
-    def _take_place(self) -> None:
+    def _make_actors(self) -> None:
         learner = self._config.learner
-        self._place = self._places.take("learner") if self._places else Anywhere()
-        self._actors: list[ActorHandle] = [
+        self._actors = [
             ray.remote(concurrency_groups={WRITING: 1, CONTROL: 1})(LearnerActor)
             .options(
                 num_cpus=learner.num_cpus,
@@ -153,8 +154,11 @@ class LearnerHandle:
             ModelError, ConfigError: the learner cannot start on this folder or these settings.
             LearnerError: a process died, or the checkpoint does not fit.
             LearnerLostError: one does not answer.
+            ResourceError: the cluster has had no room for them for `fleet.place_timeout_s`.
         """
-        await self._place.ready("the learner")
+        self._place = self._places.take("learner") if self._places else ANYWHERE
+        await self._place.ready(self._config.fleet.place_timeout_s)
+        self._make_actors()
         count = len(self._actors)
         host, port = "", 0
         await self._within("first_answer", [actor.ping.remote() for actor in self._actors])
@@ -175,7 +179,6 @@ class LearnerHandle:
         """
         await self.close()
         self._checkpoint = checkpoint
-        self._take_place()
         await self.ready()
 
     async def update(self, groups: Sequence[Group], clips: Mapping[str, ClipHandle], step: int) -> dict[str, float]:
@@ -231,7 +234,8 @@ class LearnerHandle:
 
     async def close(self) -> None:
         """End the learner's processes, also in the middle of an update."""
-        for actor in self._actors:
+        actors, self._actors = self._actors, []
+        for actor in actors:
             ray.kill(actor)
         self._place.leave()
 
@@ -251,14 +255,16 @@ class LearnerHandle:
 
     async def _watched(self, method: str, calls: Sequence[Awaitable[Result]]) -> list[Result]:
         """What the calls return; ranks that do not answer meanwhile are noticed long before the call's deadline."""
-        self._call = method, now_s()
         work = asyncio.ensure_future(self._within(method, calls))
         watch = asyncio.ensure_future(self._watch())
+        self._calls[work] = method, now_s()
         try:
             await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():  # a rank is gone: the others are given a moment to say why
+                await asyncio.wait({work}, timeout=REASON_WAIT_S)
             return work.result() if work.done() else watch.result()
         finally:
-            self._call = None
+            del self._calls[work]
             work.cancel()
             watch.cancel()
 

@@ -161,7 +161,7 @@ def _name(index: int) -> str:
 
 def _parts(folder: Path) -> dict[int, Path]:
     """By number, which counts from 0."""
-    matches = ((_PART.fullmatch(path.name), path) for path in folder.iterdir())
+    matches = ((_PART.fullmatch(path.name), path) for path in folder.iterdir() if not path.is_symlink())
     return {int(match[1]): path for match, path in matches if match}
 
 

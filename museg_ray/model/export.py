@@ -28,6 +28,7 @@ def export_checkpoint(learner_dir: Path, config: Config, out_dir: Path) -> int:
         ModelError: the model folder cannot be used.
         ResourceError: `out_dir` holds something, or cannot be written.
     """
+    out_dir = out_dir.absolute()
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise ResourceError(f"{out_dir} is there and not empty; an export never overwrites. Choose another folder.")
     model_dir = resolve_model_path(config.model.path)

@@ -1,6 +1,7 @@
 """Model folders: find, check, load and save a Qwen2.5-VL or Qwen3-VL with its tokenizer and processor files."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -304,8 +305,13 @@ def is_model_file(name: str) -> bool:
 
 
 def _replace_folder(new: Path, target: Path) -> None:
-    old = free_path(target.with_name(target.name + ".old"))
-    if target.exists():
-        target.rename(old)
+    """One that a run has made is replaced, but for what a person has put there; another one is a person's, and kept."""
+    replaced = partial_path(target)
+    is_own = (target / MODEL_CONFIG_FILE).is_file() and not target.is_symlink()
+    if os.path.lexists(target):
+        target.rename(replaced)
     new.rename(target)
-    remove_files(old, is_model_file)  # what else a person has put there stays
+    if is_own:
+        remove_files(replaced, is_model_file)
+    if os.path.lexists(replaced):
+        replaced.rename(free_path(target.with_name(target.name + ".old")))

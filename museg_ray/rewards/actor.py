@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
 from museg_ray.config.schema import RewardConfig
@@ -29,15 +28,13 @@ class RewardWorker:
     """One reward actor, as a crew sees it."""
 
     def __init__(self, config: RewardConfig, num_cpus: float, place: Place) -> None:
-        # Ray leaves GPUs visible to actors that reserve none.
-        options: Any = {"num_cpus": num_cpus, "runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}}
-        actor = ray.remote(RewardActor).options(scheduling_strategy=place.strategy(), **options).remote(config)
-        assert isinstance(actor, ActorHandle)  # to the type checker it may also be the plain class
-        self._actor, self._place = actor, place
+        self._config, self._num_cpus, self._place = config, num_cpus, place
+        self._actor: Any = None
         self._num_calls = 0
 
-    async def placed(self) -> None:
-        await self._place.ready("a reward actor")
+    async def placed(self) -> bool:
+        await self._place.ready()
+        return self._place.is_least
 
     async def start(self) -> None:
         """
@@ -45,6 +42,11 @@ class RewardWorker:
             RewardError: it cannot start.
             MemberLost: its process died.
         """
+        if self._actor is None:
+            # Ray leaves GPUs visible to actors that reserve none.
+            options: Any = {"num_cpus": self._num_cpus, "runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}}
+            remote_class = ray.remote(RewardActor).options(scheduling_strategy=self._place.strategy(), **options)
+            self._actor = remote_class.remote(self._config)
         try:
             await started(self._actor.__ray_ready__.remote())
         except RayError as error:
@@ -79,7 +81,8 @@ class RewardWorker:
         """It holds nothing that would have to be put away."""
 
     def kill(self) -> None:
-        ray.kill(self._actor)
+        if self._actor is not None:
+            ray.kill(self._actor)
         self._place.leave()
 
 

@@ -14,7 +14,7 @@ from museg_ray.fleet.crew import Crew
 from museg_ray.fleet.deadlines import DeadlineMissed, deadlines, within
 from museg_ray.fleet.errors import MemberLost
 from museg_ray.fleet.member import CrewStatus, Member
-from museg_ray.fleet.places import Anywhere, Place, Places
+from museg_ray.fleet.places import ANYWHERE, Place, Places
 from museg_ray.fleet.worker import Worker
 from museg_ray.rewards.actor import RewardWorker
 from museg_ray.rewards.scorer import GroupRequest, Outcome, pack, unpack_outcomes
@@ -86,7 +86,7 @@ class RewardPool:
         self._is_closed = False
         self._crew = Crew[ScoringWorker](
             "reward",
-            lambda: self._make(config.rewards.num_cpus, places.take("reward") if places else Anywhere()),
+            lambda: self._make(config.rewards.num_cpus, places.take("reward") if places else ANYWHERE),
             config.fleet,
             deadlines(config),
             events,
@@ -204,7 +204,7 @@ class RewardPool:
                 raise _closed()
             if self._suspects_worker is None:
                 # Without CPUs of its own: the machines may be full, and a suspect must not wait for ever.
-                self._suspects_worker = self._make(0, Anywhere())
+                self._suspects_worker = self._make(0, ANYWHERE)
             try:
                 await self._start(self._suspects_worker)
                 call = self._suspects_worker.score(pack([([text], job.query, job.weights)]))

@@ -12,6 +12,7 @@ from ray.exceptions import ObjectLostError, RayTaskError
 
 from museg_ray.config.schema import Config
 from museg_ray.errors import RolloutError, WeightsLostError, WeightSyncError
+from museg_ray.fleet.deadlines import Deadline, within
 from museg_ray.fleet.errors import MemberLost, result_of
 from museg_ray.fleet.nodes import leaving_nodes
 from museg_ray.fleet.places import Place
@@ -87,35 +88,39 @@ class RolloutWorker:
     """One rollout actor, as a crew sees it."""
 
     def __init__(self, model_dir: Path, config: Config, place: Place) -> None:
-        rollout, self._place, self._has_begun = config.rollout, place, False
-        options = {
-            "num_cpus": rollout.num_cpus,
-            "num_gpus": rollout.num_gpus,
-            "scheduling_strategy": place.strategy(),
-            "max_concurrency": MAX_CALLS,
-            "runtime_env": {"env_vars": engine_environment(rollout)},
-        }
-        remote_class = ray.remote(concurrency_groups={"control": 2})(RolloutActor)
-        self._actor: ActorHandle = remote_class.options(**options).remote(model_dir, config)
+        self._model_dir, self._config, self._place = model_dir, config, place
+        self._actor: ActorHandle | None = None
 
-    async def placed(self) -> None:
-        await self._place.ready("a rollout actor")
+    async def placed(self) -> bool:
+        await self._place.ready()
+        return self._place.is_least
 
     async def start(self) -> None:
         """
         Raises:
             RolloutError: the engine failed.
             ModelError: the model folder cannot be used.
-            MemberLost: the actor died.
+            MemberLost: the actor died, or did not start its engine within `rollout.start_timeout_s`.
         """
-        self._has_begun = True
-        await result_of(self._actor.start.remote())
+        rollout = self._config.rollout
+        options = {
+            "num_cpus": rollout.num_cpus,
+            "num_gpus": rollout.num_gpus,
+            "scheduling_strategy": self._place.strategy(),
+            "max_concurrency": MAX_CALLS,
+            "runtime_env": {"env_vars": engine_environment(rollout)},
+        }
+        remote_class = ray.remote(concurrency_groups={"control": 2})(RolloutActor)
+        self._actor = remote_class.options(**options).remote(self._model_dir, self._config)
+        await result_of(self._handle.ping.remote())  # its process is up, which may have had to be installed first
+        start = Deadline(rollout.start_timeout_s, "rollout.start_timeout_s")
+        await within(start, "the start of its engine", result_of(self._handle.start.remote()))
 
     async def ping(self) -> bool:
-        return await result_of(self._actor.ping.remote()) in leaving_nodes()
+        return await result_of(self._handle.ping.remote()) in leaving_nodes()
 
     async def generate(self, issue: Issue, prompt_ids: Sequence[int], clip: ClipHandle, sampling: Sampling) -> Group:
-        group: Group = await result_of(self._actor.generate.remote(issue, prompt_ids, clip, sampling))
+        group: Group = await result_of(self._handle.generate.remote(issue, prompt_ids, clip, sampling))
         return group
 
     async def update_weights(self, version: int, weights: Any) -> int:
@@ -126,7 +131,7 @@ class RolloutWorker:
             MemberLost: the actor died.
         """
         try:
-            confirmed: int = await result_of(self._actor.update_weights.remote(version, weights))
+            confirmed: int = await result_of(self._handle.update_weights.remote(version, weights))
             return confirmed
         except RayTaskError as error:
             if isinstance(error.cause, ObjectLostError):
@@ -134,11 +139,16 @@ class RolloutWorker:
             raise
 
     async def close(self) -> None:
-        if not self._has_begun:
-            return
-        with suppress(MemberLost):  # it is closed already
-            await result_of(self._actor.close.remote())
+        if self._actor is not None:
+            with suppress(MemberLost):  # it is closed already
+                await result_of(self._actor.close.remote())
 
     def kill(self) -> None:
-        ray.kill(self._actor)
+        if self._actor is not None:
+            ray.kill(self._actor)
         self._place.leave()
+
+    @property
+    def _handle(self) -> ActorHandle:
+        assert self._actor is not None, "start() comes first"
+        return self._actor

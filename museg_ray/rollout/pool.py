@@ -21,7 +21,7 @@ from museg_ray.fleet.crew import Crew
 from museg_ray.fleet.deadlines import deadlines
 from museg_ray.fleet.errors import MemberLost
 from museg_ray.fleet.member import CrewStatus, Member, MemberState
-from museg_ray.fleet.places import Anywhere, Places
+from museg_ray.fleet.places import ANYWHERE, Places
 from museg_ray.fleet.worker import Worker
 from museg_ray.rollout.actor import RolloutWorker
 from museg_ray.rollout.engine import Sampling
@@ -89,9 +89,7 @@ class RolloutPool:
         self._published = asyncio.Event()
         self._num_inside = 0
         self._last: _Request | None = None  # sampled: what joiners are compared on
-        make_worker = make or (
-            lambda: RolloutWorker(model_dir, config, places.take("rollout") if places else Anywhere())
-        )
+        make_worker = make or (lambda: RolloutWorker(model_dir, config, places.take("rollout") if places else ANYWHERE))
         room = config.rollout.max_num_seqs
         self._crew = Crew[EngineWorker](
             "rollout", make_worker, config.fleet, deadlines(config), events, room, self._prepare

@@ -114,7 +114,7 @@ class Books:
         marks = state.books if state else BookMarks()
         with self._on_disk():
             # First: a checkpoint that was refused, but could be read the next time, would find its books cut.
-            aside = set_later_aside(self.run_dir, state.step if state else 0)
+            aside = set_later_aside(self.run_dir, state.step if state else 0, self._run_id)
             rows = self._recorder.rewind(marks.metrics, marks.alarms)
             self.quarantine.rewind(marks.quarantine)
             self.ledger.rewind(marks.ledger)

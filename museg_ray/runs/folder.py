@@ -12,11 +12,12 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 from uuid import uuid4
 
 from museg_ray.errors import ResourceError
-from museg_ray.files import free_path, is_partial, whole_file
+from museg_ray.files import check_regular, free_path, is_partial, whole_file
 
 MARKER_FILE, MARKER_FORMAT = "museg-run.json", 1
 """Made first: by it a folder is known as a run's, and its checkpoints as this run's."""
@@ -41,7 +42,7 @@ def make_run_folder(parent: Path, name: str) -> Path:
             folder.resolve().mkdir(parents=True, exist_ok=True)  # a link that leads to nothing gets its folder
         else:
             folder = _timed_folder(parent)
-        if not (folder / MARKER_FILE).exists():
+        if not _is_marked(folder):
             _mark(folder)
     except OSError as error:
         raise ResourceError(
@@ -57,6 +58,7 @@ def read_run_id(folder: Path) -> str:
         ResourceError: the marker cannot be read, or is of another format.
     """
     try:
+        check_regular(folder / MARKER_FILE)
         marker = json.loads((folder / MARKER_FILE).read_text(encoding="utf-8"))
         form, run_id = marker["format"], str(marker["run_id"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -82,7 +84,8 @@ def locked(folder: Path) -> Iterator[None]:
         ResourceError: another process has it.
     """
     try:
-        file = (folder / LOCK_FILE).open("a+", encoding="utf-8")
+        descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        file = os.fdopen(descriptor, "r+", encoding="utf-8")
     except OSError as error:
         raise ResourceError(f"Cannot write to the run folder {folder}: {error.strerror}.") from error
     with file:
@@ -98,10 +101,23 @@ def locked(folder: Path) -> Iterator[None]:
             raise ResourceError(
                 f"The run folder {folder} cannot be locked: {error.strerror}. Set run.dir to storage that has locks."
             ) from error
+        _check_lock_file(folder, file.fileno())
         file.truncate(0)
         file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
+
+
+def _check_lock_file(folder: Path, descriptor: int) -> None:
+    """
+    Raises:
+        ResourceError: it is no file of the run's alone, or no longer that of this folder.
+    """
+    mine, path = os.fstat(descriptor), folder / LOCK_FILE
+    if not S_ISREG(mine.st_mode) or mine.st_nlink > 1:
+        raise ResourceError(f"{path} is no file of the run's own, and would be overwritten: remove it.")
+    if not path.exists() or not os.path.samestat(mine, path.stat()):
+        raise ResourceError(f"The run in {folder} was moved aside by another start at this moment: start again.")
 
 
 def is_unused(folder: Path) -> bool:
@@ -124,15 +140,24 @@ def move_aside(folder: Path) -> Path:
         raise ResourceError(f"{folder} cannot be moved aside to {aside}: {error.strerror}.") from error
 
 
+def _is_marked(folder: Path) -> bool:
+    """False also of a marker without content in an otherwise unused folder: who made it was killed before it wrote."""
+    marker = folder / MARKER_FILE
+    return marker.exists() and not (marker.is_file() and not marker.stat().st_size and is_unused(folder))
+
+
 def _mark(folder: Path) -> None:
+    marker = folder / MARKER_FILE
+    if marker.is_file():
+        marker.unlink()
     if any(not is_partial(path.name) for path in folder.iterdir()):
         raise ResourceError(
             f"The folder {folder} is not empty and no run of museg_ray: it has no {MARKER_FILE}. Nothing in it was "
             "touched. Choose another run.name or run.dir."
         )
-    marker = json.dumps({"format": MARKER_FORMAT, "run_id": uuid4().hex}) + "\n"
-    with suppress(FileExistsError), (folder / MARKER_FILE).open("x", encoding="utf-8") as file:
-        file.write(marker)  # exclusive: of two that start at once both must read one id
+    content = json.dumps({"format": MARKER_FORMAT, "run_id": uuid4().hex}) + "\n"
+    with suppress(FileExistsError), marker.open("x", encoding="utf-8") as file:
+        file.write(content)  # exclusive: of two that start at once both must read one id
 
 
 def _timed_folder(parent: Path) -> Path:

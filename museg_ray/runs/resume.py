@@ -74,8 +74,9 @@ def open_run(config: Config) -> Iterator[OpenRun]:
         )
     with ExitStack() as stack:
         folder = _lock_folder(config, stack)
+        run_id = read_run_id(folder)
         try:
-            opened = _opened(folder, config)
+            opened = _opened(folder, run_id, config)
         except (CheckpointError, ResourceError) as refusal:
             if not config.run.restart:
                 raise
@@ -104,13 +105,12 @@ def save_run_config(config: Config, opened: OpenRun) -> None:
         save_config(config, partial)
 
 
-def _opened(folder: Path, config: Config) -> OpenRun:
+def _opened(folder: Path, run_id: str, config: Config) -> OpenRun:
     """
     Raises:
         CheckpointError, ResourceError: the run that is there can be moved aside and begun anew, but not be gone on
             with.
     """
-    run_id = read_run_id(folder)
     if is_unused(folder):
         return OpenRun(folder, run_id)
     if not config.run.resume:
@@ -151,8 +151,11 @@ def _to_go_on_from(folder: Path, run_id: str) -> tuple[Checkpoint | None, list[s
 
 
 def _has_steps(folder: Path) -> bool:
-    metrics = folder / "metrics.jsonl"
-    return (metrics.is_file() and metrics.stat().st_size > 0) or any((folder / ROLLOUTS_DIR).glob("part-*.parquet"))
+    metrics, ledger = folder / "metrics.jsonl", folder / "ledger.jsonl"
+    if metrics.is_file() and metrics.stat().st_size > 0:
+        return True
+    is_trained = ledger.is_file() and b'"trained"' in ledger.read_bytes()
+    return is_trained or any((folder / ROLLOUTS_DIR).glob("part-*.parquet"))
 
 
 def _resumed(checkpoint: Checkpoint, config: Config) -> Resumed:

@@ -16,16 +16,17 @@ from museg_ray.model.qwen_vl import is_model_file
 MODEL_DIR, EVALUATION_DIR, ROLLOUTS_DIR, QUERIES_DIR = "model", "evaluation", "rollouts.parquet", "train_queries"
 
 
-def set_later_aside(run_dir: Path, step: int) -> list[Path]:
-    """Checkpoints of later steps cannot be gone on with any more, and stay under other names: where each is now."""
+def set_later_aside(run_dir: Path, step: int, run_id: str) -> list[Path]:
+    """The run's checkpoints of later steps cannot be gone on with any more, and stay under other names: where each is
+    now."""
     present = checkpoints.list_checkpoints(run_dir / checkpoints.CHECKPOINTS_DIR)
-    return [checkpoints.set_aside(newer) for newer in present if newer.step > step]
+    later = [newer for newer in present if newer.step > step and not checkpoints.belongs_elsewhere(newer, run_id)]
+    return [checkpoints.set_aside(newer) for newer in later]
 
 
 def remove_partials(run_dir: Path, run_id: str) -> None:
     """Delete what a crash left half written: files by `whole_file`, checkpoints, an exported model."""
     checkpoints.remove_leftovers(run_dir / checkpoints.CHECKPOINTS_DIR, run_id)
-    remove_files(run_dir / f"{MODEL_DIR}.old", is_model_file)
     for folder in (run_dir, *(run_dir / name for name in (EVALUATION_DIR, ROLLOUTS_DIR, QUERIES_DIR))):
         for path in [] if folder.is_symlink() else [each for each in folder.glob(".*") if is_partial(each.name)]:
             if path.is_dir():

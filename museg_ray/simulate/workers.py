@@ -32,8 +32,8 @@ class _FakeWorker:
         self._script = script
         self._is_dead = False
 
-    async def placed(self) -> None:
-        pass
+    async def placed(self) -> bool:
+        return False
 
     async def start(self) -> None:
         await self._at("start")

@@ -24,7 +24,7 @@ class Autoscaler:
         self._steps: deque[tuple[float, float, float]] = deque(maxlen=WINDOW_STEPS)  # waited, lasted, steps ready
 
     def after_step(self, metrics: Mapping[str, float]) -> None:
-        """Decide, when the window is full and all that are wanted serve.
+        """Decide, when the window is full and all that are wanted serve, but for those that wait for room.
 
         Args:
             metrics: of the step; empty where it made no update.
@@ -34,12 +34,13 @@ class Autoscaler:
         lasted_s, ready = metrics[names.TIME_STEP_S], metrics[names.QUEUE_LEARNER]
         self._steps.append((metrics[names.TIME_WAIT_S], lasted_s, ready))
         status = self._rollouts.status()
-        serving = sum(member.state == "serving" for member in status.members)
-        if len(self._steps) < WINDOW_STEPS or serving != status.num_wanted:
+        states = [member.state for member in status.members]
+        num_waiting = states.count("waiting")
+        if len(self._steps) < WINDOW_STEPS or states.count("serving") + num_waiting != status.num_wanted:
             return
         share = sum(waited for waited, _, _ in self._steps) / sum(lasted for _, lasted, _ in self._steps)
         always_ready = all(ready > 0 for _, _, ready in self._steps)
-        if share > MORE_ABOVE and status.num_wanted < self._limits.max:
+        if share > MORE_ABOVE and status.num_wanted < self._limits.max and not num_waiting:
             self._resize(status.num_wanted, 1, share)
         elif share < FEWER_BELOW and always_ready and status.num_wanted > self._limits.min:
             self._resize(status.num_wanted, -1, share)

@@ -3,7 +3,7 @@
 train_queries/train-1f0c9b2a.parquet    every query of `train.jsonl` as it was read, by the hash of the file's path
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from museg_ray.types import GroundingQuery
 
 Row = dict[str, Any]
 KEPT_SCHEMA = pa.schema([field for field in QUERY_SCHEMA if field.name not in ("split", "repairs")])
+CORPUS = "the rendered corpus"
 NO_ROW: Row = {"query_id": "nothing"}
 
 
@@ -42,14 +43,16 @@ def keep_queries(run_dir: Path, queries: Mapping[str, Sequence[GroundingQuery]])
         raise ResourceError(f"{run_dir / QUERIES_DIR} cannot be written: {error.strerror or error}.") from error
 
 
-def changed_data(run_dir: Path, queries: Mapping[str, Sequence[GroundingQuery]]) -> list[str]:
-    """The first row that differs of each annotation file that does; a file that the run has not read yet is no change.
+def changed_data(
+    run_dir: Path, queries: Mapping[str, Sequence[GroundingQuery]], drawn_from: Collection[str]
+) -> list[str]:
+    """The first row that differs of each annotation file that does.
 
-    Raises:
-        DataError: what was kept cannot be read.
+    Args:
+        queries: by annotation file.
+        drawn_from: files that the run has drawn from; that another one is new is no change.
     """
-    kept = {path: file for path in queries if (file := _kept_file(run_dir, path)).is_file()}
-    changes = (_first_change(path, file, queries[path]) for path, file in kept.items())
+    changes = (_first_change(path, _kept_file(run_dir, path), queries[path]) for path in queries if path in drawn_from)
     return [change for change in changes if change]
 
 
@@ -61,14 +64,18 @@ def refusal(change: str) -> DataError:
 
 
 def _first_change(path: str, file: Path, queries: Sequence[GroundingQuery]) -> str:
-    was, now = read_table(file, KEPT_SCHEMA.names), _table(queries)
+    now = _table(queries)
+    try:
+        was = read_table(file, KEPT_SCHEMA.names)
+    except DataError as error:
+        return f"What the run has trained with of {path or CORPUS} cannot be told any more: {error}"
     if was.equals(now):
         return ""
     rows = zip_longest(was.to_pylist(), now.to_pylist(), fillvalue=NO_ROW)
     number, old, new = next((number, old, new) for number, (old, new) in enumerate(rows, start=1) if old != new)
     key = next(key for key in ("query_id", *KEPT_SCHEMA.names) if old.get(key) != new.get(key))
     return (
-        f"{path or 'The rendered corpus'}, query {number} ({new['query_id']}): {key} is {_shown(new, key)}, but was "
+        f"{path or CORPUS}, query {number} ({new['query_id']}): {key} is {_shown(new, key)}, but was "
         f"{_shown(old, key)} when the run trained with it (in all {len(now)} queries, and {len(was)} then)."
     )
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import ray
 from transformers import PreTrainedTokenizerBase
 
 from museg_ray.checkpoints.writer import to_the_end
@@ -175,7 +174,7 @@ async def start_on_ray(
             rewards=RewardPool(config, events, places=places),
             learner=LearnerHandle(config, model_dir, checkpoint, places),
             control=control,
-            free_resources=ray.available_resources,
+            free_resources=places.free,
         )
         try:
             yield parts

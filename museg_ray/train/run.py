@@ -137,7 +137,8 @@ class _Session:
         return queries
 
     def _check_data(self, queries: RunQueries) -> None:
-        changes = changed_data(self._run_dir, queries.train) if self._resumed else []
+        drawn_from = self._resumed.state.trainer.sampler_states if self._resumed else ()
+        changes = changed_data(self._run_dir, queries.train, drawn_from)
         if changes and not self._config.run.accept_changed_data:
             raise refusal(changes[0])
         for change in changes:
@@ -163,7 +164,8 @@ class _Session:
                 evaluate_on = partial(self._evaluate, parts, trainer)
                 if before is None:
                     before = await evaluate_on("before", "held-out videos, before", queries.heldout)
-                if not await self._train(queries, trainer, checkpointer, books, partial(self._export, parts.learner)):
+                export = partial(self._export, parts.learner)
+                if not await self._train(queries, source, trainer, checkpointer, books, export):
                     return None
                 after = await evaluate_on("after", "held-out videos, after", queries.heldout)
                 swapped = await evaluate_on("swapped", "swapped videos", swap_videos(queries.heldout))
@@ -197,7 +199,13 @@ class _Session:
             save_config(self._config, self._run_dir / MODEL_DIR / MODEL_CONFIG_FILE)
 
     async def _train(
-        self, queries: RunQueries, trainer: Trainer, checkpointer: Checkpointer, books: Books, export: Act
+        self,
+        queries: RunQueries,
+        source: IssueSource,
+        trainer: Trainer,
+        checkpointer: Checkpointer,
+        books: Books,
+        export: Act,
     ) -> bool:
         """All steps that are left, the checkpoint of the last one, whole, and the model; False where the run was
         stopped."""
@@ -205,9 +213,10 @@ class _Session:
         left_open = books.rewind(state) if self._opened.is_used else []
         if state:
             save_run_config(self._config, self._opened)  # now that nothing speaks against it any more
-        keep_queries(self._run_dir, queries.train)
+        source.reopened(left_open)  # what is open and has gone from the data is told before anything is noted of them
         for change in self._changes:
             books.events.add(EventKind.CHANGE, change)
+        keep_queries(self._run_dir, queries.train)
         try:
             with self._notes.timing("train"):
                 await trainer.run(state.trainer if state else None, left_open, export)

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any, Protocol
 
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from museg_ray.config.schema import Config, VideoConfig
@@ -21,7 +20,7 @@ from museg_ray.fleet.crew import Crew
 from museg_ray.fleet.deadlines import deadlines
 from museg_ray.fleet.errors import MemberLost, first_line, result_of, started
 from museg_ray.fleet.member import CrewStatus
-from museg_ray.fleet.places import Anywhere, Place, Places
+from museg_ray.fleet.places import ANYWHERE, Place, Places
 from museg_ray.fleet.worker import Worker
 from museg_ray.types import Clip
 from museg_ray.video.frames import largest_clip_bytes
@@ -65,15 +64,12 @@ class ClipWorker:
     """One preparation actor, as a crew sees it."""
 
     def __init__(self, config: VideoConfig, place: Place) -> None:
-        # Ray leaves GPUs visible to actors that reserve none; a CUDA context here would take memory from the engines.
-        cpu_only = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
-        options: Any = {"num_cpus": config.num_cpus, "runtime_env": cpu_only, "concurrency_groups": {"control": 1}}
-        options["scheduling_strategy"], self._place = place.strategy(), place
-        remote_class: Any = ray.remote(**options)(PrepareActor)
-        self._actor: ActorHandle = remote_class.remote(config)
+        self._config, self._place = config, place
+        self._actor: Any = None
 
-    async def placed(self) -> None:
-        await self._place.ready("a clip actor")
+    async def placed(self) -> bool:
+        await self._place.ready()
+        return self._place.is_least
 
     async def start(self) -> None:
         """
@@ -81,6 +77,15 @@ class ClipWorker:
             ResourceError: it cannot start.
             MemberLost: its process died.
         """
+        # Ray leaves GPUs visible to actors that reserve none; a CUDA context here would take memory from the engines.
+        cpu_only = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
+        options: Any = {
+            "num_cpus": self._config.num_cpus,
+            "runtime_env": cpu_only,
+            "concurrency_groups": {"control": 1},
+        }
+        remote_class: Any = ray.remote(scheduling_strategy=self._place.strategy(), **options)(PrepareActor)
+        self._actor = remote_class.remote(self._config)
         try:
             await started(self._actor.ready.remote())
         except RayError as error:
@@ -102,7 +107,8 @@ class ClipWorker:
         """The kernel ends its reader process with it."""
 
     def kill(self) -> None:
-        ray.kill(self._actor)
+        if self._actor is not None:
+            ray.kill(self._actor)
         self._place.leave()
 
 
@@ -134,7 +140,7 @@ class ClipPool:
             places: of the run; None: wherever Ray finds room.
         """
         self._config, self._events = config.video, events
-        make_worker = make or (lambda: ClipWorker(config.video, places.take("clips") if places else Anywhere()))
+        make_worker = make or (lambda: ClipWorker(config.video, places.take("clips") if places else ANYWHERE))
         self._crew = Crew[PreparingWorker]("clips", make_worker, config.fleet, deadlines(config), events)
         self._crew.resize(config.video.num_actors)
         self._pending: dict[str, asyncio.Task[ClipHandle]] = {}  # being prepared, or prepared ahead and not yet used

@@ -15,8 +15,8 @@ UNCOUNTED_SHARE = 0.02
 """Others add files too: after so much of its own, of the limit, a process counts the folder anew."""
 KEPT_SHARE = 0.9
 """What is kept when the limit is passed: room for some, so that not every new file drives one out."""
-STORED = re.compile(r"[0-9a-f]{32,64}(\..{0,7})?")
-"""How its files are called: by a hash, with the ending of a video or a clip."""
+STORED = re.compile(r"[0-9a-f]{32}\.arrow|[0-9a-f]{64}(\..{0,7})?")
+"""How its files are called: a clip by its key, a copy by a hash, with the ending of its video."""
 ABANDONED_S = 24 * 3600.0
 """A partial file so old belongs to a process that was killed."""
 

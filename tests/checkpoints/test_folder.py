@@ -281,3 +281,21 @@ def test_what_is_set_aside_is_no_checkpoint_any_more_and_whole(whole: checkpoint
     assert everything(asides[0]) == before and steps_of(whole.folder.parent) == [50]
     checkpoints.remove_leftovers(whole.folder.parent, RUN_ID)
     assert everything(asides[0]) == before
+
+
+def test_a_copy_under_a_later_name_is_no_later_checkpoint(whole: checkpoints.Checkpoint) -> None:
+    shutil.copytree(whole.folder, whole.folder.with_name("step-000060"))
+    found, (refusal,) = checkpoints.newest_whole(whole.folder.parent, RUN_ID)
+    assert found == whole and "holds step 50: it has another one's name" in refusal
+
+
+def test_a_kill_before_the_first_file_is_whole_keeps_no_later_checkpoint_from_being_built(tmp_path: Path) -> None:
+    learner = tmp_path / "step-000006.partial" / "learner"
+    learner.mkdir(parents=True)
+    (learner.parent / ".driver.json.0123456789abcdef.partial").write_text("{")
+    checkpoints.remove_leftovers(tmp_path, RUN_ID)
+    assert not learner.parent.exists()
+    learner.mkdir(parents=True)
+    (learner / "thesis.tex").touch()
+    assert checkpoints.publish(build(tmp_path, 6)).folder.name == "step-000006"
+    assert (learner / "thesis.tex").is_file()

@@ -32,7 +32,7 @@ class StagedWorker:
         self.version, self.logprob = 0, 0.0
         self.seen: list[Issue] = []
         """Sampled here, or begun; not those that joiners are compared on."""
-        self.is_leaving = False
+        self.is_leaving = self.is_least = False
         self.on_placed: Hook = _nothing
         self.on_start: Hook = _nothing
         self.on_generate: Hook = _nothing
@@ -43,8 +43,9 @@ class StagedWorker:
     def die(self) -> None:
         self._dead.set()
 
-    async def placed(self) -> None:
+    async def placed(self) -> bool:
         await self.on_placed()
+        return self.is_least
 
     async def start(self) -> None:
         await self.on_start()

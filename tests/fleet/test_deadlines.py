@@ -10,7 +10,7 @@ import ray
 
 from museg_ray.config.learning import LearnerConfig
 from museg_ray.config.schema import Config, FleetConfig, RewardConfig, RewardWeights, RolloutConfig
-from museg_ray.errors import LearnerLostError, MusegError, ResourceError, VideoError
+from museg_ray.errors import LearnerError, LearnerLostError, MusegError, ResourceError, VideoError
 from museg_ray.events import no_events
 from museg_ray.fleet.control import ASKED, Caller, Mailbox, RayControl, Wish
 from museg_ray.fleet.deadlines import FETCH, Deadline, DeadlineMissed, deadlines, within
@@ -63,8 +63,8 @@ class Hung:
         self._starts = starts
         self.is_killed = False
 
-    async def placed(self) -> None:
-        pass
+    async def placed(self) -> bool:
+        return False
 
     async def start(self) -> None:
         if not self._starts:
@@ -189,14 +189,11 @@ class _Standing:
 
 def _learner(*answered: str, num_ranks: int = 1) -> LearnerHandle:
     learner = LearnerHandle.__new__(LearnerHandle)
-    learner._config, learner._deadlines, learner._call = CONFIG, ROWS, None
+    learner._config, learner._deadlines, learner._calls = CONFIG, ROWS, {}
     learner._actors = [_Standing(*answered)] * num_ranks
-    learner._place, learner._model_dir, learner._checkpoint = PLACE, None, None  # type: ignore[assignment]
+    learner._make_actors = lambda: None  # type: ignore[method-assign]
+    learner._places, learner._model_dir, learner._checkpoint = None, None, None  # type: ignore[assignment]
     return learner
-
-
-class PLACE:
-    ready = staticmethod(lambda what: asyncio.sleep(0))
 
 
 LEARNER_CALLS: dict[str, Callable[[], Awaitable[Any]]] = {
@@ -286,7 +283,44 @@ def test_a_learner_that_stands_still_is_noticed_by_its_pings_long_before_the_dea
             await learner.export_weights(3)
         return asyncio.get_running_loop().time() - began_s
 
-    assert run_simulated(trial()) < 10
+    assert run_simulated(trial()) < 15
+
+
+def test_what_another_rank_says_of_a_death_is_told_and_not_the_death_alone() -> None:
+    class Dying(_Standing):
+        async def _ping(self) -> None:
+            raise ray.exceptions.RayActorError
+
+        async def _update(self, *_: Any) -> None:
+            await asyncio.sleep(3.0)
+            raise LearnerError("rank 1: no memory left")
+
+        def __getattr__(self, name: str) -> Any:
+            return type("Method", (), {"remote": self._ping if name == "ping" else self._update})
+
+    async def trial() -> None:
+        learner = _learner()
+        learner._actors = [Dying()]
+        with pytest.raises(LearnerError, match="no memory left"):
+            await learner._all("update")
+
+    run_simulated(trial())
+
+
+def test_a_learner_that_does_two_things_says_both() -> None:
+    async def trial() -> None:
+        learner = _learner("ping")
+        first = asyncio.create_task(learner._all("finish_checkpoint"))
+        await asyncio.sleep(5)
+        second = asyncio.create_task(learner._all("update"))
+        await asyncio.sleep(2)
+        assert learner.doing == "finish_checkpoint since 7 s and update since 2 s"
+        first.cancel()
+        await asyncio.sleep(1)
+        assert learner.doing == "update since 3 s"
+        second.cancel()
+
+    run_simulated(trial())
 
 
 def test_an_answer_that_came_while_this_process_stood_still_counts() -> None:
@@ -306,6 +340,30 @@ def test_a_member_without_room_keeps_nobody_from_beginning() -> None:
         await asyncio.wait_for(stage.pool.ready(), 20)
         assert [member.state for member in stage.pool.status().members] == ["serving", "serving", "waiting"]
         assert (await stage.sample(1)).issue == an_issue(1)
+        await stage.pool.close()
+
+    run_simulated(trial())
+
+
+def test_an_engine_that_never_comes_up_ends_the_run_the_second_time() -> None:
+    async def trial() -> float:
+        stage = Stage(2)
+        stage.set_up = lambda worker: setattr(worker, "on_start", never)
+        with pytest.raises(ResourceError, match=r"its start took longer than 2400 s"):
+            await stage.pool.ready()
+        return asyncio.get_running_loop().time()
+
+    assert run_simulated(trial()) < 3 * 2400
+
+
+def test_who_is_in_the_room_that_the_run_keeps_leaves_last() -> None:
+    async def trial() -> None:
+        stage = Stage(3)
+        stage.set_up = lambda worker: setattr(worker, "is_least", worker.name == "worker-0")
+        await stage.pool.ready()
+        stage.pool.resize(1)
+        await asyncio.sleep(1)
+        assert [member.name for member in stage.pool.status().members] == ["rollout-0"]
         await stage.pool.close()
 
     run_simulated(trial())

@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import ray
-from ray.util.placement_group import remove_placement_group
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from museg_ray.config.learning import LearnerConfig
 from museg_ray.config.schema import Config, FleetConfig, RewardConfig, RolloutConfig, VideoConfig
@@ -37,12 +38,12 @@ class Run:
         self.said.append(text)
 
     def end(self) -> None:
-        remove_placement_group(self.places._group)
+        remove_placement_group(self.places.group)
 
 
 @pytest.fixture(autouse=True)
 def often(ray_local: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(places_module, "SAY_EVERY_S", 0.1)
+    monkeypatch.setattr(places_module, "SAY_EVERY_S", 0.4)
     monkeypatch.setattr(places_module, "POLL_S", 0.1)
     yield
     for _ in range(100):
@@ -87,19 +88,39 @@ def test_a_member_that_is_lost_leaves_its_place_of_the_least_crew_to_the_next() 
     async def trial() -> None:
         run = Run()
         await run.places.reserve()
-        first = run.places.take("rollout")
-        await first.ready("a rollout actor")
-        second = run.places.take("rollout")
-        await second.ready("a rollout actor")
-        assert ray.available_resources().get("CPU", 0.0) == 0.0, "a further member has a place of its own"
+        first, second = run.places.take("rollout"), run.places.take("rollout")
+        await first.ready()
+        await second.ready()
+        assert first.is_least and not second.is_least
+        assert run.places.free().get("CPU", 0.0) == 2.0, "the run keeps room for its reward, clip and learner actors"
         first.leave()
         first.leave()
         again, another = run.places.take("rollout"), run.places.take("rollout")
-        assert again.strategy() == first.strategy() or again._first == first._first
+        await again.ready()
+        assert again.is_least
         with pytest.raises(ResourceError, match="a rollout actor waits for room"):
-            await another.ready("a rollout actor", 0.5)
+            await another.ready(0.5)
         for place in (second, another):
             place.leave()
+        run.end()
+
+    asyncio.run(trial())
+
+
+def test_whoever_waits_elsewhere_comes_into_the_least_crews_place_when_that_is_free() -> None:
+    async def trial() -> None:
+        run = Run()
+        await run.places.reserve()
+        draining, full, replacement = (run.places.take("rollout") for _ in range(3))
+        await draining.ready()
+        await full.ready()
+        waiting = asyncio.create_task(replacement.ready())
+        await asyncio.sleep(1.0)
+        assert not waiting.done() and "a rollout actor waits for room" in run.said[-1]
+        draining.leave()
+        await asyncio.wait_for(waiting, 10)
+        assert replacement.is_least
+        full.leave()
         run.end()
 
     asyncio.run(trial())
@@ -110,8 +131,55 @@ def test_all_ranks_of_the_learner_have_one_place() -> None:
         run = Run()
         await run.places.reserve()
         place = run.places.take("learner")
+        await place.ready()
         strategies = [place.strategy(index) for index in range(2)]
         assert [each.placement_group_bundle_index for each in strategies] == [3, 4]  # type: ignore[union-attr]
+        run.end()
+
+    asyncio.run(trial())
+
+
+def test_another_roles_lost_machine_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def trial() -> None:
+        run = Run()
+        await run.places.reserve()
+        real = places_module.placement_group_table
+
+        def without_rollouts_machine(group: PlacementGroup) -> dict[str, Any]:
+            table = real(group)
+            return table | {"state": "RESCHEDULING", "bundles_to_node_id": table["bundles_to_node_id"] | {0: ""}}
+
+        monkeypatch.setattr(places_module, "placement_group_table", without_rollouts_machine)
+        await run.places.take("learner").ready(1.0)
+        with pytest.raises(ResourceError, match="a rollout actor waits for room"):
+            await run.places.take("rollout").ready(0.5)
+        run.end()
+
+    asyncio.run(trial())
+
+
+def test_waiting_asks_the_cluster_now_and_then_and_says_so_less_and_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def trial() -> None:
+        run = Run()
+        await run.places.reserve()
+        num_asked, real = 0, places_module.placement_group_table
+
+        def counted(group: PlacementGroup) -> dict[str, Any]:
+            nonlocal num_asked
+            num_asked += 1
+            return dict(real(group))
+
+        monkeypatch.setattr(places_module, "placement_group_table", counted)
+        places = [run.places.take("rollout") for _ in range(4)]
+        waiting = [asyncio.create_task(place.ready()) for place in places]
+        await asyncio.sleep(2.0)
+        assert num_asked <= 4 * 21, "twenty looks in two seconds at this pace"
+        said = [text for text in run.said if "rollout actor" in text]
+        assert 1 <= len(said) <= 3, "at 0.4 and 1.2 s, for all together"
+        for task in waiting:
+            task.cancel()
+        for place in places:
+            place.leave()
         run.end()
 
     asyncio.run(trial())

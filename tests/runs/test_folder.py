@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,25 @@ def test_json_is_written_whole(tmp_path: Path) -> None:
     write_json(tmp_path / "summary.json", {"steps": 3})
     assert json.loads((tmp_path / "summary.json").read_text()) == {"steps": 3}
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+
+
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+def test_a_lock_that_is_a_link_is_refused_and_what_it_leads_to_left_alone(
+    link: Callable[[Path, Path], None], tmp_path: Path
+) -> None:
+    (tmp_path / "precious.txt").write_text("precious")
+    folder = make_run_folder(tmp_path, "mine")
+    link(folder / LOCK_FILE, tmp_path / "precious.txt")
+    with pytest.raises(ResourceError), locked(folder):
+        pytest.fail("locked")
+    assert (tmp_path / "precious.txt").read_text() == "precious"
+
+
+def test_a_marker_that_a_kill_left_empty_is_made_anew(tmp_path: Path) -> None:
+    folder = make_run_folder(tmp_path, "mine")
+    (folder / "museg-run.json").write_text("")
+    assert len(read_run_id(make_run_folder(tmp_path, "mine"))) == 32
+    (folder / "museg-run.json").write_text("")
+    (folder / "metrics.jsonl").touch()
+    with pytest.raises(ResourceError, match="cannot be read"):
+        read_run_id(make_run_folder(tmp_path, "mine"))

@@ -22,6 +22,7 @@ from museg_ray.runs.step_result import StepResult
 from museg_ray.terminal.console import SafeConsole
 from museg_ray.terminal.display import Display
 from tests.checkpoints.test_folder import RUN_ID, build
+from tests.checkpoints.test_folder import state as checkpoint_state
 from tests.ledger.test_ledger import a_group, an_issue
 
 STEP, LAST = 4, 7
@@ -171,7 +172,11 @@ def test_what_a_crash_left_half_written_is_removed_and_nothing_that_only_looks_s
 ) -> None:
     folder = run[1]
     kept = ["download.partial", "evaluation/x.partial", ".notes.partial", "model.partial/config.json"]
-    kept += ["tensorboard/.a.0123456789abcdef.partial", "checkpoints/epoch3.partial/driver.json", "model.old/notes.md"]
+    kept += [
+        "tensorboard/.a.0123456789abcdef.partial",
+        "checkpoints/epoch3.partial/driver.json",
+        "model.old/config.json",
+    ]
     for name in kept:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
@@ -180,7 +185,7 @@ def test_what_a_crash_left_half_written_is_removed_and_nothing_that_only_looks_s
     whole = set(folder.rglob("*"))
     build(folder / "checkpoints", 8)
     half = [".config.yaml.0123456789abcdef.partial", "evaluation/.after.jsonl.0123456789abcdef.partial"]
-    for name in (*half, ".model.0123456789abcdef.partial/model-00001-of-00002.safetensors", "model.old/config.json"):
+    for name in (*half, ".model.0123456789abcdef.partial/model-00001-of-00002.safetensors"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
     remove_partials(folder, RUN_ID)
@@ -195,3 +200,16 @@ def test_a_book_that_is_a_link_is_refused_and_what_it_leads_to_left_alone(name: 
     with pytest.raises(ResourceError, match=rf"{name} is a symbolic link, to .*thesis.txt"):
         open_books(tmp_path / "run")
     assert (tmp_path / "thesis.txt").read_text() == "no end of line"
+
+
+def test_what_bears_another_name_than_the_runs_own_is_not_set_aside(run: tuple[Books, Path, DriverState]) -> None:
+    books, folder, state = run
+    (folder / "elsewhere").mkdir()
+    checkpoints.publish(build(folder / "elsewhere", 8))
+    (folder / "checkpoints" / "step-000008").symlink_to(folder / "elsewhere" / "step-000008")
+    other = build(folder / "checkpoints", 9)
+    (other / "driver.json").write_text(replace(checkpoint_state(9), run_id="another").to_json())
+    checkpoints.publish(other)
+    books.rewind(state)
+    left = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert left == {"step-000002", "step-000004", "step-000006.set-aside", "step-000008", "step-000009"}
