@@ -145,6 +145,9 @@ def test_a_lock_that_outlives_its_process_is_not_waited_for(
 
 def test_a_run_is_told_of_a_process_that_was_waited_for_long() -> None:
     class Worker:
+        async def placed(self) -> bool:
+            return False
+
         async def start(self) -> None: ...
 
         async def ping(self) -> bool:
