@@ -49,8 +49,8 @@ def free_path(path: Path) -> Path:
 def remove_files(folder: Path, is_own: Callable[[str], bool]) -> None:
     """Delete those files of a folder that are its writer's own, and the folder where nothing else is in it.
 
-    Invariant: whatever deletes more than one file by name goes through here; what others have put into the folder
-    stays, and a symbolic link is neither followed nor removed. Else a run would delete what a person has put there.
+    Invariant: what others have put into the folder stays, and a symbolic link is neither followed nor removed. Else a
+    run would delete what a person has put there.
 
     Args:
         folder: need not be there.

@@ -153,7 +153,8 @@ class RolloutConfig:
     enforce_eager: bool = False
     """True skips graph capture: slower steps, faster start."""
     start_timeout_s: float = 600.0
-    """An engine that is not ready by then ends the run with its reason."""
+    """An engine that is not ready so long after its process is up is started anew; the second time in a row, before all
+    have served or while none does, it ends the run."""
     request_timeout_s: float = 1800.0
     """An actor that has not done a group so long after it took it, or a push, is taken for stuck and replaced."""
     on_push: str = "continue"

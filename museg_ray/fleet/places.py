@@ -75,7 +75,7 @@ class Reserved(Place):
         while not self._has_room():
             await asyncio.sleep(POLL_S)
             assert self._group is not None
-            words.wait(now_s() - began_s, limit_s, self._group, next_word_factor=2.0)
+            words.speak(now_s() - began_s, limit_s, self._group, next_word_factor=2.0)
 
     def _has_room(self) -> bool:
         """Look once more; the least crew's bundles are taken whenever they are free, also while it waits elsewhere.
@@ -118,7 +118,7 @@ class _Words:
         self._what, self._events = what, events
         self._next_s, self._pause_s = now_s() + SAY_EVERY_S, SAY_EVERY_S
 
-    def wait(self, waited_s: float, limit_s: float, group: PlacementGroup, next_word_factor: float) -> None:
+    def speak(self, waited_s: float, limit_s: float, group: PlacementGroup, next_word_factor: float) -> None:
         """
         Raises:
             ResourceError: it has waited for `limit_s`.
@@ -157,7 +157,7 @@ class Places:
         began_s, words = now_s(), _Words("the run", self._events)
         while not _are_placed(self.group, range(len(roles))):
             await asyncio.sleep(POLL_S)
-            words.wait(now_s() - began_s, self._limit_s, self.group, next_word_factor=1.0)
+            words.speak(now_s() - began_s, self._limit_s, self.group, next_word_factor=1.0)
         self.least = {role: roles.index(role) for role in roles}
 
     def take(self, role: str) -> Place:
