@@ -22,6 +22,7 @@ from museg_ray.bench.result import Row, Target
 from museg_ray.config.schema import Config, FleetConfig, ModelConfig, RolloutConfig, VideoConfig
 from museg_ray.errors import ResourceError
 from museg_ray.events import EventKind
+from museg_ray.fleet.local_ray import local_ray
 from museg_ray.model.prompt import chat_prompt_ids
 from museg_ray.model.qwen_vl import PACKAGED_MODEL_DIR, load_policy, load_tokenizer
 from museg_ray.rollout.engine import Sampling
@@ -216,25 +217,23 @@ class _Spare:
 @contextmanager
 def _two_nodes() -> Iterator[subprocess.Popen[bytes]]:
     """A Ray of our own with a second node, whose process is given; two CPUs on the first, one on the second."""
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
-    ray_command = str(Path(sys.executable).with_name("ray"))
-    address = ray.get_runtime_context().gcs_address
-    ports = ("node-manager", "object-manager", "min-worker", "max-worker")
-    command = [ray_command, "start", f"--address={address}", "--block", "--num-cpus=1", "--disable-usage-stats"]
-    command += [f"--{name}-port=0" for name in ports]
-    node = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline_s = time.monotonic() + 60
-        while ray.cluster_resources().get("CPU", 0) < 3:
-            if time.monotonic() > deadline_s or node.poll() is not None:
-                raise ResourceError("The second Ray node did not start; see Ray's log folder.")
-            time.sleep(0.2)
-        yield node
-    finally:
-        node.terminate()
-        node.wait()
-        ray.shutdown()
+    with local_ray(num_cpus=2):
+        ray_command = str(Path(sys.executable).with_name("ray"))
+        address = ray.get_runtime_context().gcs_address
+        ports = ("node-manager", "object-manager", "min-worker", "max-worker")
+        command = [ray_command, "start", f"--address={address}", "--block", "--num-cpus=1", "--disable-usage-stats"]
+        command += [f"--{name}-port=0" for name in ports]
+        node = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            deadline_s = time.monotonic() + 60
+            while ray.cluster_resources().get("CPU", 0) < 3:
+                if time.monotonic() > deadline_s or node.poll() is not None:
+                    raise ResourceError("The second Ray node did not start; see Ray's log folder.")
+                time.sleep(0.2)
+            yield node
+        finally:
+            node.terminate()
+            node.wait()
 
 
 def _pid(victim: str, node: subprocess.Popen[bytes]) -> int:

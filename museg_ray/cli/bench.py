@@ -1,6 +1,5 @@
 """`museg bench`: benchmarks, each a table and, with --json, a file."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,20 +18,12 @@ def rewards(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")] = None,
 ) -> None:
     """Responses a second of both reward recipes, and the overhead of the reward pool."""
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ.setdefault("RAY_worker_niceness", "0")
-
-    import ray
-
     from museg_ray.bench.rewards import bench_rewards
+    from museg_ray.fleet.local_ray import local_ray
 
     console = SafeConsole()
-    with console.status("measuring rewards …"):
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
-        try:
-            result = bench_rewards(rounds)
-        finally:
-            ray.shutdown()
+    with console.status("measuring rewards …"), local_ray(num_cpus=2):
+        result = bench_rewards(rounds)
     result.print(console)
     if json_file is not None:
         write_text(json_file, result.as_json())

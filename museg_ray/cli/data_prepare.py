@@ -54,15 +54,13 @@ def prepare(
         progress.remove_task(render)
         videos = list(dict.fromkeys(query.video for query in queries))
         bar = progress.add_task("preparing clips", total=len(videos))
-        for video, result in prepare_all(videos, loaded.video, workers):
+        for video, result in prepare_all(videos, loaded.video, workers, console.print_line):
             if isinstance(result, VideoError):
                 tally.unreadable[video] = result
             else:
                 tally.num_decoded += result.was_decoded
                 tally.num_found += not result.was_decoded
                 tally.size_bytes += result.size_bytes
-                if result.waited:
-                    console.print(f"{video} {result.waited}", markup=False, soft_wrap=True)
             progress.advance(bar)
     _print(console, tally, loaded.video.store_dir)
     if json_file is not None:

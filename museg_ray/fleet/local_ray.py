@@ -9,13 +9,14 @@ import select
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from threading import Thread
 
 import ray
 from ray._private import ray_constants
 
 from museg_ray.ending import end_at_once, processes_end
+from museg_ray.errors import ResourceError
 from museg_ray.fleet.scratch import scratch_folder
 
 LOOPBACK = "127.0.0.1"
@@ -33,8 +34,31 @@ def local_ray(num_cpus: int) -> Iterator[None]:
         num_cpus: that it may reserve; logical, whatever the machine has.
 
     Raises:
-        RuntimeError, ConnectionError, OSError, ValueError: it does not start.
+        ResourceError: it does not start.
     """
+    with ExitStack() as session:
+        with start_told("this machine"):
+            session.enter_context(_started(num_cpus))
+        yield
+
+
+@contextmanager
+def start_told(place: str) -> Iterator[None]:
+    """
+    Raises:
+        ResourceError: Ray did not start or answer at `place` in the block.
+    """
+    try:
+        yield
+    except Exception as error:  # of a node that takes too long Ray says so by a bare one
+        raise ResourceError(
+            f"Ray did not start on {place}: {error}. Check free ports and disk space (a local Ray writes to "
+            "$RAY_TMPDIR, else to $TMPDIR or /tmp), or unset RAY_ADDRESS to start a local Ray."
+        ) from error
+
+
+@contextmanager
+def _started(num_cpus: int) -> Iterator[None]:
     with scratch_folder() as folder, processes_end():
         token = folder / "token"
         token.touch(0o600)

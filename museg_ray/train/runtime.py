@@ -4,30 +4,16 @@ import logging
 import math
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import ray
 
 from museg_ray.config.schema import Config
 from museg_ray.errors import ResourceError
-from museg_ray.fleet.local_ray import local_ray
+from museg_ray.fleet.local_ray import local_ray, start_told
 
 LOCAL_SPARE_CPUS = 64
 """Of a Ray of our own, for members that `museg scale` adds."""
-
-
-@contextmanager
-def _connected(config: Config) -> Iterator[None]:
-    with ExitStack() as session:
-        try:
-            session.enter_context(_cluster() if "RAY_ADDRESS" in os.environ else _local(config))
-        except (RuntimeError, ConnectionError, OSError, ValueError) as error:
-            place = os.environ.get("RAY_ADDRESS", "this machine")
-            raise ResourceError(
-                f"Ray did not start on {place}: {error}. Check free ports and disk space (a local Ray writes to "
-                "$RAY_TMPDIR, else to $TMPDIR or /tmp), or unset RAY_ADDRESS to start a local Ray."
-            ) from error
-        yield
 
 
 def _local(config: Config) -> AbstractContextManager[None]:
@@ -37,10 +23,11 @@ def _local(config: Config) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _cluster() -> Iterator[None]:
+def _cluster(address: str) -> Iterator[None]:
     """All settings are the cluster's own. Bare: Ray merges the submitted job's environment itself and refuses keys that
     both sides set."""
-    ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    with start_told(address):
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield
     finally:
@@ -81,6 +68,7 @@ def ray_session(config: Config) -> Iterator[None]:
     """
     # Ray's own answer to SIGTERM, which it puts in place first of all, exits without a word from wherever it is.
     ray._private.utils.set_sigterm_handler = lambda handler: None
-    with _connected(config):
+    address = os.environ.get("RAY_ADDRESS")
+    with _cluster(address) if address is not None else _local(config):
         check_capacity(config, ray.cluster_resources())
         yield

@@ -5,7 +5,7 @@ go names and sizes.
 """
 
 import asyncio
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from museg_ray.fleet.worker import Worker
 from museg_ray.types import Clip
 from museg_ray.video.frames import largest_clip_bytes
 from museg_ray.video.loader import ClipHandle
-from museg_ray.video.prepare import PreparedClip, open_store, refused
+from museg_ray.video.prepare import PreparedClip, Tell, open_store, refused
 from museg_ray.video.reader import GuardedReader
 from museg_ray.video.store import GIB
 
@@ -42,11 +42,13 @@ class PrepareActor:
 
     def __init__(self, config: VideoConfig) -> None:
         self._config = config
-        self._reader = GuardedReader(config)
+        self._told: deque[str] = deque()
+        self._reader = GuardedReader(config, self._told.append)
 
     @ray.method(concurrency_group="control")
-    def ready(self) -> None:
-        """Returns once the process is up; also while a video is read."""
+    def ready(self) -> list[str]:
+        """Returns once the process is up, also while a video is read: what there is to tell the user since."""
+        return [self._told.popleft() for _ in range(len(self._told))]
 
     def prepare(self, video: str) -> PreparedClip:
         return self._reader.prepare(video)
@@ -63,8 +65,8 @@ class PrepareActor:
 class ClipWorker:
     """One preparation actor, as a crew sees it."""
 
-    def __init__(self, config: VideoConfig, place: Place) -> None:
-        self._config, self._place = config, place
+    def __init__(self, config: VideoConfig, place: Place, tell: Tell) -> None:
+        self._config, self._place, self._tell = config, place, tell
         self._actor: Any = None
 
     async def placed(self) -> bool:
@@ -92,7 +94,8 @@ class ClipWorker:
             raise ResourceError(f"A clip preparation actor did not start: {first_line(error)}") from error
 
     async def ping(self) -> bool:
-        await result_of(self._actor.ready.remote())
+        for text in await result_of(self._actor.ready.remote()):
+            self._tell(text)
         return False
 
     async def prepare(self, video: str) -> ClipHandle:
@@ -135,12 +138,13 @@ class ClipPool:
 
         Args:
             config: of the run.
-            events: are told of joins and losses, and of a process elsewhere that was waited for long.
+            events: are told of joins and losses, and of a process elsewhere that is waited for long.
             make: a new worker; None: a Ray actor.
             places: of the run; None: wherever Ray finds room.
         """
-        self._config, self._events = config.video, events
-        make_worker = make or (lambda: ClipWorker(config.video, places.take("clips") if places else ANYWHERE))
+        self._config = config.video
+        tell = partial(events, EventKind.WAIT)
+        make_worker = make or (lambda: ClipWorker(config.video, places.take("clips") if places else ANYWHERE, tell))
         self._crew = Crew[PreparingWorker]("clips", make_worker, config.fleet, deadlines(config), events)
         self._crew.resize(config.video.num_actors)
         self._pending: dict[str, asyncio.Task[ClipHandle]] = {}  # being prepared, or prepared ahead and not yet used
@@ -257,8 +261,6 @@ class ClipPool:
                     call = member.worker.prepare(video)
                     handle = await member.run(f"preparing {video}", call, self._crew.deadlines["prepare"])
                     self.num_decoded += handle.prepared.was_decoded
-                    if waited := handle.prepared.waited:
-                        self._events(EventKind.WAIT, f"{video} {waited}", video=video)
                     return handle
                 except MemberLost as error:  # with its node, or for lack of memory
                     self._crew.lose(member, str(error))

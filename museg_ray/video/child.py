@@ -2,6 +2,7 @@
 
 parent ─▶ child   the settings, then paths or URLs
 child  ─▶ parent  a float: the result may take so many seconds from now; the first of all says that it has started
+                  a text: what there is to tell the user meanwhile
                   a PreparedClip, or the error
 """
 
@@ -32,7 +33,7 @@ def serve(descriptor: int) -> None:
 def _serve(parent: Connection) -> None:
     config: VideoConfig = parent.recv()
     try:
-        preparer = Preparer(config, lambda seconds: parent.send(float(seconds)))
+        preparer = Preparer(config, lambda seconds: parent.send(float(seconds)), parent.send)
     except MusegError as error:  # the store cannot be opened
         parent.send(error)
         return

@@ -6,15 +6,18 @@ from threading import Thread
 
 from museg_ray.config.schema import VideoConfig
 from museg_ray.errors import VideoError
-from museg_ray.video.prepare import PreparedClip
+from museg_ray.video.prepare import PreparedClip, Tell
 from museg_ray.video.reader import GuardedReader
 
 Result = tuple[str, PreparedClip | VideoError]
 """A video and what became of it."""
 
 
-def prepare_all(videos: Sequence[str], config: VideoConfig, num_readers: int) -> Iterator[Result]:
-    """Prepare every video, and tell of each when it is done, in that order.
+def prepare_all(videos: Sequence[str], config: VideoConfig, num_readers: int, tell: Tell) -> Iterator[Result]:
+    """Prepare every video, and give each when it is done, in that order.
+
+    Args:
+        tell: is told, from other threads, of a process elsewhere that is waited for.
 
     Raises:
         ResourceError: the frame store cannot be used, or no reader starts.
@@ -25,7 +28,7 @@ def prepare_all(videos: Sequence[str], config: VideoConfig, num_readers: int) ->
         waiting.put(video)
     for _ in range(num_readers):
         # Daemons: a Ctrl-C ends the process at once, and the readers' children with it.
-        Thread(target=_work, args=(waiting, done, config), daemon=True).start()
+        Thread(target=_work, args=(waiting, done, GuardedReader(config, tell)), daemon=True).start()
     for _ in videos:
         result = done.get()
         if isinstance(result, BaseException):
@@ -33,8 +36,9 @@ def prepare_all(videos: Sequence[str], config: VideoConfig, num_readers: int) ->
         yield result
 
 
-def _work(waiting: "SimpleQueue[str | None]", done: "SimpleQueue[Result | BaseException]", config: VideoConfig) -> None:
-    reader = GuardedReader(config)
+def _work(
+    waiting: "SimpleQueue[str | None]", done: "SimpleQueue[Result | BaseException]", reader: GuardedReader
+) -> None:
     while (video := waiting.get()) is not None:
         try:
             done.put((video, reader.prepare(video)))

@@ -21,7 +21,7 @@ from museg_ray.video.folder import own_storage
 
 POLL_S = 0.05
 NAMED_AFTER_S = 10.0
-"""Whoever was waited for so long is named."""
+"""Whoever is waited for so long is named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,34 +48,36 @@ class FileLock:
         self._path, self._access = path, access
         self._file: BinaryIO | None = None
 
-    def acquire(self, patience_s: float, on_wait: Callable[[], None]) -> str:
+    def acquire(self, patience_s: float, on_wait: Callable[[], None], tell: Callable[[str], None]) -> bool:
         """Take the lock, or go on without: where its holder is gone, or has been waited for long enough.
 
         Args:
             patience_s: so long.
             on_wait: called once, before it waits.
+            tell: is told whom it waits for once that takes long, and whom it did not wait for any longer.
 
         Returns:
-            Whom it waited for where that took long or was in vain, else nothing.
+            Whether it had to tell.
 
         Raises:
             ResourceError: the folder cannot be used.
         """
         if self._take():
-            return ""
+            return False
         on_wait()
-        start_s, holder = time.monotonic(), self._holder()
-        while not (is_mine := self._take()):
+        start_s, holder, was_named = time.monotonic(), self._holder(), False
+        while not self._take():
             holder = self._holder() or holder
             waited_s = time.monotonic() - start_s
+            whom = f"{holder or 'another process'}, which has its lock"
             if waited_s >= patience_s or (holder and holder.is_gone()):
-                break
+                tell(f"waited {waited_s:.0f} s for {whom}, and is read without it")
+                return True
+            if waited_s >= NAMED_AFTER_S and not was_named:
+                tell(f"waits for {whom}, for {patience_s:g} s at most")
+                was_named = True
             time.sleep(POLL_S)
-        waited_s = time.monotonic() - start_s
-        if is_mine and waited_s < NAMED_AFTER_S:
-            return ""
-        outcome = "had its lock" if is_mine else "has its lock, and was then read without it"
-        return f"waited {waited_s:.0f} s for {holder or 'another process'}, which {outcome}"
+        return was_named
 
     def release(self) -> None:
         if self._file is not None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from blake3 import blake3
@@ -22,6 +23,8 @@ PREPARATION = 1
 
 Allow = Callable[[float], None]
 """Told that the next result may take so many seconds from now."""
+Tell = Callable[[str], None]
+"""Told in words, for the user, of a process elsewhere that is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +37,6 @@ class PreparedClip:
     duration_s: float
     was_decoded: bool
     """False when it was in the store already."""
-    waited: str = ""
-    """Whom it waited for where that took long or was in vain: in words, for the user."""
 
     @property
     def size_bytes(self) -> int:
@@ -81,16 +82,18 @@ def read_clip(video: str, config: VideoConfig) -> Clip:
 class Preparer:
     """Prepares one clip at a time, in the calling process."""
 
-    def __init__(self, config: VideoConfig, allow: Allow = lambda seconds: None) -> None:
+    def __init__(
+        self, config: VideoConfig, allow: Allow = lambda seconds: None, tell: Tell = lambda text: None
+    ) -> None:
         """
         Raises:
             ResourceError: the store's folder cannot be written.
         """
         self._config = config
-        self._allow = allow
+        self._allow, self._tell = allow, tell
         self._store = open_store(config)
         self._downloads = _downloads(config)
-        self._waited = ""
+        self._has_waited = False
 
     def prepare(self, video: str) -> PreparedClip:
         """Make sure that a video's clip is in the store.
@@ -100,20 +103,20 @@ class Preparer:
             ResourceError: the store cannot be used.
         """
         clip, was_decoded = self._clip(video)
-        return PreparedClip(clip.key, video, clip.frames.shape, clip.duration_s, was_decoded, self._waited)
+        return PreparedClip(clip.key, video, clip.frames.shape, clip.duration_s, was_decoded)
 
     def clip(self, video: str) -> Clip:
         """The clip itself, prepared if need be; raises as `prepare` does."""
         return self._clip(video)[0]
 
     def _clip(self, video: str) -> tuple[Clip, bool]:
-        self._waited = ""
+        self._has_waited = False
         try:
             source = find_source(video)
             source_id = blake3(source.identity.encode()).hexdigest()
             if clip := self._noted(source_id, video):
                 return clip, False
-            with self._alone(source_id):  # several processes would fetch a remote file several times
+            with self._alone(source_id, video):  # several processes would fetch a remote file several times
                 if clip := self._noted(source_id, video):
                     return clip, False  # another process was faster
                 return self._read(source, source_id)
@@ -136,7 +139,7 @@ class Preparer:
         return clip, was_decoded
 
     def _decoded_once(self, source: Source, path: Path, key: str) -> tuple[Clip, bool]:
-        with self._alone(key):
+        with self._alone(key, source.video):
             stored = self._store.get(key, source.video)  # of an equal file
             clip = stored or replace(
                 decode_clip(str(path), key, self._config, self._allow_decoding), video=source.video
@@ -147,12 +150,13 @@ class Preparer:
             return clip, stored is None
 
     @contextmanager
-    def _alone(self, key: str) -> Iterator[None]:
+    def _alone(self, key: str, video: str) -> Iterator[None]:
         """While no other process does the same. A video waits once, at most as long as an ordinary one may take to
         read: a longer one is then read twice, and none is lost to a process that is stuck."""
-        patience_s = 0.0 if self._waited else self._config.deadline_s
-        with self._store.lock(key, patience_s, lambda: self._allow(patience_s + self._config.deadline_s)) as waited:
-            self._waited = self._waited or waited
+        patience_s = 0.0 if self._has_waited else self._config.deadline_s
+        allow = partial(self._allow, patience_s + self._config.deadline_s)
+        with self._store.lock(key, patience_s, allow, lambda text: self._tell(f"{video} {text}")) as has_waited:
+            self._has_waited |= has_waited
             self._still_busy()
             yield
 

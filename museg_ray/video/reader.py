@@ -10,7 +10,7 @@ from pathlib import Path
 
 from museg_ray.config.schema import VideoConfig
 from museg_ray.errors import MusegError, ResourceError, VideoError, VideoFault
-from museg_ray.video.prepare import PreparedClip, refused
+from museg_ray.video.prepare import PreparedClip, Tell, refused
 from museg_ray.video.store import GIB
 
 POLL_S = 0.2
@@ -63,8 +63,8 @@ class GuardedReader:
     """One child at a time, started when first needed. For one thread, which must live as long as the reader: the kernel
     ends the child with the thread that started it."""
 
-    def __init__(self, config: VideoConfig) -> None:
-        self._config = config
+    def __init__(self, config: VideoConfig, tell: Tell = lambda text: None) -> None:
+        self._config, self._tell = config, tell
         self._child: _Child | None = None
 
     def prepare(self, video: str) -> PreparedClip:
@@ -150,9 +150,12 @@ class GuardedReader:
         while time.monotonic() < end_s:
             if child.pipe.poll(POLL_S):
                 answer = child.pipe.recv()
-                if not isinstance(answer, float):
+                if isinstance(answer, float):
+                    allowed_s, end_s = answer, time.monotonic() + answer
+                elif isinstance(answer, str):
+                    self._tell(answer)
+                else:
                     return answer
-                allowed_s, end_s = answer, time.monotonic() + answer
             elif child.resident_bytes > 2 * self._config.reader_gib * GIB:
                 self.close()
                 raise _ChildDied(f"more than {2 * self._config.reader_gib:g} GiB of memory, video.reader_gib")

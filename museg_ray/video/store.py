@@ -97,14 +97,16 @@ class FrameStore:
             file.write(content_hash.encode())
 
     @contextmanager
-    def lock(self, key: str, patience_s: float, on_wait: Callable[[], None]) -> Iterator[str]:
+    def lock(
+        self, key: str, patience_s: float, on_wait: Callable[[], None], tell: Callable[[str], None]
+    ) -> Iterator[bool]:
         """One process prepares a clip, or reads a source, and others wait for it, see `FileLock.acquire`.
 
         Yields:
-            Whom it waited for where that took long or was in vain.
+            Whether that took long, or was in vain.
         """
         lock = FileLock(self._locks / key, self._access)
-        waited = lock.acquire(patience_s, on_wait)
+        waited = lock.acquire(patience_s, on_wait, tell)
         try:
             yield waited
         finally:

@@ -8,7 +8,7 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.context import ForkServerContext
@@ -25,7 +25,7 @@ from blake3 import blake3
 from fsspec.implementations.memory import MemoryFileSystem
 
 from museg_ray.config.schema import Config, FleetConfig, VideoConfig
-from museg_ray.events import no_events
+from museg_ray.events import EventKind
 from museg_ray.types import ByteArray
 from museg_ray.video.actor import ClipPool
 from museg_ray.video.loader import ClipHandle
@@ -222,10 +222,17 @@ def disk_fills_up(after_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def alone(store: FrameStore, key: str) -> AbstractContextManager[bool]:
+    """Has the lock at once, or goes on without."""
+    return store.lock(key, 0, lambda: None, lambda text: None)
+
+
 def lock_once(store: FrameStore, key: str, patience_s: float = 0.0, on_wait: Callable[[], None] = lambda: None) -> str:
-    """Whom it waited for in vain; empty where it had the lock at once."""
-    with store.lock(key, patience_s, on_wait) as waited:
-        return waited
+    """What was told; empty where it had the lock at once."""
+    told: list[str] = []
+    with store.lock(key, patience_s, on_wait, told.append) as has_waited:
+        assert has_waited == bool(told) and len(told) < 3
+    return "; ".join(told)
 
 
 class Machine:
@@ -233,14 +240,20 @@ class Machine:
 
     def __init__(self, folder: Path, **fleet: float) -> None:
         self.config = small_config(folder / "store", num_cpus=0.5, deadline_s=3)
+        self.told: list[tuple[EventKind, str]] = []
         self.runner = asyncio.Runner()
         self.pool = self.runner.run(self._start_pool(FleetConfig(**fleet)))  # type: ignore[arg-type]
         self._video, self._numbers = render_video(folder / "video.mp4", seconds=2), itertools.count()
 
     async def _start_pool(self, fleet: FleetConfig) -> ClipPool:
-        pool = ClipPool(Config(video=self.config, fleet=fleet), no_events)
+        pool = ClipPool(
+            Config(video=self.config, fleet=fleet), lambda kind, text, **fields: self.told.append((kind, text))
+        )
         await pool.ready()
         return pool
+
+    def _tell(self, kind: EventKind, text: str, **fields: Any) -> None:
+        self.told.append((kind, text))
 
     def new_video(self) -> str:
         return str(variant(self._video, next(self._numbers)))

@@ -21,6 +21,7 @@ class Actors:
         self.start_failures: list[RayError] = []  # of the next actors, one each
         self.num_started = self.num_busy = self.most_busy = 0
         self.killed: list[Any] = []
+        self.told: list[str] = []
 
     def shut(self, *videos: str) -> None:
         self.gates |= {video: asyncio.Event() for video in videos}
@@ -36,9 +37,10 @@ class Actors:
         self.num_started += 1
         return SimpleNamespace(prepare=SimpleNamespace(remote=self._prepare), ready=SimpleNamespace(remote=self._ready))
 
-    async def _ready(self) -> None:
+    async def _ready(self) -> list[str]:
         if self.start_failures:
             raise self.start_failures.pop(0)
+        return [self.told.pop() for _ in self.told[:]]
 
     async def _prepare(self, video: str) -> PreparedClip:
         self.asked.append(video)

@@ -378,3 +378,23 @@ def test_storage_that_does_not_answer_is_asked_again(actors: Actors, monkeypatch
             assert actors.asked.count(video) == num_asked
 
     run(test())
+
+
+def test_a_run_is_told_of_a_process_that_is_waited_for_while_it_is(actors: Actors) -> None:
+    async def test() -> None:
+        pool = ClipPool(config, lambda kind, text, **fields: told.append((kind, text)))
+        call = asyncio.create_task(pool.get("a.mp4"))
+        await pool.ready()
+        actors.told.append("a.mp4 waits for process 12 on host-a")
+        while (EventKind.WAIT, "a.mp4 waits for process 12 on host-a") not in told:
+            await asyncio.sleep(0.01)
+        assert not call.done()
+        actors.open()
+        await call
+        await pool.close()
+        assert [kind for kind, _ in told].count(EventKind.WAIT) == 1
+
+    config, told = settings(), list[tuple[EventKind, str]]()
+    config.fleet.ping_every_s = 0.01
+    actors.shut("a.mp4")
+    run(test())

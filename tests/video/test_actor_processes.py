@@ -1,19 +1,24 @@
 """Clip preparation on Ray, with real actors and their reader processes."""
 
 import asyncio
+import os
 import pickle
 from contextlib import suppress
 from pathlib import Path
+from socket import gethostname
 
 import numpy as np
 import psutil
 import pytest
 import ray
+from blake3 import blake3
 
 from museg_ray.errors import VideoError, VideoFault
+from museg_ray.events import EventKind
 from museg_ray.video.loader import ClipHandle, ClipLoader
-from museg_ray.video.prepare import read_clip
-from tests.video.conftest import Machine, wait_until
+from museg_ray.video.prepare import open_store, read_clip
+from museg_ray.video.source import find_source
+from tests.video.conftest import Machine, alone, wait_until
 
 
 def readers() -> list[psutil.Process]:
@@ -43,6 +48,20 @@ def test_a_refusal_of_a_real_file_keeps_its_fault(machine: Machine, tmp_path: Pa
     assert isinstance(handle, ClipHandle)
     for error in (first, second):
         assert type(error) is VideoError and error.fault is VideoFault.MISSING and bad in str(error)
+
+
+def test_a_run_is_told_who_has_the_lock_of_a_video(machine: Machine) -> None:
+    video = machine.new_video()
+    with alone(open_store(machine.config), blake3(find_source(video).identity.encode()).hexdigest()):
+        (handle,) = machine.get(video)
+    assert handle.prepared.was_decoded
+    told = f"process {os.getpid()} on {gethostname()}, which has its lock, and is read without it"
+
+    def is_told() -> bool:
+        machine.runner.run(asyncio.sleep(0.05))
+        return any(told in text for kind, text in machine.told if kind is EventKind.WAIT)
+
+    wait_until(is_told)
 
 
 def test_preparation_sees_no_gpu(machine: Machine) -> None:

@@ -1,6 +1,5 @@
 """Locks by key: one works and the others wait, though never for long."""
 
-import asyncio
 import fcntl
 import os
 import signal
@@ -15,15 +14,10 @@ from typing import IO, Any
 
 import pytest
 
-from museg_ray.config.schema import Config
 from museg_ray.errors import ResourceError
-from museg_ray.events import EventKind
 from museg_ray.video import lock as lock_module
-from museg_ray.video.actor import ClipPool
-from museg_ray.video.loader import ClipHandle
-from museg_ray.video.prepare import PreparedClip
 from museg_ray.video.store import FrameStore
-from tests.video.conftest import lock_once
+from tests.video.conftest import alone, lock_once
 
 KEY = "0123456789abcdef" * 2
 HOLDER = """
@@ -32,7 +26,7 @@ from pathlib import Path
 from museg_ray.video.access import PRIVATE
 from museg_ray.video.lock import FileLock
 lock = FileLock(Path(sys.argv[1]), PRIVATE)
-lock.acquire(0, float)
+lock.acquire(0, float, print)
 print("held", flush=True)
 time.sleep(600)
 """
@@ -65,15 +59,15 @@ def leave_lock(folder: Path, record: str) -> IO[Any]:
 
 def test_a_lock_is_held_by_one_and_leaves_no_file(store: FrameStore, tmp_path: Path) -> None:
     other = FrameStore(tmp_path, 1)
-    with store.lock(KEY, 0, lambda: None) as waited:
-        assert waited == "" and locks(tmp_path) == [KEY]
+    with alone(store, KEY) as has_waited:
+        assert not has_waited and locks(tmp_path) == [KEY]
         assert f"process {os.getpid()} on {gethostname()}" in lock_once(other, KEY)
         assert locks(tmp_path) == [KEY], "who has not got it leaves it alone"
     assert lock_once(other, KEY) == "" and not locks(tmp_path)
 
 
 def test_every_key_has_a_lock_of_its_own(store: FrameStore) -> None:
-    with store.lock(KEY, 0, lambda: None):
+    with alone(store, KEY):
         for other in (KEY[:-1] + "0", "01" + "f" * 30):
             assert lock_once(store, other) == ""
 
@@ -87,7 +81,7 @@ def wait_for_a_lock_held(store: FrameStore, held_s: float) -> tuple[str, int]:
         begun.set()
 
     with ThreadPoolExecutor(1) as threads:
-        with store.lock(KEY, 0, lambda: None):
+        with alone(store, KEY):
             waiting = threads.submit(lock_once, store, KEY, 60, note)
             assert begun.wait(60)
             time.sleep(held_s)
@@ -102,7 +96,7 @@ def test_a_lock_is_waited_for_once_and_not_named_where_it_was_short(store: Frame
 def test_a_holder_that_was_waited_for_long_is_named(store: FrameStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock_module, "NAMED_AFTER_S", 0.1)
     waited, _ = wait_for_a_lock_held(store, 0.2)
-    assert waited.endswith(f"s for process {os.getpid()} on {gethostname()}, which had its lock")
+    assert waited == f"waits for process {os.getpid()} on {gethostname()}, which has its lock, for 60 s at most"
 
 
 def test_a_stopped_holder_is_waited_for_no_longer_than_allowed_and_keeps_its_lock(
@@ -138,49 +132,19 @@ def test_a_lock_that_outlives_its_process_is_not_waited_for(
 ) -> None:
     with leave_lock(tmp_path, record):
         start_s = time.monotonic()
-        assert "was then read without it" in lock_once(store, KEY, 0.5 if is_waited_for else 60)
+        assert "and is read without it" in lock_once(store, KEY, 0.5 if is_waited_for else 60)
         waited_s = time.monotonic() - start_s
         assert waited_s >= 0.5 if is_waited_for else waited_s < 30
 
 
-def test_a_run_is_told_of_a_process_that_was_waited_for_long() -> None:
-    class Worker:
-        async def placed(self) -> bool:
-            return False
-
-        async def start(self) -> None: ...
-
-        async def ping(self) -> bool:
-            return False
-
-        async def prepare(self, video: str) -> ClipHandle:
-            waited = "waited 60 s for process 12 on host-a" if video == "b.mp4" else ""
-            return ClipHandle(PreparedClip("k", video, (4, 28, 28, 3), 2.0, True, waited), origin=Any)
-
-        async def close(self) -> None: ...
-
-        def kill(self) -> None: ...
-
-    async def test() -> None:
-        pool = ClipPool(Config(), lambda kind, text, **fields: told.append((kind, text)), Worker)
-        for video in ("a.mp4", "b.mp4"):
-            await pool.get(video)
-        await pool.close()
-
-    told: list[tuple[EventKind, str]] = []
-    asyncio.run(asyncio.wait_for(test(), 20))
-    waits = [text for kind, text in told if kind is EventKind.WAIT]
-    assert waits == ["b.mp4 waited 60 s for process 12 on host-a"]
-
-
 def test_a_failure_lets_go_of_the_lock(store: FrameStore) -> None:
-    with pytest.raises(KeyError), store.lock(KEY, 0, lambda: None):
+    with pytest.raises(KeyError), alone(store, KEY):
         raise KeyError
     assert lock_once(store, KEY) == ""
 
 
 def test_a_child_process_does_not_inherit_the_lock(store: FrameStore) -> None:
-    with store.lock(KEY, 0, lambda: None):
+    with alone(store, KEY):
         child = subprocess.Popen(["sleep", "60"], close_fds=False)
     try:
         assert lock_once(store, KEY) == ""
@@ -224,8 +188,8 @@ def test_no_two_hold_a_lock_at_once_however_many_want_it(store: FrameStore, monk
     inside, most = threading.Semaphore(1), []
 
     def hold(number: int) -> None:
-        with store.lock(KEY, 60, lambda: None) as waited:
-            assert waited == ""
+        with store.lock(KEY, 60, lambda: None, lambda text: None) as has_waited:
+            assert not has_waited
             most.append(inside.acquire(blocking=False))
             time.sleep(0.0002)
             inside.release()

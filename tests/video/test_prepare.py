@@ -25,7 +25,7 @@ from museg_ray.video import prepare as prepare_module
 from museg_ray.video.prepare import PreparedClip, Preparer, clip_key, open_store, read_clip
 from museg_ray.video.source import find_source
 from museg_ray.video.store import GIB
-from tests.video.conftest import Configure, RemoteFiles, Render, WebFile, disk_fills_up, render_video, variant
+from tests.video.conftest import Configure, RemoteFiles, Render, WebFile, alone, disk_fills_up, render_video, variant
 
 CHANGES_PIXELS = {
     "sampling": "qwen_vl_utils",
@@ -184,24 +184,27 @@ def test_a_lock_held_elsewhere_costs_no_video_and_its_wait_has_an_end(render: Re
     """Also where the same process holds both locks of a video, the source's and the content's."""
     path, config = str(render(seconds=2)), configure(deadline_s=0.5)
     allowed: list[float] = []
-    preparer, held = Preparer(config, allowed.append), open_store(config)
+    told: list[str] = []
+    preparer, held = Preparer(config, allowed.append, told.append), open_store(config)
     source_id = blake3(find_source(path).identity.encode()).hexdigest()
     key = read_clip(path, config).key
-    with held.lock(source_id, 0, lambda: None), held.lock(key, 0, lambda: None):
-        prepared = preparer.prepare(path)
-    assert prepared.was_decoded and f"s for process {os.getpid()} on" in prepared.waited
+    with alone(held, source_id), alone(held, key):
+        assert preparer.prepare(path).was_decoded
+    assert len(told) == 2 and all(text.startswith(f"{path} waited ") for text in told)
+    assert all(f"s for process {os.getpid()} on" in text for text in told)
     assert allowed[0] == 1.0 and max(allowed[1:]) < 1.0, "one wait, with the deadline after it"
-    assert preparer.prepare(path).waited == ""
+    preparer.prepare(path)
+    assert len(told) == 2
 
 
 def test_a_short_wait_is_no_news(render: Render, configure: Configure) -> None:
-    path, config, waiting = str(render(seconds=2)), configure(), Event()
+    path, config, waiting, told = str(render(seconds=2)), configure(), Event(), list[str]()
     source_id = blake3(find_source(path).identity.encode()).hexdigest()
     with ThreadPoolExecutor(1) as thread:
-        with open_store(config).lock(source_id, 0, lambda: None):
-            other = thread.submit(Preparer(config, lambda seconds: waiting.set()).prepare, path)
+        with alone(open_store(config), source_id):
+            other = thread.submit(Preparer(config, lambda seconds: waiting.set(), told.append).prepare, path)
             assert waiting.wait(60) and not other.done()
-        assert other.result().was_decoded and other.result().waited == ""
+        assert other.result().was_decoded and not told
 
 
 def test_a_remote_video_is_fetched_once(remote: RemoteFiles, render: Render, configure: Configure) -> None:
