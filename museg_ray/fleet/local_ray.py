@@ -19,7 +19,6 @@ from museg_ray.ending import end_at_once, processes_end
 from museg_ray.errors import ResourceError
 from museg_ray.fleet.scratch import scratch_folder
 
-LOOPBACK = "127.0.0.1"
 AUTH_MODE, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"
 OTHER_MACHINES = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
 """0, as on laptops: Ray takes the loopback address for that of the machine. Else it looks for the address that other
@@ -69,8 +68,7 @@ def _started(num_cpus: int) -> Iterator[None]:
             OTHER_MACHINES: "0",
             "TMPDIR": str(folder),
             "RAY_worker_niceness": "0",  # Ray's 15 starves the run beside anything else on the machine
-            # Where else engines and ranks would meet on all addresses of the machine.
-            "VLLM_HOST_IP": LOOPBACK,
+            # Where else ranks would meet on all addresses of the machine.
             "GLOO_SOCKET_IFNAME": "lo",
             "NCCL_SOCKET_IFNAME": "lo",
         }

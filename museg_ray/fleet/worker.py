@@ -1,6 +1,10 @@
 """What a crew needs of one member's process."""
 
-from typing import Protocol
+from typing import Any, Protocol
+
+import ray
+
+from museg_ray.fleet.places import Place
 
 
 class Worker(Protocol):
@@ -25,3 +29,23 @@ class Worker(Protocol):
 
     def kill(self) -> None:
         """End it at once, whatever state it is in."""
+
+
+class ActorWorker:
+    """What is the same of all that are Ray actors."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._actor: Any = None
+
+    async def placed(self) -> bool:
+        await self._place.ready()
+        return self._place.is_least
+
+    async def close(self) -> None:
+        """It holds nothing that would have to be put away."""
+
+    def kill(self) -> None:
+        if self._actor is not None:
+            ray.kill(self._actor)
+        self._place.leave()

@@ -10,6 +10,7 @@ from museg_ray.config.schema import RewardConfig
 from museg_ray.errors import RewardError
 from museg_ray.fleet.errors import MemberLost, result_of, started
 from museg_ray.fleet.places import Place
+from museg_ray.fleet.worker import ActorWorker
 from museg_ray.rewards.scorer import BatchScorer, pack_outcomes, unpack
 
 
@@ -24,17 +25,13 @@ class RewardActor:
         return pack_outcomes(self._scorer.score(unpack(parts)))
 
 
-class RewardWorker:
+class RewardWorker(ActorWorker):
     """One reward actor, as a crew sees it."""
 
     def __init__(self, config: RewardConfig, num_cpus: float, place: Place) -> None:
-        self._config, self._num_cpus, self._place = config, num_cpus, place
-        self._actor: Any = None
+        super().__init__(place)
+        self._config, self._num_cpus = config, num_cpus
         self._num_calls = 0
-
-    async def placed(self) -> bool:
-        await self._place.ready()
-        return self._place.is_least
 
     async def start(self) -> None:
         """
@@ -76,14 +73,6 @@ class RewardWorker:
             raise MemberLost(f"{type(error).__name__}: {_lines(error)[0]}") from error
         finally:
             self._num_calls -= 1
-
-    async def close(self) -> None:
-        """It holds nothing that would have to be put away."""
-
-    def kill(self) -> None:
-        if self._actor is not None:
-            ray.kill(self._actor)
-        self._place.leave()
 
 
 def _lines(error: BaseException) -> list[str]:

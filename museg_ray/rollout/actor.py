@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import ObjectLostError, RayTaskError
 
 from museg_ray.config.schema import Config
@@ -16,6 +15,7 @@ from museg_ray.fleet.deadlines import Deadline, within
 from museg_ray.fleet.errors import MemberLost, result_of
 from museg_ray.fleet.nodes import leaving_nodes
 from museg_ray.fleet.places import Place
+from museg_ray.fleet.worker import ActorWorker
 from museg_ray.rollout.engine import RolloutEngine, Sampling
 from museg_ray.rollout.vllm_setup import engine_environment
 from museg_ray.types import ByteArray, Group, Issue
@@ -84,16 +84,12 @@ class RolloutActor:
         return self._engine
 
 
-class RolloutWorker:
+class RolloutWorker(ActorWorker):
     """One rollout actor, as a crew sees it."""
 
     def __init__(self, model_dir: Path, config: Config, place: Place) -> None:
-        self._model_dir, self._config, self._place = model_dir, config, place
-        self._actor: ActorHandle | None = None
-
-    async def placed(self) -> bool:
-        await self._place.ready()
-        return self._place.is_least
+        super().__init__(place)
+        self._model_dir, self._config = model_dir, config
 
     async def start(self) -> None:
         """
@@ -112,15 +108,15 @@ class RolloutWorker:
         }
         remote_class = ray.remote(concurrency_groups={"control": 2})(RolloutActor)
         self._actor = remote_class.options(**options).remote(self._model_dir, self._config)
-        await result_of(self._handle.ping.remote())  # its process is up, which may have had to be installed first
+        await result_of(self._actor.ping.remote())  # its process is up, which may have had to be installed first
         start = Deadline(rollout.start_timeout_s, "rollout.start_timeout_s")
-        await within(start, "the start of its engine", result_of(self._handle.start.remote()))
+        await within(start, "the start of its engine", result_of(self._actor.start.remote()))
 
     async def ping(self) -> bool:
-        return await result_of(self._handle.ping.remote()) in leaving_nodes()
+        return await result_of(self._actor.ping.remote()) in leaving_nodes()
 
     async def generate(self, issue: Issue, prompt_ids: Sequence[int], clip: ClipHandle, sampling: Sampling) -> Group:
-        group: Group = await result_of(self._handle.generate.remote(issue, prompt_ids, clip, sampling))
+        group: Group = await result_of(self._actor.generate.remote(issue, prompt_ids, clip, sampling))
         return group
 
     async def update_weights(self, version: int, weights: Any) -> int:
@@ -131,7 +127,7 @@ class RolloutWorker:
             MemberLost: the actor died.
         """
         try:
-            confirmed: int = await result_of(self._handle.update_weights.remote(version, weights))
+            confirmed: int = await result_of(self._actor.update_weights.remote(version, weights))
             return confirmed
         except RayTaskError as error:
             if isinstance(error.cause, ObjectLostError):
@@ -142,13 +138,3 @@ class RolloutWorker:
         if self._actor is not None:
             with suppress(MemberLost):  # it is closed already
                 await result_of(self._actor.close.remote())
-
-    def kill(self) -> None:
-        if self._actor is not None:
-            ray.kill(self._actor)
-        self._place.leave()
-
-    @property
-    def _handle(self) -> ActorHandle:
-        assert self._actor is not None, "start() comes first"
-        return self._actor

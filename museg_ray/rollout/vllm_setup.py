@@ -27,6 +27,9 @@ def engine_environment(rollout: RolloutConfig) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "TOKENIZERS_PARALLELISM": "false",
+        # An engine's processes are on one machine: where else they would meet on all its addresses.
+        "VLLM_HOST_IP": "127.0.0.1",
+        "GLOO_SOCKET_IFNAME": "lo",
         # Frames out of Ray's object store are read-only; vLLM only reads them.
         "PYTHONWARNINGS": "ignore:The given NumPy array is not writable:UserWarning",
     }

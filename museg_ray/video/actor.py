@@ -21,7 +21,7 @@ from museg_ray.fleet.deadlines import deadlines
 from museg_ray.fleet.errors import MemberLost, first_line, result_of, started
 from museg_ray.fleet.member import CrewStatus
 from museg_ray.fleet.places import ANYWHERE, Place, Places
-from museg_ray.fleet.worker import Worker
+from museg_ray.fleet.worker import ActorWorker, Worker
 from museg_ray.types import Clip
 from museg_ray.video.frames import largest_clip_bytes
 from museg_ray.video.loader import ClipHandle
@@ -62,16 +62,12 @@ class PrepareActor:
         raise ResourceError(f"The clip of {video} leaves the frame store at once: raise video.store_gib.")
 
 
-class ClipWorker:
+class ClipWorker(ActorWorker):
     """One preparation actor, as a crew sees it."""
 
     def __init__(self, config: VideoConfig, place: Place, tell: Tell) -> None:
-        self._config, self._place, self._tell = config, place, tell
-        self._actor: Any = None
-
-    async def placed(self) -> bool:
-        await self._place.ready()
-        return self._place.is_least
+        super().__init__(place)
+        self._config, self._tell = config, tell
 
     async def start(self) -> None:
         """
@@ -105,14 +101,6 @@ class ClipWorker:
             MemberLost: the actor died.
         """
         return ClipHandle(await result_of(self._actor.prepare.remote(video)), self._actor)
-
-    async def close(self) -> None:
-        """The kernel ends its reader process with it."""
-
-    def kill(self) -> None:
-        if self._actor is not None:
-            ray.kill(self._actor)
-        self._place.leave()
 
 
 class PreparingWorker(Worker, Protocol):

@@ -265,7 +265,7 @@ def test_processes_that_want_the_same_videos_decode_each_once(
 ) -> None:
     config = configure()
     videos = [str(variant(render(seconds=2), number)) for number in range(4)]
-    preparer = Preparer(config, float)  # to be pickled
+    preparer = Preparer(config, float, str)  # to be pickled
     with ProcessPoolExecutor(6, mp_context=forkserver) as processes:
         asked = [processes.submit(preparer.prepare, videos[number % 4]) for number in range(48)]
         prepared = [future.result() for future in asked]
@@ -280,7 +280,7 @@ def test_processes_under_a_tiny_limit_drive_out_each_others_clips_unharmed(
 ) -> None:
     config = configure(store_gib=40_000 / GIB)  # one fits
     videos = [str(variant(render(seconds=2), number)) for number in range(4)]
-    preparer = Preparer(config, float)
+    preparer = Preparer(config, float, str)
     with ProcessPoolExecutor(4, mp_context=forkserver) as processes:
         prepared = list(processes.map(preparer.prepare, videos * 8))
     assert {clip.video for clip in prepared} == set(videos)
@@ -290,7 +290,7 @@ def test_processes_that_want_the_same_remote_video_fetch_it_once(
     forkserver: ForkServerContext, web_file: WebFile, render: Render, configure: Configure
 ) -> None:
     web_file.content = render(seconds=2).read_bytes()
-    preparer = Preparer(configure(), float)
+    preparer = Preparer(configure(), float, str)
     with ProcessPoolExecutor(4, mp_context=forkserver) as processes:
         prepared = list(processes.map(preparer.prepare, [web_file.url] * 8))
     assert sum(clip.was_decoded for clip in prepared) == 1
@@ -302,7 +302,7 @@ def test_a_process_killed_at_any_moment_leaves_no_damage(
 ) -> None:
     config = configure(max_pixels=280 * 56, fps=8.0)
     path = render_video(tmp_path / "long.mp4", fps=8, seconds=12)
-    preparer = Preparer(config, float)
+    preparer = Preparer(config, float, str)
 
     def start(number: int) -> Any:
         process = forkserver.Process(target=preparer.prepare, args=(str(variant(path, number)),))
