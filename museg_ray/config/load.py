@@ -168,6 +168,8 @@ def _read_override(override: str) -> Any:
         raise ConfigError(f"Override {override!r} is not of the form key=value, e.g. learner.learning_rate=1e-5.")
     try:
         node = _parsed(value)
+        if isinstance(node, str) and not value.lstrip().startswith(tuple("'\"|>!&")):
+            node = value.strip()  # with its line ends, and what a file would take for a comment
     except (YAMLError, ValueError) as error:
         raise ConfigError(f"Cannot read the override {_shown(override)}: {_reason(error)}.") from error
     return reduce(lambda inner, part: {part: inner}, reversed(key.split(".")), node)

@@ -123,7 +123,7 @@ class Ledger:
     def check(self, mark: Watermark) -> None:
         """
         Raises:
-            CheckpointError: the file does not hold what it held then.
+            CheckpointError: the file does not hold what it held at `mark`.
         """
         self._log.check(mark)
 

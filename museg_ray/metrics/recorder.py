@@ -67,8 +67,7 @@ class Recorder:
 
     def go_back(self) -> list[Row]:
         """Follow `metrics`, which was taken back; the steps that stay. TensorBoard cannot take back what it was given
-        since, but it hides it. The time goes on from the last step that stays.
-        """
+        since, but it hides it. The time goes on from the last step that stays."""
         rows = list(self.metrics.rows())
         self._started_s = time.monotonic() - (rows[-1]["time_s"] if rows else 0.0)
         self.close()

@@ -26,15 +26,7 @@ from museg_ray.config.schema import Config
 from museg_ray.errors import CheckpointError, ConfigError, ResourceError
 from museg_ray.files import whole_file
 from museg_ray.runs.changes import check_changes
-from museg_ray.runs.folder import (
-    MARKER_FILE,
-    is_original,
-    is_unused,
-    locked,
-    make_run_folder,
-    move_aside,
-    read_run_id,
-)
+from museg_ray.runs.folder import MARKER_FILE, is_original, is_unused, locked, make_run_folder, move_aside, read_run_id
 from museg_ray.runs.rewind import ROLLOUTS_DIR, remove_partials
 
 BEGIN_ANEW = "or begin anew by run.restart=true, which moves what is there aside as a whole."
@@ -153,9 +145,10 @@ def _to_go_on_from(folder: Path, run_id: str) -> tuple[Checkpoint | None, list[s
     # Invariant: one folder alone goes on with checkpoints. A copy of it would retire what the run itself goes on from.
     if parent.is_symlink() and not is_original(folder):
         raise CheckpointError(
-            f"{folder} is a copy of a run's folder, and {parent} a link to {parent.readlink()}, where that run's own "
-            f"checkpoints are. Put a copy of them in the link's place; or, if no other folder of the run is left, set "
-            f'"inode" to {folder.stat().st_ino} in {folder / MARKER_FILE}; {BEGIN_ANEW}'
+            f"{folder} is a copy of a run's folder, or was moved here from another disk, and {parent} is a link to "
+            f"{parent.readlink()}, where that run's own checkpoints are. Put a copy of them in the link's place; or, "
+            f'if no other folder of the run is left, set "inode" to {folder.stat().st_ino} in {folder / MARKER_FILE}; '
+            f"{BEGIN_ANEW}"
         )
     checkpoint, refusals = newest_whole(parent, run_id)
     if checkpoint is None and (refusals or _has_steps(folder)):

@@ -109,8 +109,8 @@ def _table(queries: Sequence[GroundingQuery]) -> pa.Table:
 
 def _model_files(folder: Path) -> pa.Table:
     """Weights and, as they make tokens and frames of the data, the small files beside them."""
-    files = sorted(path for path in folder.iterdir() if path.suffix == ".safetensors" or is_model_file(path.name))
     try:
+        files = sorted(path for path in folder.iterdir() if path.suffix == ".safetensors" or is_model_file(path.name))
         rows = [{"file": path.name, "size_bytes": path.stat().st_size, "blake3": _sampled_hash(path)} for path in files]
     except OSError as error:
         raise ResourceError(f"The model folder {folder} cannot be read: {error}.") from error

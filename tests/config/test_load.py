@@ -117,6 +117,10 @@ def test_invariant_a_text_is_kept_as_it_is_written(text: str, tmp_path: Path) ->
         ("run.seed='7'", 7),
         ("run.name=", ""),
         ("run.name='a #b'", "a #b"),
+        ("run.name=a #b", "a #b"),
+        ("run.name=#b", "#b"),
+        ("evaluation.prompt=Find\n\n{question}", "Find\n\n{question}"),
+        ("evaluation.prompt='{question}'", "{question}"),
         ("run.resume=true", True),
         ("run.resume=off", False),
         ("learner.learning_rate=1e-6", 1e-6),
@@ -260,6 +264,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
         ("run.name=" + "[" * 100_000, "nested more than 50 deep"),
         ("a." * 5_000 + "b=3", "unknown key 'a'"),
         ("run.name=a\0b", "control characters"),
+        ("evaluation.prompt={question}", "evaluation.prompt is key: value pairs; expected a text .*in quotes"),
     ],
 )
 def test_a_hostile_override_is_refused_and_quoted_in_part(override: str, says: str) -> None:
