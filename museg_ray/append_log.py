@@ -35,12 +35,12 @@ class Watermark:
 class AppendLog:
     """One such file, by one writer. It is there once it has a line.
 
-    Invariant: it holds whole lines alone, those that `append` wrote and `rewind` left. Behind half a line every later
-    one would be lost: two would be read as one.
+    Invariant: a line is only written behind whole lines, those that `append` wrote and `rewind` left. Behind half a
+    line every later one would be lost: two would be read as one.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open it behind what is in it, without a torn last line.
+        """Open it behind its last whole line. Nothing is changed yet: a run that is refused leaves its books alone.
 
         Raises:
             ResourceError: it cannot be read or written.
@@ -50,8 +50,8 @@ class AppendLog:
         self._file: FileIO | None = None
         """Kept open: on shared storage each closing would wait for the server."""
         try:
-            size_bytes = _end_of_last_line(path) if path.is_file() else 0
-            self._cut(size_bytes, _hash_up_to(path, size_bytes))
+            self._size_bytes = _end_of_last_line(path) if path.is_file() else 0
+            self._hasher = _hash_up_to(path, self._size_bytes)
         except OSError as error:
             raise ResourceError(
                 f"{path} cannot be opened: {error.strerror or error}. Make it readable and writable, then go on with "
@@ -88,11 +88,11 @@ class AppendLog:
             raise not_written(self.path, error) from error
         return Watermark(self._size_bytes, self._hasher.hexdigest())
 
-    def rewind(self, mark: Watermark) -> None:
-        """Drop what came after `mark`. May be done twice.
+    def check(self, mark: Watermark) -> blake3:
+        """Make sure that it still begins with what it held at `mark`; the hash of that.
 
         Raises:
-            CheckpointError: the file does not begin with what it held then.
+            CheckpointError: it does not.
         """
         hasher = _hash_up_to(self.path, mark.size_bytes)
         if (hasher.hexdigest() if mark.size_bytes else "") != mark.blake3:
@@ -100,7 +100,21 @@ class AppendLog:
                 f"{self.path} does not begin with the {mark.size_bytes} bytes that it held at the checkpoint. It was "
                 "changed or is damaged: restore the file, or start a new run from `museg export CHECKPOINT MODEL_DIR`."
             )
-        self._cut(mark.size_bytes, hasher)
+        return hasher
+
+    def rewind(self, mark: Watermark) -> None:
+        """Drop what came after `mark`. May be done twice.
+
+        Raises:
+            CheckpointError: as `check`.
+        """
+        hasher = self.check(mark)
+        self.close()
+        if mark.size_bytes:
+            os.truncate(self.path, mark.size_bytes)
+        elif self.path.is_file():
+            self.path.unlink()
+        self._size_bytes, self._hasher = mark.size_bytes, hasher
 
     def lines(self) -> Iterator[bytes]:
         """Its lines, each with its end; none where it is not there."""
@@ -121,7 +135,10 @@ class AppendLog:
 
     def _write(self, lines: bytes) -> None:
         if self._file is None:
-            self._file = self.path.open("ab", buffering=0)
+            file = self.path.open("ab", buffering=0)
+            if file.tell() > self._size_bytes:  # a torn line
+                file.truncate(self._size_bytes)
+            self._file = file
         rest = memoryview(lines)
         try:
             while rest:  # a disk that is nearly full takes a part
@@ -130,14 +147,6 @@ class AppendLog:
             with suppress(OSError):  # the first error is the one to tell of
                 self._file.truncate(self._size_bytes)
             raise
-
-    def _cut(self, size_bytes: int, hasher: blake3) -> None:
-        self.close()
-        if size_bytes:
-            os.truncate(self.path, size_bytes)
-        elif self.path.is_file():
-            self.path.unlink()
-        self._size_bytes, self._hasher = size_bytes, hasher
 
 
 def read_rows(path: Path) -> Iterator[Row]:

@@ -1,17 +1,18 @@
 """Reads a YAML file and `key=value` overrides into the typed tree, and writes the resolved tree back."""
 
 import difflib
-import io
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, is_dataclass
+from functools import reduce
 from pathlib import Path
+from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
+from yaml.constructor import SafeConstructor
 
 from museg_ray.config.schema import Config
 from museg_ray.config.validate import validate
@@ -27,47 +28,101 @@ MAX_SIZE_BYTES = 1 << 20
 MAX_DEPTH = 50
 """Of lists and maps in each other; the schema has four."""
 MAX_QUOTED = 100
-"""Characters of an override that an error shows."""
+"""Characters of a value that an error shows."""
+
+_READ: Mapping[type, Callable[[str], Any]] = {
+    str: str,
+    int: int,
+    float: lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
+    bool: lambda text: SafeConstructor.bool_values[text.lower()],
+}
+"""How a field of a type takes its text; ValueError or KeyError where it cannot."""
+_EXPECTED: Mapping[type, str] = {
+    str: "a text (no NUL in it; in quotes where YAML would read a list or a map)",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    tuple: "a list of two",
+    dict: "key: value pairs",
+}
+_NULLS = ("", "~", "null", "Null", "NULL")
 
 
-def _node_type(annotation: Any) -> type | None:
-    """The dataclass that a field holds, alone or as the items of a list; None for a plain value."""
-    inner = get_args(annotation)[0] if get_origin(annotation) is list else annotation
-    return inner if is_dataclass(inner) and isinstance(inner, type) else None
+class _Loader(yaml.CBaseLoader):
+    """Takes every scalar for a text. What it means follows from its field's type alone: else YAML would call a run
+    named 1.10 1.1, and a phase named no False."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            ((twice, _),) = Counter(key.value for key, _ in node.value).most_common(1)
+            raise YAMLError(f"the key {twice!r} is there twice{node.start_mark}")
+        inherited = mapping.pop("<<", {})
+        if not isinstance(inherited, dict):
+            raise YAMLError(f"<< takes one map{node.start_mark}")
+        return inherited | mapping
 
 
-def _check_keys(node: object, schema: type, where: str, source: str) -> None:
-    """Refuse unknown keys: a misspelt key that is silently ignored trains with the wrong value."""
-    if not isinstance(node, Mapping):
-        raise ConfigError(f"{source}: {where or 'the file'} must hold key: value pairs, found {node!r}.")
-    hints = get_type_hints(schema)
+def _fill(target: Any, node: object, where: str) -> Any:
+    """Set those fields of a dataclass that a node has; the dataclass.
+
+    Raises:
+        ConfigError: an unknown key: a misspelt one that is silently ignored trains with the wrong value. Or a value
+            that its field cannot hold.
+    """
+    if not isinstance(node, dict):
+        raise ConfigError(f"{where or 'the file'} must hold key: value pairs, found {_shown(node)}.")
+    hints = get_type_hints(type(target))
     for key, value in node.items():
-        name = f"{where}.{key}" if where else str(key)
+        name = f"{where}.{key}" if where else key
         if key not in hints:
-            known = [field.name for field in fields(schema)]
-            nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
-            hint = f"Did you mean {nearest[0]!r}?" if nearest else f"Known keys here: {', '.join(known)}."
-            raise ConfigError(f"{source}: unknown key {name!r}. {hint}")
-        if isinstance(value, str) and "\0" in value:
-            raise ConfigError(f"{source}: {name} holds a NUL character, which no path and no name can hold; remove it.")
-        inner = _node_type(hints[key])
-        if inner is not None:
-            items = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-            for item in items:
-                _check_keys(item, inner, name, source)
+            nearest = difflib.get_close_matches(key, hints, n=1, cutoff=0.4)
+            hint = f"Did you mean {nearest[0]!r}?" if nearest else f"Known keys here: {', '.join(hints)}."
+            raise ConfigError(f"unknown key {name!r}. {hint}")
+        setattr(target, key, _value(value, hints[key], getattr(target, key), name))
+    return target
 
 
-_UNREADABLE = (YAMLError, OmegaConfBaseException, RecursionError, ValueError)
-"""What reading YAML raises; the last two of a key of thousands of parts and of a number of thousands of digits."""
+def _value(node: Any, kind: Any, before: Any, where: str) -> Any:
+    """What a field of this type holds, which held `before`."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if is_dataclass(kind):
+        return _fill(before, node, where)
+    if NoneType in inner:
+        return None if node in _NULLS else _value(node, inner[0], before, where)
+    if origin is dict and isinstance(node, dict):
+        return before | {key: _value(value, inner[1], None, f"{where}.{key}") for key, value in node.items()}
+    if origin is list and isinstance(node, list):
+        return [_fill(inner[0](), item, f"{where}[{index}]") for index, item in enumerate(node)]
+    if origin is tuple and isinstance(node, list) and len(node) == len(inner):
+        return tuple(_value(item, of, None, where) for item, of in zip(node, inner, strict=True))
+    if kind in _READ and isinstance(node, str) and "\0" not in node:
+        with suppress(ValueError, KeyError):
+            return _READ[kind](node)
+    raise ConfigError(f"{where} is {_shown(node)}; expected {_EXPECTED[origin or kind]}.")
+
+
+def _shown(node: object) -> str:
+    """A list or map is not shown: by its aliases it may be endless."""
+    if not isinstance(node, str):
+        return _EXPECTED[type(node)]
+    return repr(node if len(node) <= MAX_QUOTED else node[:MAX_QUOTED] + "…")
+
+
+def _parsed(text: str) -> Any:
+    """Texts, in lists and maps.
+
+    Raises:
+        YAMLError, ValueError: it is no YAML.
+    """
+    _check_depth(text)
+    node = yaml.load(text, _Loader)
+    return "" if node is None else node
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "it is nested too deeply"
-    text = str(error)
-    if isinstance(error, OmegaConfBaseException):
-        text = text.splitlines()[0]  # the lines after it name OmegaConf internals
-    return " ".join(text.split()).removesuffix(".")
+    return " ".join(str(error).split()).removesuffix(".")
 
 
 def _check_depth(text: str) -> None:
@@ -99,71 +154,49 @@ def _read_text(path: Path) -> str:
     return text
 
 
-def _read_yaml(path: Path) -> DictConfig:
+def _read_yaml(path: Path) -> Any:
     text = _read_text(path)
     try:
-        _check_depth(text)
-        loaded = OmegaConf.load(io.StringIO(text))
-    except OSError as error:  # what OmegaConf raises of a number alone
-        raise ConfigError(f"{path} must hold key: value pairs at its top level.") from error
-    except _UNREADABLE as error:
+        return _parsed(text)
+    except (YAMLError, ValueError) as error:
         raise ConfigError(f"{path} is not valid YAML: {_reason(error)}. Correct it there.") from error
-    if not isinstance(loaded, DictConfig):
-        raise ConfigError(f"{path} must hold key: value pairs at its top level.")
-    return loaded
 
 
-def _read_overrides(overrides: Sequence[str]) -> DictConfig:
-    for override in overrides:
-        key, sign, _ = override.partition("=")
-        if not sign or not key:
-            raise ConfigError(f"Override {override!r} is not of the form key=value, e.g. learner.learning_rate=1e-5.")
-    read = OmegaConf.create()
-    for override in overrides:
-        try:
-            _check_depth(override.partition("=")[2])
-            read.merge_with_dotlist([override])
-        except _UNREADABLE as error:
-            quoted = override if len(override) <= MAX_QUOTED else override[:MAX_QUOTED] + "…"
-            raise ConfigError(f"Cannot read the override {quoted!r}: {_reason(error)}.") from error
-    return read
-
-
-@contextmanager
-def _errors_of(source: str) -> Iterator[None]:
+def _read_override(override: str) -> Any:
+    key, sign, value = override.partition("=")
+    if not sign or not key:
+        raise ConfigError(f"Override {override!r} is not of the form key=value, e.g. learner.learning_rate=1e-5.")
     try:
-        yield
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{source}: {error.full_key}: {_reason(error)}.") from error
-    except ConfigError:
-        raise
-    except (RecursionError, ValueError) as error:
-        raise ConfigError(f"{source}: {_reason(error)}.") from error
+        node = _parsed(value)
+        if isinstance(node, str) and not value.lstrip().startswith(tuple("'\"|>!&")):
+            node = value.strip()  # with its line ends, and what a file would take for a comment
+    except (YAMLError, ValueError) as error:
+        raise ConfigError(f"Cannot read the override {_shown(override)}: {_reason(error)}.") from error
+    return reduce(lambda inner, part: {part: inner}, reversed(key.split(".")), node)
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
-    """Read, merge, type-check and validate.
+    """Read, merge, type-check and validate. A text is taken as it is written: no number or truth value is made of it,
+    and nothing is put in for `${…}`.
 
     Args:
         path: YAML file.
-        overrides: `key=value` strings that win over the file, e.g. `rollout.num_actors=4`.
+        overrides: `key=value` strings that win over the file, e.g. `rollout.num_actors=4`; the value is YAML too.
 
     Raises:
         ConfigError: unreadable file, unknown key (with the nearest name), wrong type, or values that do not fit.
     """
-    layers = [(_read_yaml(Path(path)), str(path)), (_read_overrides(overrides), "override")]
-    merged = OmegaConf.structured(Config)
-    for layer, source in layers:
-        with _errors_of(source):
-            _check_keys(OmegaConf.to_container(layer), Config, "", source)
-            merged = OmegaConf.merge(merged, layer)
-    with _errors_of(str(path)):
-        config = OmegaConf.to_object(merged)
-        assert isinstance(config, Config)
-        validate(config)
+    config = Config()
+    layers = [(str(path), _read_yaml(Path(path))), *(("override", _read_override(each)) for each in overrides)]
+    for source, layer in layers:
+        try:
+            _fill(config, layer, "")
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
+    validate(config)
     return config
 
 
 def save_config(config: Config, path: Path) -> None:
     """Write the resolved tree as YAML that `load_config` reads back to an equal tree."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+    path.write_text(yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -26,8 +26,8 @@ class RunConfig:
     """True: a run in the folder `name` that would be refused, since it is there already or, with `resume`, has nothing
     to go on from, is moved aside as a whole to `name.aside`, and the run begins anew."""
     accept_changed_data: bool = False
-    """True: a run is resumed although rows of `data.train` are no longer those that it has trained with so far. What
-    was drawn up to the checkpoint stays drawn."""
+    """True: a run is resumed although training or held-out queries, or files of the model's folder, are no longer those
+    of the run so far. What was drawn up to the checkpoint stays drawn."""
 
 
 @dataclass

@@ -120,11 +120,18 @@ class Ledger:
         """How far it went; all of it is on the disk when this returns."""
         return self._log.mark()
 
+    def check(self, mark: Watermark) -> None:
+        """
+        Raises:
+            CheckpointError: the file does not hold what it held at `mark`.
+        """
+        self._log.check(mark)
+
     def rewind(self, mark: Watermark) -> None:
         """Drop what came after `mark`: what has ended since is open again.
 
         Raises:
-            CheckpointError: the file does not hold what it held then.
+            CheckpointError: as `check`.
         """
         self._log.rewind(mark)
         self._issues = None

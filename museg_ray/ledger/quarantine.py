@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from museg_ray.append_log import AppendLog, Watermark
+from museg_ray.append_log import AppendLog
 from museg_ray.errors import PoisonQueryError, VideoError
 from museg_ray.files import whole_file
 from museg_ray.types import Group, Issue, Unscored
@@ -23,17 +23,17 @@ class Quarantine:
         Raises:
             ResourceError: the file cannot be read or written.
         """
-        self._log = AppendLog(path)
+        self.log = AppendLog(path)
 
     @property
     def path(self) -> Path:
         """The file is there once something is in it."""
-        return self._log.path
+        return self.log.path
 
     def add(self, group: Group) -> None:
         """Append the group's unscored responses."""
         about = {"step": group.issue.step, "query_id": group.query.query_id, "issue_id": group.issue.issue_id}
-        self._log.append(
+        self.log.append(
             {
                 **about,
                 "response_index": index,
@@ -49,22 +49,7 @@ class Quarantine:
         """Append a query that got no responses."""
         query, fault = issue.query, error.fault.value if isinstance(error, VideoError) else KILLED_ENGINES
         about = {"step": issue.step, "query_id": query.query_id, "issue_id": issue.issue_id, "video": query.video}
-        self._log.append([{**about, "fault": fault, "reasons": [str(error)]}])
-
-    def mark(self) -> Watermark:
-        """How far it went; all of it is on the disk when this returns."""
-        return self._log.mark()
-
-    def rewind(self, mark: Watermark) -> None:
-        """Drop what came after `mark`.
-
-        Raises:
-            CheckpointError: the file does not hold what it held then.
-        """
-        self._log.rewind(mark)
-
-    def close(self) -> None:
-        self._log.close()
+        self.log.append([{**about, "fault": fault, "reasons": [str(error)]}])
 
     def keep_update(self, step: int, groups: Sequence[Group]) -> Path:
         """Write what the learner could not make an update of, one line a group, to `failed_update.jsonl`.

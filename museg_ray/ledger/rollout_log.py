@@ -130,11 +130,11 @@ class RolloutLog:
             raise not_written(self.path, error) from error
         return PartsMark(self._num_parts, self._size_bytes)
 
-    def rewind(self, mark: PartsMark) -> None:
-        """Drop what came after `mark`. May be done twice.
+    def check(self, mark: PartsMark) -> list[Path]:
+        """Make sure that the parts up to `mark` are as they were; their paths.
 
         Raises:
-            CheckpointError: parts are missing that were there then, or hold less or more.
+            CheckpointError: some are missing, or hold less or more.
         """
         kept = [self.path / _name(index) for index in range(mark.num_parts)]
         size_bytes = sum(part.stat().st_size for part in kept if part.is_file())
@@ -144,7 +144,15 @@ class RolloutLog:
                 f"{mark.size_bytes} then. Files of it were changed or lost: restore them, or start a new run from "
                 "`museg export CHECKPOINT MODEL_DIR`."
             )
-        for part in set(_parts(self.path).values()) - set(kept):
+        return kept
+
+    def rewind(self, mark: PartsMark) -> None:
+        """Drop what came after `mark`. May be done twice.
+
+        Raises:
+            CheckpointError: as `check`.
+        """
+        for part in set(_parts(self.path).values()) - set(self.check(mark)):
             part.unlink()
         self._open()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from museg_ray.append_log import AppendLog, Row, Watermark
+from museg_ray.append_log import AppendLog, Row
 from museg_ray.metrics.alarms import Alarm
 from museg_ray.metrics.names import METRICS
 from museg_ray.metrics.ray_sink import RaySink, open_ray_sink
@@ -27,7 +27,7 @@ class Recorder:
             ResourceError: a file cannot be read or written.
         """
         self._tensorboard_dir, self._run_name = str(run_dir / "tensorboard"), run_name
-        self._metrics, self._alarms = AppendLog(run_dir / "metrics.jsonl"), AppendLog(run_dir / "alarms.jsonl")
+        self.metrics, self.alarms = AppendLog(run_dir / "metrics.jsonl"), AppendLog(run_dir / "alarms.jsonl")
         self._tensorboard: SummaryWriter | None = None  # from the first step on: a run that is refused leaves none
         self._ray_sink: RaySink | None = None  # likewise: Ray starts later
         self._started_s = time.monotonic()
@@ -48,7 +48,7 @@ class Recorder:
             assert math.isfinite(value), f"metric {name} is {value} at step {step}; metrics must be finite"
         time_s = round(time.monotonic() - self._started_s, 3)
         row = {"step": step, "phase": phase, "time_s": time_s} | {name: float(value) for name, value in values.items()}
-        self._metrics.append([row])
+        self.metrics.append([row])
         writer = self._open_tensorboard(None)
         for name, value in values.items():
             writer.add_scalar(name, value, step)
@@ -58,24 +58,17 @@ class Recorder:
 
     def alarm(self, alarm: Alarm) -> None:
         """Append an alarm to `alarms.jsonl`; whether it still holds is in the metrics `alarm/*` of each step."""
-        self._alarms.append([alarm.as_dict()])
+        self.alarms.append([alarm.as_dict()])
 
-    def marks(self) -> tuple[Watermark, Watermark]:
-        """Of metrics and alarms; all that was recorded is on the disk when this returns."""
+    def flush(self) -> None:
+        """What TensorBoard was given is on the disk when this returns."""
         if self._tensorboard is not None:
             self._tensorboard.flush()
-        return self._metrics.mark(), self._alarms.mark()
 
-    def rewind(self, metrics: Watermark, alarms: Watermark) -> list[Row]:
-        """Drop what came after the marks; the steps that stay. TensorBoard cannot take back what it was given since,
-        but it hides it. The time goes on from the last step that stays.
-
-        Raises:
-            CheckpointError: a file does not hold what it held then.
-        """
-        self._metrics.rewind(metrics)
-        self._alarms.rewind(alarms)
-        rows = list(self._metrics.rows())
+    def go_back(self) -> list[Row]:
+        """Follow `metrics`, which was taken back; the steps that stay. TensorBoard cannot take back what it was given
+        since, but it hides it. The time goes on from the last step that stays."""
+        rows = list(self.metrics.rows())
         self._started_s = time.monotonic() - (rows[-1]["time_s"] if rows else 0.0)
         self.close()
         self._open_tensorboard(rows[-1]["step"] + 1 if rows else 1)
@@ -83,8 +76,8 @@ class Recorder:
 
     def close(self) -> None:
         """Flush and close the files."""
-        self._metrics.close()
-        self._alarms.close()
+        self.metrics.close()
+        self.alarms.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
             self._tensorboard = None

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from museg_ray.append_log import not_written
+from museg_ray.append_log import AppendLog, not_written
 from museg_ray.checkpoints.state import BookMarks, DriverState, Notes, TrainerState
 from museg_ray.config.schema import Config
 from museg_ray.events import EventKind
@@ -58,6 +58,14 @@ class Books:
         self.ledger = Ledger(run_dir / "ledger.jsonl")
         self.quarantine = Quarantine(run_dir / "quarantine.jsonl")
         self.events = Events(run_dir / "events.jsonl", self._show_event)
+        self._logs: dict[str, AppendLog | Ledger | RolloutLog] = {
+            "metrics": self._recorder.metrics,
+            "alarms": self._recorder.alarms,
+            "quarantine": self.quarantine.log,
+            "ledger": self.ledger,
+            "rollouts": self._rollouts,
+        }
+        """Those that go back, by their name in `BookMarks`."""
 
     @property
     def raised_alarms(self) -> list[str]:
@@ -97,15 +105,19 @@ class Books:
             ResourceError: disk full and the like.
         """
         with self._on_disk():
-            metrics, alarms = self._recorder.marks()
-            marks = BookMarks(metrics, alarms, self.quarantine.mark(), self.ledger.mark(), self._rollouts.mark())
+            self._recorder.flush()
+            marks: dict[str, Any] = {name: log.mark() for name, log in self._logs.items()}
             sync(self.run_dir)
         score, self._values = (fmean(self._values) if self._values else None), []
-        return DriverState(reached, marks, self._best_metric, score, self._notes.as_dict(), self._run_id)
+        notes = self._notes.as_dict()
+        return DriverState(reached, BookMarks(**marks), self._best_metric, score, notes, self._run_id)
 
     def rewind(self, state: DriverState | None) -> Sequence[OpenIssue]:
         """Take the whole run folder back to a checkpoint, or to the beginning of training (None); the issues that were
         open then. Newer checkpoints are set aside.
+
+        Invariant: nothing is changed before every book is found to hold what it held then. Of a run that is refused
+        over one of them the others would be cut.
 
         Raises:
             CheckpointError: the folder does not hold all that it held then.
@@ -113,12 +125,13 @@ class Books:
         """
         marks = state.books if state else BookMarks()
         with self._on_disk():
+            for name, log in self._logs.items():
+                log.check(getattr(marks, name))
             # First: a checkpoint that was refused, but could be read the next time, would find its books cut.
             aside = set_later_aside(self.run_dir, state.step if state else 0, self._run_id)
-            rows = self._recorder.rewind(marks.metrics, marks.alarms)
-            self.quarantine.rewind(marks.quarantine)
-            self.ledger.rewind(marks.ledger)
-            self._rollouts.rewind(marks.rollouts)
+            for name, log in self._logs.items():
+                log.rewind(getattr(marks, name))
+            rows = self._recorder.go_back()
         self._notes.go_back(Notes(**state.notes) if state else Notes())
         self._values = []
         self._replay(rows)
@@ -139,7 +152,7 @@ class Books:
         Raises:
             ResourceError: disk full and the like.
         """
-        for book in (self._recorder, self.ledger, self.quarantine, self.events):
+        for book in (self._recorder, self.ledger, self.quarantine.log, self.events):
             book.close()
         self._rollouts.flush()
 

@@ -52,15 +52,25 @@ def make_run_folder(parent: Path, name: str) -> Path:
 
 
 def read_run_id(folder: Path) -> str:
-    """What the run is known by, wherever its folder is moved.
+    """What the run is known by, wherever its folder is moved; its copies are known by the same.
 
     Raises:
         ResourceError: the marker cannot be read, or is of another format.
     """
+    return str(_read_marker(folder)["run_id"])
+
+
+def is_original(folder: Path) -> bool:
+    """True of the folder that the run began in, also where it was moved within its file system, or is mounted elsewhere
+    or on another machine: its inode stays. False of a copy, which has its own."""
+    return _read_marker(folder).get("inode") == folder.stat().st_ino
+
+
+def _read_marker(folder: Path) -> dict[str, Any]:
     try:
         check_regular(folder / MARKER_FILE)
-        marker = json.loads((folder / MARKER_FILE).read_text(encoding="utf-8"))
-        form, run_id = marker["format"], str(marker["run_id"])
+        marker: dict[str, Any] = json.loads((folder / MARKER_FILE).read_text(encoding="utf-8"))
+        form, _ = marker["format"], marker["run_id"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ResourceError(
             f"{folder / MARKER_FILE} cannot be read ({type(error).__name__}: {error}): restore it, or choose another "
@@ -70,7 +80,7 @@ def read_run_id(folder: Path) -> str:
         raise ResourceError(
             f"{folder} holds a run of format {form}; this version of museg_ray goes on with format {MARKER_FORMAT}."
         )
-    return run_id
+    return marker
 
 
 @contextmanager
@@ -155,7 +165,7 @@ def _mark(folder: Path) -> None:
             f"The folder {folder} is not empty and no run of museg_ray: it has no {MARKER_FILE}. Nothing in it was "
             "touched. Choose another run.name or run.dir."
         )
-    content = json.dumps({"format": MARKER_FORMAT, "run_id": uuid4().hex}) + "\n"
+    content = json.dumps({"format": MARKER_FORMAT, "run_id": uuid4().hex, "inode": folder.stat().st_ino}) + "\n"
     with suppress(FileExistsError), marker.open("x", encoding="utf-8") as file:
         file.write(content)  # exclusive: of two that start at once both must read one id
 

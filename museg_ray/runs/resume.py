@@ -5,6 +5,7 @@ not there, or empty                 begun                 begun
 holds a whole checkpoint            refused *             gone on with, if configuration and data fit
 all its checkpoints are damaged     refused *             refused *
 steps in its books, no checkpoint   refused *             refused *
+a copy, `checkpoints` being a link  refused *             refused *
 a run that had made no step         refused *             begun in the same folder
 a run that has ended                refused *             left alone
 something else                      refused               refused
@@ -25,7 +26,7 @@ from museg_ray.config.schema import Config
 from museg_ray.errors import CheckpointError, ConfigError, ResourceError
 from museg_ray.files import whole_file
 from museg_ray.runs.changes import check_changes
-from museg_ray.runs.folder import is_unused, locked, make_run_folder, move_aside, read_run_id
+from museg_ray.runs.folder import MARKER_FILE, is_original, is_unused, locked, make_run_folder, move_aside, read_run_id
 from museg_ray.runs.rewind import ROLLOUTS_DIR, remove_partials
 
 BEGIN_ANEW = "or begin anew by run.restart=true, which moves what is there aside as a whole."
@@ -133,12 +134,21 @@ def _to_go_on_from(folder: Path, run_id: str) -> tuple[Checkpoint | None, list[s
     """The newest whole checkpoint, and why those that are newer are none; None where the run has made no step.
 
     Raises:
-        CheckpointError: it has made some, and none is whole. To begin anew would throw them away, unasked.
+        CheckpointError: it has made some, and none is whole. To begin anew would throw them away, unasked. Or they are
+            another folder's too.
     """
     parent = folder / CHECKPOINTS_DIR
     if parent.is_symlink() and not parent.exists():
         raise CheckpointError(
             f"{parent} is a link to {parent.readlink()}, where nothing is. Make its storage visible again; {BEGIN_ANEW}"
+        )
+    # Invariant: one folder alone goes on with checkpoints. A copy of it would retire what the run itself goes on from.
+    if parent.is_symlink() and not is_original(folder):
+        raise CheckpointError(
+            f"{folder} is a copy of a run's folder, or was moved here from another disk, and {parent} is a link to "
+            f"{parent.readlink()}, where that run's own checkpoints are. Put a copy of them in the link's place; or, "
+            f'if no other folder of the run is left, set "inode" to {folder.stat().st_ino} in {folder / MARKER_FILE}; '
+            f"{BEGIN_ANEW}"
         )
     checkpoint, refusals = newest_whole(parent, run_id)
     if checkpoint is None and (refusals or _has_steps(folder)):

@@ -13,7 +13,7 @@ from museg_ray.checkpoints import folder as checkpoints
 from museg_ray.files import is_partial, remove_files
 from museg_ray.model.qwen_vl import is_model_file
 
-MODEL_DIR, EVALUATION_DIR, ROLLOUTS_DIR, QUERIES_DIR = "model", "evaluation", "rollouts.parquet", "train_queries"
+MODEL_DIR, EVALUATION_DIR, ROLLOUTS_DIR, INPUTS_DIR = "model", "evaluation", "rollouts.parquet", "inputs"
 
 
 def set_later_aside(run_dir: Path, step: int, run_id: str) -> list[Path]:
@@ -27,7 +27,7 @@ def set_later_aside(run_dir: Path, step: int, run_id: str) -> list[Path]:
 def remove_partials(run_dir: Path, run_id: str) -> None:
     """Delete what a crash left half written: files by `whole_file`, checkpoints, an exported model."""
     checkpoints.remove_leftovers(run_dir / checkpoints.CHECKPOINTS_DIR, run_id)
-    for folder in (run_dir, *(run_dir / name for name in (EVALUATION_DIR, ROLLOUTS_DIR, QUERIES_DIR))):
+    for folder in (run_dir, *(run_dir / name for name in (EVALUATION_DIR, ROLLOUTS_DIR, INPUTS_DIR))):
         for path in [] if folder.is_symlink() else [each for each in folder.glob(".*") if is_partial(each.name)]:
             if path.is_dir():
                 remove_files(path, is_model_file)

@@ -88,7 +88,8 @@ class IssueSource:
         query = self._queries.get((path, left.query_id))
         if query is None:
             raise CheckpointError(
-                f"The ledger left query {left.query_id} open, but {path} has no such query: restore the file as it was."
+                f"The ledger left query {left.query_id} open, but {path} has no such query: put its row back, or begin "
+                "anew by run.restart=true without run.resume, which moves what is there aside as a whole."
             )
         return Issue(left.issue_id, query, left.phase, self._seed(left.issue_id), left.step)
 

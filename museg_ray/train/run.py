@@ -38,7 +38,7 @@ from museg_ray.runs.rewind import EVALUATION_DIR, MODEL_DIR
 from museg_ray.terminal.console import SafeConsole
 from museg_ray.terminal.display import Display
 from museg_ray.terminal.silence import libraries_into
-from museg_ray.train.data_changes import changed_data, keep_queries, refusal
+from museg_ray.train.data_changes import changed_inputs, keep_inputs, read_inputs, refusal
 from museg_ray.train.issues import IssueSource
 from museg_ray.train.parts import LearnerPart, Parts, StartParts, start_on_ray
 from museg_ray.train.patience import Patience
@@ -137,8 +137,11 @@ class _Session:
         return queries
 
     def _check_data(self, queries: RunQueries) -> None:
-        drawn_from = self._resumed.state.trainer.sampler_states if self._resumed else ()
-        changes = changed_data(self._run_dir, queries.train, drawn_from)
+        self._inputs = read_inputs(self._config, queries, self._model_dir)
+        if self._resumed is None:
+            return
+        unused = queries.train.keys() - self._resumed.state.trainer.sampler_states.keys()
+        changes = changed_inputs(self._run_dir, self._inputs, unused)
         if changes and not self._config.run.accept_changed_data:
             raise refusal(changes[0])
         for change in changes:
@@ -211,12 +214,12 @@ class _Session:
         stopped."""
         state = self._resumed.state if self._resumed else None
         left_open = books.rewind(state) if self._opened.is_used else []
+        source.reopened(left_open)  # what is open and has gone from the data is told before anything is noted of them
         if state:
             save_run_config(self._config, self._opened)  # now that nothing speaks against it any more
-        source.reopened(left_open)  # what is open and has gone from the data is told before anything is noted of them
         for change in self._changes:
             books.events.add(EventKind.CHANGE, change)
-        keep_queries(self._run_dir, queries.train)
+        keep_inputs(self._run_dir, self._inputs)
         try:
             with self._notes.timing("train"):
                 await trainer.run(state.trainer if state else None, left_open, export)

@@ -65,14 +65,13 @@ def test_a_run_that_goes_back_drops_later_rows_and_hides_what_tensorboard_had_be
     recorder = Recorder(tmp_path, "test")
     for step in (1, 2):
         recorder.log(step, "free", {names.REWARD_TOTAL: float(step)})
-    marks = recorder.marks()
+    mark = recorder.metrics.mark()
     recorder.log(3, "free", {names.REWARD_TOTAL: 3.0})
-    recorder.alarm(Alarm("truncated", 1, 3, "25 %", "the limit"))
-    recorder.marks()
+    recorder.flush()
     assert [event.value for event in _totals(tmp_path)] == [1.0, 2.0, 3.0], "flushed before it is closed"
     again = Recorder(tmp_path, "test") if is_resumed else recorder
-    assert [row["step"] for row in again.rewind(*marks)] == [1, 2]
-    assert not (tmp_path / "alarms.jsonl").exists()
+    again.metrics.rewind(mark)
+    assert [row["step"] for row in again.go_back()] == [1, 2]
     again.log(3, "free", {names.REWARD_TOTAL: 30.0})
     again.close()
     assert [event.value for event in _totals(tmp_path)] == [1.0, 2.0, 30.0]

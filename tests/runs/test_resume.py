@@ -1,5 +1,8 @@
 """How a run's folder is opened, where no run has to be made for it; tests/train/test_exactness.py has the rest."""
 
+import json
+import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +87,25 @@ def test_steps_without_a_checkpoint_are_refused_and_moved_aside_where_that_is_wi
         assert "begun anew: the run that was there is now in" in opened.notices[0]
         assert {path.name for path in used.iterdir()} == {"museg-run.json", "run.lock"}
     assert times(used.with_name("mine.aside")) == before
+
+
+def test_a_copy_without_checkpoints_of_its_own_says_what_makes_it_the_run(used: Path, config: Config) -> None:
+    (used / "disk").mkdir()
+    (used / "checkpoints").symlink_to(used / "disk")
+    with pytest.raises(CheckpointError, match="books hold steps"), open_run(config):
+        pytest.fail("opened")
+    shutil.copytree(used, used.parent / "copy", symlinks=True)
+    config.run.name = "copy"
+    with (
+        pytest.raises(CheckpointError, match=r'link to .*disk, where .* set "inode" to \d+ in .*json') as refused,
+        open_run(config),
+    ):
+        pytest.fail("opened")
+    marker = used.parent / "copy" / "museg-run.json"
+    inode = int(re.findall(r'"inode" to (\d+)', str(refused.value))[0])
+    marker.write_text(json.dumps(json.loads(marker.read_text()) | {"inode": inode}))
+    with pytest.raises(CheckpointError, match="books hold steps"), open_run(config):
+        pytest.fail("opened")
 
 
 def test_a_run_that_had_made_no_step_begins_in_the_same_folder(used: Path, config: Config) -> None:

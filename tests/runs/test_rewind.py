@@ -148,12 +148,24 @@ def test_notes_go_back_and_the_time_that_was_spent_does_not(run: tuple[Books, Pa
     assert (notes.num_updates, notes.num_responses, notes.wall_s["train"]) == (STEP, 2 * STEP, 100.0)
 
 
-@pytest.mark.parametrize("lost", ["metrics.jsonl", "ledger.jsonl", "rollouts.parquet/part-000002.parquet"])
-def test_a_book_that_is_not_whole_is_refused(lost: str, run: tuple[Books, Path, DriverState]) -> None:
+@pytest.mark.parametrize(
+    "lost",
+    ["metrics.jsonl", "alarms.jsonl", "quarantine.jsonl", "ledger.jsonl", "rollouts.parquet/part-000002.parquet"],
+)
+def test_invariant_no_book_is_cut_before_all_of_them_are_found_whole(
+    lost: str, run: tuple[Books, Path, DriverState]
+) -> None:
     books, folder, state = run
+    books.close()
     (folder / lost).unlink()
+    for name in ("metrics.jsonl", "ledger.jsonl"):
+        if name != lost:
+            with (folder / name).open("a") as file:
+                file.write('{"torn')
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(CheckpointError, match=rf"{lost.split('/')[0]} .*checkpoint"):
-        books.rewind(state)
+        open_books(folder).rewind(state)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_a_file_that_cannot_be_deleted_says_what_to_do(

@@ -3,6 +3,8 @@
 import json
 import random
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 
 from museg_ray.checkpoints.folder import list_checkpoints, verify
 from museg_ray.metrics import names
+from museg_ray.model.qwen_vl import PACKAGED_MODEL_DIR
 from tests.train.fakes import EVERY_STEPS, NUM_STEPS, Ended, RunServer, write_data
 from tests.train.pictures import books
 
@@ -174,7 +177,7 @@ def test_invariant_changed_training_data_is_not_trained_with_unseen(
     variants = {told: data.replace(was, now, 1) for was, now, told in CHANGES.values()}
     assert server.run("other-data", RESUME, kill_at=uninterrupted.num_moments - 30).code == -9
     try:
-        for told, changed in {**variants, "11 queries, and 11 then": reordered}.items():
+        for told, changed in {**variants, "11 rows, and 11 then": reordered}.items():
             file.write_text(changed)
             refused = server.run("other-data", RESUME)
             found = re.search(rf"train.jsonl, query \d+ \(train/\d+\): .*{told}", refused.printed)
@@ -186,7 +189,72 @@ def test_invariant_changed_training_data_is_not_trained_with_unseen(
     assert ended.code == 0, ended.printed
     events = [json.loads(line) for line in (folder / "other-data" / "events.jsonl").read_text().splitlines()]
     (change,) = [event["text"] for event in events if event["kind"] == "change"]
-    assert "query_id is 'train/10', but was 'train/0' when the run trained with it" in change
+    assert "query_id is 'train/10', but was 'train/0' in the run so far" in change
+
+
+def check_is_refused_until_it_is_accepted(server: RunServer, folder: Path, told: str, *overrides: str) -> None:
+    events = (folder / "events.jsonl").read_text()
+    refused = server.run(folder.name, RESUME, *overrides)
+    assert refused.code == 1 and re.search(told, refused.printed.replace("\n", " ")), refused.printed
+    assert (folder / "events.jsonl").read_text() == events, "nothing is written before it is accepted"
+    ended = server.run(folder.name, RESUME, "run.accept_changed_data=true", *overrides)
+    assert ended.code == 0, ended.printed
+    (change,) = [row for row in map(json.loads, (folder / "events.jsonl").open()) if row["kind"] == "change"]
+    assert re.search(told, change["text"])
+
+
+@pytest.mark.parametrize("change", ["added", "reordered"])
+def test_invariant_a_run_is_measured_by_the_queries_that_it_began_with(
+    change: str, folder: Path, server: RunServer, uninterrupted: Ended
+) -> None:
+    first, *others = (folder / "data" / "heldout.jsonl").read_text().splitlines(keepends=True)
+    file = folder / f"{change}.jsonl"
+    heldout = (f"data.heldout={file}", f"data.video_root={folder / 'data'}")
+    file.write_text("".join([first, *others]))
+    assert server.run(f"heldout-{change}", RESUME, *heldout, kill_at=uninterrupted.num_moments - 30).code == -9
+    more = first.replace('"idx": 0', '"idx": 99')
+    file.write_text("".join([first, *others, more] if change == "added" else [*others, first]))
+    told = {"added": r"query 5 \(added/99\): query_id is", "reordered": r"query 1 \(reordered/1\): query_id is"}[change]
+    check_is_refused_until_it_is_accepted(server, folder / f"heldout-{change}", rf"\(held out\), {told}", *heldout)
+
+
+def test_invariant_a_run_goes_on_with_the_model_that_it_began_with(
+    folder: Path, server: RunServer, uninterrupted: Ended
+) -> None:
+    """What the KL term holds the policy to, and what adapters are added to."""
+    path = f"model.path={shutil.copytree(PACKAGED_MODEL_DIR, folder / 'base')}"
+    for name in ("copied", "replaced"):
+        assert server.run(name, RESUME, path, kill_at=uninterrupted.num_moments - 30).code == -9
+    for file in (folder / "base").iterdir():
+        file.touch()
+    assert server.run("copied", RESUME, path).code == 0, "the same bytes with another time are the same model"
+    weights = folder / "base" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-100:] = bytes(100)
+    weights.write_bytes(content)
+    told = r"base, file \d+ \(model.safetensors\): blake3 is '\w+', but was '\w+' in the run so far"
+    check_is_refused_until_it_is_accepted(server, folder / "replaced", told, path)
+
+
+def test_invariant_a_copy_deletes_no_checkpoint_that_is_its_originals_too(
+    folder: Path, server: RunServer, uninterrupted: Ended
+) -> None:
+    original, copy, disk = folder / "original", folder / "copy", folder / "disk"
+    assert server.run("original", RESUME, kill_at=uninterrupted.num_moments - 30).code == -9
+    (original / "checkpoints").rename(disk)
+    (original / "checkpoints").symlink_to(disk)
+    subprocess.run(["cp", "-a", original, copy], check=True)
+    before = sorted(disk.rglob("*"))
+    refused = server.run("copy", RESUME)
+    assert refused.code == 1 and "copy is a copy of a run's folder" in refused.printed, refused.printed
+    (copy / "checkpoints").unlink()
+    shutil.copytree(disk, copy / "checkpoints")
+    assert server.run("copy", RESUME).code == 0, "with checkpoints of its own it goes on"
+    assert sorted(disk.rglob("*")) == before
+    original.rename(folder / "moved")
+    ended = server.run("moved", RESUME)
+    assert ended.code == 0, ended.printed
+    assert picture(folder / "moved") == picture(copy) == picture(folder / "whole")
 
 
 def test_another_configuration_is_refused_or_shown_and_kept(

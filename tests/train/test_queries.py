@@ -1,12 +1,16 @@
 """What a run trains on and is measured by."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 
 from museg_ray.config.schema import Config, PhaseConfig
-from museg_ray.errors import ConfigError, DataError
+from museg_ray.errors import CheckpointError, ConfigError, DataError
+from museg_ray.ledger.ledger import OpenIssue
+from museg_ray.train.data_changes import BLOCK_BYTES, _sampled_hash
+from museg_ray.train.issues import IssueSource
 from museg_ray.train.queries import RunQueries, check_heldout, read_run_queries
 from museg_ray.types import GroundingQuery
 
@@ -52,6 +56,32 @@ def test_a_run_without_held_out_queries_is_refused(tmp_path: Path) -> None:
     config.data.heldout = ""
     with pytest.raises(ConfigError, match=r"data\.heldout is empty"):
         read(config)
+
+
+def test_an_open_issue_whose_query_is_gone_says_what_to_do(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    source = IssueSource(config, read(config).train)
+    assert [issue.issue_id for issue in source.reopened([OpenIssue(4, "a/2", "2.mp4", "one", 1)])] == [4]
+    with pytest.raises(
+        CheckpointError, match=r"query a/3 open, but .*a.jsonl .* put its row back, or .*run.restart=true"
+    ):
+        source.reopened([OpenIssue(5, "a/3", "3.mp4", "one", 1)])
+
+
+@pytest.mark.parametrize("size_bytes", [0, 100, 40_000, 5 << 20, 64 << 20])
+def test_a_model_file_is_told_from_another_one_by_samples(size_bytes: int, tmp_path: Path) -> None:
+    """A change of one 256th of it, or of its size, is seen wherever it is."""
+    file = tmp_path / "model.safetensors"
+
+    def written(content: bytes) -> str:
+        file.write_bytes(content)
+        return _sampled_hash(file)
+
+    content, changed = random.Random(0).randbytes(size_bytes), size_bytes // 256 + BLOCK_BYTES
+    starts = (0, size_bytes // 3, size_bytes // 2) if size_bytes > changed else ()
+    others = [content[:start] + bytes(changed) + content[start + changed :] for start in starts]
+    hashes = [written(each) for each in (content, content + b"x", *others)]
+    assert len(set(hashes)) == len(hashes) and written(content) == hashes[0]
 
 
 def test_one_held_out_video_is_refused_before_training() -> None:
