@@ -38,12 +38,13 @@ def engine_environment(rollout: RolloutConfig) -> dict[str, str]:
         environment["TORCHDYNAMO_DISABLE"] = "1"
     if rollout.num_gpus == 0:
         # Ray leaves GPUs visible to actors that reserve none. Waiting threads must not spin: engines share cores.
-        # oneDNN keeps a kernel for each of the last 1,024 shapes, a third of a MiB each. An engine that sees clips and
-        # groups of all sizes grew by 0.95 MiB a step for hundreds of steps, and with a bound of 8 by 0.1.
+        # oneDNN keeps a kernel for each of the last 1,024 shapes, a third of a MiB each, and torch what it has prepared
+        # for as many. An engine that sees clips and groups of all sizes grew by 0.95 MiB a step for hundreds of steps.
         environment |= {
             "CUDA_VISIBLE_DEVICES": "",
             "OMP_WAIT_POLICY": "PASSIVE",
             "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
+            "LRU_CACHE_CAPACITY": "32",
         }
     if rollout.num_threads:
         environment["OMP_NUM_THREADS"] = str(rollout.num_threads)
