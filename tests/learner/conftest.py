@@ -1,6 +1,7 @@
 """Groups to learn from, with the log-probs that the policy itself gives to their tokens."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -61,16 +62,31 @@ def two_ranks() -> Iterator[RankProcesses]:
     processes.close()
 
 
-@pytest.fixture
-def fresh_policy(tiny_model_dir: Path, config: Config) -> Callable[[torch.dtype], PolicyModel]:
-    """The tiny model as a policy that no learner knows of."""
+@pytest.fixture(scope="session")
+def load_at(tiny_model_dir: Path) -> Callable[[torch.dtype, float], PolicyModel]:
+    """Loads the tiny model as a policy of some temperature that no learner knows of."""
 
-    def load(dtype: torch.dtype) -> PolicyModel:
+    def load(dtype: torch.dtype, temperature: float) -> PolicyModel:
         model = load_policy(tiny_model_dir, dtype)
         forbidden = forbidden_token_ids(load_tokenizer(tiny_model_dir), model.config.text_config.vocab_size)
-        return PolicyModel(model, forbidden, config.rollout.temperature, "dense", 1024)
+        return PolicyModel(model, forbidden, temperature, "dense", 1024)
 
     return load
+
+
+@pytest.fixture
+def fresh_policy(
+    load_at: Callable[[torch.dtype, float], PolicyModel], config: Config
+) -> Callable[[torch.dtype], PolicyModel]:
+    return lambda dtype: load_at(dtype, config.rollout.temperature)
+
+
+@pytest.fixture(scope="session")
+def sampled_from(
+    load_at: Callable[[torch.dtype, float], PolicyModel],
+) -> Callable[[torch.dtype, float], PolicyModel]:
+    """The policies that groups come from, each loaded once: nobody changes them."""
+    return cache(load_at)
 
 
 @pytest.fixture
@@ -90,14 +106,17 @@ def policy_inputs(tiny_model_dir: Path, clip: Clip) -> PolicyInputs:
 
 @pytest.fixture
 def make_group(
-    fresh_policy: Callable[[torch.dtype], PolicyModel], policy_inputs: PolicyInputs, clip: Clip
+    sampled_from: Callable[[torch.dtype, float], PolicyModel],
+    policy_inputs: PolicyInputs,
+    clip: Clip,
+    config: Config,
 ) -> Callable[..., Group]:
     """A scored group about `clip`, with log-probs under the tiny model's own weights in `dtype`."""
 
     def make(completions: Completions, advantages: Sequence[float], dtype: torch.dtype = torch.float32) -> Group:
         pack, videos = policy_inputs(completions, dtype)
         with torch.no_grad():
-            logprobs = fresh_policy(dtype)(pack, videos)[0].numpy()
+            logprobs = sampled_from(dtype, config.rollout.temperature)(pack, videos)[0].numpy()
         ends = np.cumsum([len(completion) for completion in completions])[:-1]
         responses = tuple(
             Response(token_ids=tuple(completion), logprobs=part, text="", finished=True)

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from museg_ray.cli.main import main
 
 Start = Callable[..., subprocess.Popen[str]]
 WAIT_S = 300
@@ -89,21 +92,38 @@ def test_ctrl_c_while_ray_starts_ends_it(
     assert _left_in(temporary) == []
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["rollout.num_actor=3"], "Did you mean 'num_actors'"),
-        (["model.path=/nowhere/model"], "/nowhere/model does not exist"),
-        (["data.synthetic.num_train_videos=0", "data.train=missing.jsonl"], "missing.jsonl"),
-        (["data.synthetic.dir=/proc/corpus"], "/proc/corpus"),
-    ],
-    ids=["unknown-key", "no-model", "no-annotations", "no-disk"],
-)
+MISTAKES = {
+    "unknown-key": (["rollout.num_actor=3"], "Did you mean 'num_actors'"),
+    "no-model": (["model.path=/nowhere/model"], "/nowhere/model does not exist"),
+    "no-annotations": (["data.synthetic.num_train_videos=0", "data.train=missing.jsonl"], "missing.jsonl"),
+    "no-disk": (["data.synthetic.dir=/proc/corpus"], "/proc/corpus"),
+}
+"""What is typed, and what its one line says."""
+
+
+def _mistake(name: str, folder: Path, model_dir: Path) -> list[str]:
+    base = [f"model.path={model_dir}", f"data.synthetic.dir={folder}", "data.synthetic.num_train_videos=2"]
+    return ["demo", "--run-dir", str(folder / "run"), *base, *MISTAKES[name][0]]
+
+
+def _check_line(name: str, code: object, printed: str) -> None:
+    assert code == 1, printed
+    assert MISTAKES[name][1] in printed and "error:" in printed and "Traceback" not in printed
+
+
+@pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_ends_with_one_line_and_no_traceback(
-    arguments: list[str], says: str, start_museg: Start, tmp_path: Path, tiny_model_dir: Path
+    name: str, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    base = [f"model.path={tiny_model_dir}", f"data.synthetic.dir={tmp_path}", "data.synthetic.num_train_videos=2"]
-    process = start_museg("demo", "--run-dir", str(tmp_path / "run"), *base, *arguments)
+    monkeypatch.setattr(sys, "argv", ["museg", *_mistake(name, tmp_path, tiny_model_dir)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    _check_line(name, end.value.code, "".join(capfd.readouterr()))
+
+
+def test_a_mistake_that_shows_last_ends_a_process_with_one_line_and_no_traceback(
+    start_museg: Start, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    process = start_museg(*_mistake("no-annotations", tmp_path, tiny_model_dir))
     printed, _ = process.communicate(timeout=WAIT_S)
-    assert process.returncode == 1, printed
-    assert says in printed and "error:" in printed and "Traceback" not in printed
+    _check_line("no-annotations", process.returncode, printed)

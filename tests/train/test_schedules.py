@@ -226,7 +226,7 @@ WISHES = st.lists(
 BAD = st.sets(st.sampled_from(["0.mp4", "3.mp4", "4.mp4"]), max_size=2)
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(FATES, st.integers(0, 3), st.sampled_from(["continue", "restart", "wait"]), WISHES, BAD)
 @example({}, 0, "continue", [], set())
 def test_whatever_befalls_the_parts_every_issue_ends_once_and_no_token_is_too_old(
@@ -235,13 +235,13 @@ def test_whatever_befalls_the_parts_every_issue_ends_once_and_no_token_is_too_ol
     run_schedule(fates, k, on_push, "none", wishes, bad)
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(FATES, st.integers(0, 2), WISHES)
 def test_refills_keep_the_books_whatever_befalls_the_parts(fates: dict[int, str], k: int, wishes: list[Any]) -> None:
     run_schedule(fates, k, refill="zero_variance", wishes=wishes)
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(FATES, WISHES)
 def test_in_lock_step_deaths_of_rollout_reward_and_clip_actors_change_no_number(
     fates: dict[int, str], wishes: list[Any]
