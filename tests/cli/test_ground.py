@@ -1,46 +1,86 @@
-"""`museg ground` in a process of its own, with the packaged model and a rendered video."""
+"""`museg ground` with the packaged model and a rendered video: once in a process of its own."""
 
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from museg_ray.cli import ground
+from museg_ray.cli.main import main
 from museg_ray.demo.corpus import encode_video
-from museg_ray.demo.scene import draw_scene
+from museg_ray.demo.scene import Scene, draw_scene
 from museg_ray.evaluation.metrics import segment_f1
 
 TIMEOUT_S = 300
 
 
-def museg_ground(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).with_name("museg")), "ground", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+@dataclass(frozen=True)
+class Asked:
+    """The command with --json and --plot, and how it ended."""
+
+    scene: Scene
+    event: str
+    video: Path
+    plot: Path
+    done: subprocess.CompletedProcess[str]
 
 
-@pytest.mark.parametrize("form", ["json", "text"])
-def test_it_answers_from_the_video_and_prints_nothing_else(form: str, tmp_path: Path) -> None:
-    scene = draw_scene(np.random.default_rng(1))
-    shown = scene.objects[0]
-    video, plot = tmp_path / "shapes [1].mp4", tmp_path / "answer.png"  # a name that looks like markup
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Asked:
+    folder, scene = tmp_path_factory.mktemp("ground"), draw_scene(np.random.default_rng(1))
+    event, video, plot = scene.objects[0].event, folder / "shapes [1].mp4", folder / "answer.png"  # looks like markup
     encode_video(scene, video)
-    options = ["--json"] if form == "json" else ["--plot", str(plot)]
-    printed = museg_ground(str(video), shown.event, "--model", "museg-tiny", *options)
-    assert (printed.returncode, printed.stderr) == (0, "")
-    if form == "text":
-        assert video.name in printed.stdout and "reasoning:" in printed.stdout
-        assert plot.stat().st_size > 0
-        return
-    answer = json.loads(printed.stdout)
+    command = [str(Path(sys.executable).with_name("museg")), "ground", str(video), event, "--model", "museg-tiny"]
+    command += ["--json", "--plot", str(plot)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    return Asked(scene, event, video, plot, done)
+
+
+def test_it_answers_from_the_video_and_prints_nothing_but_json(asked: Asked) -> None:
+    assert (asked.done.returncode, asked.done.stderr) == (0, "")
+    answer = json.loads(asked.done.stdout)
     segments = [(start_s, end_s) for start_s, end_s in answer["segments"]]
-    assert segment_f1(segments, shown.segments) > 0, (answer, shown.segments)
-    assert (answer["video"], answer["duration_s"]) == (str(video), scene.duration_s)
+    truth = asked.scene.objects[0].segments
+    assert segment_f1(segments, truth) > 0, (answer, truth)
+    assert (answer["video"], answer["duration_s"]) == (str(asked.video), asked.scene.duration_s)
     assert "<answer>" in answer["response"] and "<answer>" not in answer["reasoning"]
+    assert asked.plot.stat().st_size > 0
 
 
-def test_a_video_that_is_not_there_is_named_in_one_line(tmp_path: Path) -> None:
-    printed = museg_ground(str(tmp_path / "none.mp4"), "the red circle is visible", "--model", "museg-tiny")
-    assert printed.returncode == 1
-    assert "none.mp4" in printed.stderr + printed.stdout and "Traceback" not in printed.stderr
+def test_as_text_it_prints_video_segments_and_reasoning_and_nothing_else(
+    asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The answer is the one that the engine has given above."""
+    given = json.loads(asked.done.stdout)
+
+    async def answer(*_: Any) -> str:
+        return str(given["response"])
+
+    monkeypatch.setattr(ground, "_ask", answer)
+    monkeypatch.setattr(sys, "argv", ["museg", "ground", str(asked.video), asked.event, "--model", "museg-tiny"])
+    sys.argv += ["--plot", str(tmp_path / "answer.png")]
+    with pytest.raises(SystemExit) as end:
+        main()
+    printed = capfd.readouterr()
+    assert (end.value.code or 0, printed.err) == (0, "")
+    assert asked.video.name in printed.out and "reasoning:" in printed.out
+    assert all(f"{start_s:.2f} s – {end_s:.2f} s" in printed.out for start_s, end_s in given["segments"])
+    assert (tmp_path / "answer.png").stat().st_size > 0
+
+
+def test_a_video_that_is_not_there_is_named_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    question = "the red circle is visible"
+    monkeypatch.setattr(sys, "argv", ["museg", "ground", str(tmp_path / "none.mp4"), question, "--model", "museg-tiny"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    printed = capfd.readouterr()
+    assert end.value.code == 1
+    assert "none.mp4" in printed.err and "Traceback" not in printed.err
+    assert printed.out == "" and len(printed.err.splitlines()) == 1

@@ -39,6 +39,7 @@ def short_overrides(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFacto
         "evaluation.max_completion_tokens=24",
         "rollout.max_completion_tokens=24",
         "train.prompts_per_step=2",
+        "rewards.num_actors=1",  # each takes a process, and its start
         "train.phases=[{name: timestamps, steps: 1, prompt: 'Find {question}. Cite times.', weights: {timestamp: 1}},"
         " {name: free, steps: 1, prompt: 'Find {question}.', fresh_reference: true}]",
     ]

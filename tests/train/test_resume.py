@@ -55,18 +55,14 @@ def test_a_run_that_was_killed_gives_the_numbers_of_one_that_was_not(
     def start() -> subprocess.Popen[str]:
         return start_museg("demo", "--run-dir", str(killed), *short_overrides, *WHOLE_RUN)
 
-    def finish(process: subprocess.Popen[str]) -> str:
-        printed, _ = process.communicate(timeout=WAIT_S)
-        assert process.returncode == 0, printed
-        return printed
-
     process = start()
     _wait_for_checkpoint(killed, process)
     time.sleep(random.uniform(0.0, 1.0))
     _kill(process)
-    printed = finish(start())
+    process = start()
+    printed, _ = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 0, printed
     assert books(killed) == books(whole), printed
     assert _weights(killed) == _weights(whole)
     resumed_at = json.loads((killed / "summary.json").read_text())["resumed_at_steps"]
     assert len(resumed_at) == 1 and resumed_at[0] <= 4
-    assert "has ended already" in finish(start())

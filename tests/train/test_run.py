@@ -84,6 +84,8 @@ def stock_vllm(whole_run: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> 
         max_num_seqs=8,
         enforce_eager=True,
         kv_cache_memory_bytes=2**27,
+        # In one process and not two: each imports vLLM anew. By its path, since a CPU turns "uni" into "mp".
+        distributed_executor_backend="vllm.v1.executor.uniproc_executor.UniProcExecutor",
     )
     yield model
     model.llm_engine.engine_core.shutdown()
