@@ -123,25 +123,24 @@ class Person:
     def members(self, state: str = "serving") -> list[str]:
         return [each["name"] for each in self.status()["crews"]["rollout"]["members"] if each["state"] == state]
 
-    def wait_for_members(self, kind: str, num_events: int, num_members: int) -> None:
-        """Until the run's events tell it, which costs nothing to look at, and then its status, which takes seconds."""
-        events = self._cwd / "job" / "events.jsonl"
+    def heard(self, kind: str) -> int:
+        """How many events of a kind the rollout crew has had: a look at a file, where a status takes seconds."""
         told = {"role": "rollout", "kind": kind}.items()
-        self.wait_for(lambda: sum(told <= event.items() for event in read_rows(events)) == num_events)
-        self.wait_for(lambda: len(self.members()) == num_members)
-        assert len(self.members()) == num_members
+        return sum(told <= event.items() for event in read_rows(self._cwd / "job" / "events.jsonl"))
 
     def step(self) -> int:
         *_, last = read_rows(self._cwd / "job" / "metrics.jsonl")
         return int(last["step"])
 
-    def wait_for(self, condition: Callable[[], bool], limit_s: float = WAIT_S) -> None:
+    def wait_for(self, condition: Callable[[], bool], limit_s: float = WAIT_S) -> bool:
+        """Whether it has come about."""
         deadline_s = time.monotonic() + limit_s
         while not condition():
             assert self._job.poll() is None, self._job.communicate()[0][-5000:]
             if time.monotonic() > deadline_s:
-                return
+                return False
             time.sleep(0.5)
+        return True
 
 
 @pytest.mark.timeout(900)
@@ -164,21 +163,21 @@ def test_a_submitted_job_shows_its_metrics_and_is_watched_scaled_and_stopped(
         seen.update(gauge for gauge in GAUGES if f"{gauge}{{" in exported and 'run="job"' in exported)
         return seen == set(GAUGES)
 
-    person.wait_for(has_all_gauges)
-    assert seen == set(GAUGES)
+    assert person.wait_for(has_all_gauges), set(GAUGES) - seen
     page = person.ask("status", folder)
     assert "of 1000" in page and "rollout: 1 of 1 serve" in page and "rollout-0" in page
     answer = person.ask("scale", folder, "--rollout", "2")
     assert "rollout: 2 wanted, 1 before. Each reserves 0.5 CPU: there is room." in answer
-    person.wait_for_members("join", 2, 2)
+    assert person.wait_for(lambda: person.heard("join") == 2)
     step = person.step()
-    person.wait_for(lambda: person.step() >= step + 2)
+    assert person.wait_for(lambda: person.step() >= step + 2)
+    assert person.wait_for(lambda: len(person.members()) == 2)
     kill_mailbox_of(head)  # the run needs it for nothing
-    person.wait_for(lambda: person.run("status", folder).returncode == 0)
+    assert person.wait_for(lambda: person.run("status", folder).returncode == 0)
     status = json.loads(person.ask_from_outside("status", "job", "--json"))
     assert status["phase"] == "long" and status["step"] >= step + 2
     assert "finish what they have and leave" in person.ask_from_outside("scale", "job", "--rollout", "1")
-    person.wait_for_members("leave", 1, 1)
+    assert person.wait_for(lambda: person.heard("leave") == 1 and len(person.members()) == 1)
     assert "with a checkpoint" in person.ask_from_outside("stop", "job")
     printed = job.communicate(timeout=WAIT_S)[0]
     assert job.returncode == 0 and "The run was stopped" in printed, printed[-3000:]
