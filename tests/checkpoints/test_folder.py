@@ -194,12 +194,13 @@ from museg_ray.config.learning import CheckpointConfig
 from museg_ray.checkpoints import folder as checkpoints
 from tests.checkpoints.test_folder import RUN_ID, build
 parent = Path(sys.argv[1])
-print("ready", flush=True)
 checkpoints.remove_leftovers(parent, RUN_ID)
 first = max((each.step for each in checkpoints.list_checkpoints(parent)), default=0) + 1
 for step in itertools.count(first):
     checkpoints.publish(build(parent, step, score=step % 7, size_bytes=300_000))
     checkpoints.retire(parent, CheckpointConfig(keep_last=2, keep_best=1), RUN_ID)
+    if step == first:
+        print("one", flush=True)
 """
 
 
@@ -212,8 +213,8 @@ def test_every_checkpoint_that_is_there_after_a_kill_at_a_random_moment_is_whole
         with subprocess.Popen(
             [sys.executable, "-c", LOOP, str(tmp_path)], cwd=repository, stdout=subprocess.PIPE, text=True
         ) as process:
-            assert process.stdout is not None and process.stdout.readline() == "ready\n"
-            time.sleep(0.3 + 0.3 * random_delay.random())
+            assert process.stdout is not None and process.stdout.readline() == "one\n"
+            time.sleep(0.3 * random_delay.random())
             process.send_signal(signal.SIGKILL)
         present = checkpoints.list_checkpoints(tmp_path)
         for checkpoint in present:
