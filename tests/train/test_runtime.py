@@ -6,18 +6,16 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-import ray
 from ray._raylet import GcsClient
 from ray.exceptions import AuthenticationError
 
 from museg_ray.config.learning import LearnerConfig
 from museg_ray.config.schema import Config, RolloutConfig
 from museg_ray.errors import ResourceError
-from museg_ray.train.runtime import check_capacity, ray_session
+from museg_ray.train.runtime import check_capacity
 
 
 def test_a_cluster_that_is_too_small_is_refused_with_the_arithmetic() -> None:
@@ -30,25 +28,28 @@ def test_a_cluster_that_is_large_enough_passes() -> None:
     check_capacity(Config(rollout=RolloutConfig(num_actors=4)), {"CPU": 64})
 
 
-@pytest.mark.parametrize("address", [None, "10.0.0.7:6379"])
-def test_a_ray_that_does_not_start_is_one_error_and_leaves_nothing(
-    address: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def too_late(**settings: Any) -> None:
-        raise Exception("The current node timed out during startup.")  # as Ray does
+TOO_LATE = """
+import sys, ray
+from museg_ray.config.schema import Config
+from museg_ray.train.runtime import ray_session
+def too_late(**settings):
+    raise Exception("The current node timed out during startup.")  # as Ray does
+ray.init = too_late
+with ray_session(Config()):
+    pass
+"""
 
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    if address:
-        monkeypatch.setenv("RAY_ADDRESS", address)
-    monkeypatch.setattr(ray, "init", too_late)
-    monkeypatch.setattr(ray._private.utils, "set_sigterm_handler", None)  # given back after the test
-    place = address or "this machine"
-    with (
-        pytest.raises(ResourceError, match=f"did not start on {place}: The current node timed out"),
-        ray_session(Config()),
-    ):
-        pass
+
+@pytest.mark.parametrize("address", ["", "10.0.0.7:6379"])
+def test_a_ray_that_does_not_start_is_one_error_and_leaves_nothing(address: str, tmp_path: Path) -> None:
+    """In a process of its own: a local Ray ends all children of its driver."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment |= {"RAY_TMPDIR": str(tmp_path)} | ({"RAY_ADDRESS": address} if address else {})
+    done = subprocess.run(
+        [sys.executable, "-c", TOO_LATE], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    said = f"ResourceError: Ray did not start on {address or 'this machine'}: The current node timed out"
+    assert done.returncode == 1 and said in done.stderr.splitlines()[-1]
     assert not list(tmp_path.iterdir())
 
 
