@@ -8,6 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 # Threads of torch that wait must not spin: on a busy machine they keep the cores from those that they wait for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each process of a run would compile the package anew, 4 s at worst
 os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # tests would wait for Ray's 10 s
 
 from collections.abc import Iterator

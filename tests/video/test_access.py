@@ -40,7 +40,7 @@ def test_every_kind_of_entry_has_the_mode_that_is_set_whatever_the_umask(
     folders, files = MODES[store_mode]
     url = remote.put("v.mp4", render(seconds=2).read_bytes())
     assert Preparer(config).prepare(url).was_decoded
-    with open_store(config).lock("f" * 32, 0, lambda: None):
+    with open_store(config).lock("f" * 32, 0, lambda: None, lambda _: None):
         found = modes(Path(config.store_dir))
     parts = [("clips",), ("sources",), ("downloads",), ("locks",)]
     assert found == {((), folders)} | {(part, mode) for part in parts for mode in (folders, files)}

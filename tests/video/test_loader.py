@@ -16,7 +16,7 @@ from museg_ray.types import Clip
 from museg_ray.video import actor as actor_module
 from museg_ray.video.actor import PrepareActor
 from museg_ray.video.loader import ClipHandle, ClipLoader
-from museg_ray.video.prepare import PreparedClip, Preparer, read_clip
+from museg_ray.video.prepare import PreparedClip, Preparer, Tell, read_clip
 from museg_ray.video.store import GIB
 from tests.video.conftest import Configure, Machine, Render, small_config, variant
 
@@ -129,7 +129,7 @@ def test_an_origin_whose_store_loses_the_clip_at_once_never_waits_for_itself(
     """An actor that asked itself would wait for ever."""
 
     class ForgetfulReader:
-        def __init__(self, config: VideoConfig) -> None:
+        def __init__(self, config: VideoConfig, tell: Tell) -> None:
             self.config = config
 
         def prepare(self, video: str) -> PreparedClip:
