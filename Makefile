@@ -24,7 +24,7 @@ lint: setup  ## style and types: ruff, mypy
 chaos: setup  ## 60 steps whose processes are killed at random, beside undisturbed runs (SEED=n; about 12 minutes)
 	@$(BIN)/python -m tests.chaos $(SEED)
 
-soak: setup  ## 400 small steps: whether memory, files, threads, processes or shared memory grow (about 15 minutes)
+soak: setup  ## 1,000 small steps: whether memory, files, threads, processes or shared memory grow (about 20 minutes)
 	@$(BIN)/python -m tests.soak
 
 check:  ## what continuous integration runs
