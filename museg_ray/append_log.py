@@ -193,8 +193,9 @@ def _lines(path: Path) -> Iterator[bytes]:
         return
     with path.open("rb") as file:
         for line in file:
-            if line.endswith(b"\n"):  # else it is the last one, and torn
-                yield line
+            if not line.endswith(b"\n"):
+                return  # torn, or being written: the file may have grown by now, and its rest would pass for a line
+            yield line
 
 
 def _end_of_last_line(path: Path) -> int:

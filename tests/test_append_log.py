@@ -5,7 +5,7 @@ import os
 import resource
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from museg_ray.append_log import BLOCK_BYTES, AppendLog, Watermark
+from museg_ray.append_log import BLOCK_BYTES, AppendLog, Watermark, read_rows
 from museg_ray.errors import CheckpointError, ResourceError
 
 ROWS = st.lists(st.fixed_dictionaries({"text": st.text(max_size=5), "n": st.integers(0, 9)}), max_size=3)
@@ -122,6 +122,17 @@ def test_a_disk_that_takes_half_a_line_keeps_none_of_it(tmp_path: Path) -> None:
     log.append([{"n": 4}])
     assert [row["n"] for row in log.rows()] == [1, 4]
     AppendLog(log.path).rewind(log.mark())
+
+
+def test_a_line_that_is_written_while_it_is_read_is_not_taken_for_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a file gives that grows between two reads: a beginning without its end, then the end."""
+    path = tmp_path / "log.jsonl"
+    path.touch()
+    pieces = [b'{"n": 1}\n', b'{"n"', b": 2}\n"]
+    monkeypatch.setattr(Path, "open", lambda self, mode: nullcontext(iter(pieces)))
+    assert list(read_rows(path)) == [{"n": 1}]
 
 
 @pytest.mark.parametrize("num_bytes", [BLOCK_BYTES - 10, BLOCK_BYTES - 9, 3 * BLOCK_BYTES])
