@@ -28,8 +28,8 @@ def main() -> None:
     place.mkdir(parents=True)
     calm = [_calm(place.absolute() / f"undisturbed-{index}", index, console) for index in range(arguments.undisturbed)]
     console.print(f"chaos, seed {arguments.seed}: {place}/chaos")
-    run = _start(place.absolute() / "chaos", arguments.seed)
-    report = torment(run, NUM_DRIVER_KILLS, arguments.seed, NUM_STEPS, TIMEOUT_S, console.print)
+    with _start(place.absolute() / "chaos", arguments.seed) as run:
+        report = torment(run, NUM_DRIVER_KILLS, arguments.seed, NUM_STEPS, TIMEOUT_S, console.print)
     inspect(run.folder, NUM_STEPS, 1, report)
     _compare(report, calm)
     _print(report, calm, console)
@@ -44,8 +44,8 @@ def _start(folder: Path, seed: int) -> Run:
 
 def _calm(folder: Path, seed: int, console: Console) -> float:
     console.print(f"undisturbed, seed {seed}: {folder}")
-    run = _start(folder, seed)
-    assert run.process.wait() == 0, run.printed()[-2000:]
+    with _start(folder, seed) as run:
+        assert run.process.wait() == 0, run.printed()[-2000:]
     report = inspect(folder, NUM_STEPS, 1, Report())
     assert not report.faults and report.miou is not None, report.faults
     console.print(f"  mIoU {report.miou:.3f}")

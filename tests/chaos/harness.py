@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 import pyarrow.parquet as pq
@@ -60,7 +60,7 @@ class Report:
 
 
 class Run:
-    """One run of the demo in a process of its own, that can be killed and started again."""
+    """One run of the demo in a process of its own, that can be killed and started again. Ended when left."""
 
     def __init__(self, museg: str, folder: Path, environment: dict[str, str], overrides: Sequence[str]) -> None:
         self.folder = folder
@@ -68,6 +68,16 @@ class Run:
         self._environment = environment
         self._log = folder.with_suffix(".log")
         self.process = self._start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        family = self.family()
+        self.process.terminate()
+        _, alive = psutil.wait_procs(family, timeout=GONE_S)
+        for process in alive:
+            process.kill()
 
     def _start(self) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as log:

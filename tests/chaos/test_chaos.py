@@ -21,12 +21,8 @@ def test_a_run_whose_processes_are_killed_ends_with_whole_books(
     phases = f"train.phases=[{{name: only, steps: {NUM_STEPS}, prompt: 'Find {{question}}.'}}]"
     overrides = [*short_overrides, phases, "rollout.num_actors=2", "evaluation.num_queries=4", "rollout.num_threads=1"]
     overrides += ["rewards.num_actors=2", "checkpoint.every_steps=2"]  # one may be there when the driver is killed
-    run = Run(str(Path(sys.executable).with_name("museg")), tmp_path / "run", run_environment, overrides)
-    try:
+    with Run(str(Path(sys.executable).with_name("museg")), tmp_path / "run", run_environment, overrides) as run:
         report = torment(run, num_driver_kills=1, seed=seed, num_steps=NUM_STEPS, timeout_s=500, tell=print)
-    finally:
-        for process in run.family():
-            process.kill()
     inspect(run.folder, NUM_STEPS, 1, report)
     assert not report.faults, f"seed {seed}, kills {dict(report.kills)}: {report.faults}"
     assert report.kills.total() >= 2

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
 from tests.chaos.harness import KINDS, Run
@@ -81,19 +82,29 @@ def slopes(steps: list[int], samples: list[Sample]) -> dict[tuple[str, str], flo
     return {key: 100.0 * float(np.polyfit(at, [samples[index][key] for index in late], 1)[0]) for key in keys}
 
 
+def watch(run: Run, console: Console) -> tuple[list[int], list[Sample]]:
+    """Steps, and what every part had at each, until the run ends."""
+    steps, samples = list[int](), list[Sample]()
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
+        task = progress.add_task("steps", total=NUM_STEPS)
+        while run.process.poll() is None:
+            time.sleep(0.5)
+            step = run.step
+            progress.update(task, completed=step)
+            if step >= (steps[-1] + EVERY_STEPS if steps else 1) and step < NUM_STEPS:
+                steps.append(step)
+                samples.append(look(run))
+    assert run.process.returncode == 0, run.printed()[-2000:]
+    return steps, samples
+
+
 def main() -> None:
     console, place = Console(highlight=False), Path("runs").absolute() / time.strftime("soak-%Y%m%d-%H%M%S")
     place.mkdir(parents=True)
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    run = Run(str(Path(sys.executable).with_name("museg")), place / "run", environment, OVERRIDES)
     console.print(f"{NUM_STEPS} steps in {place}/run")
-    steps, samples = list[int](), list[Sample]()
-    while run.process.poll() is None:
-        time.sleep(0.2)
-        if run.step >= (steps[-1] + EVERY_STEPS if steps else 1) and run.step < NUM_STEPS:
-            steps.append(run.step)
-            samples.append(look(run))
-    assert run.process.returncode == 0, run.printed()[-2000:]
+    with Run(str(Path(sys.executable).with_name("museg")), place / "run", environment, OVERRIDES) as run:
+        steps, samples = watch(run, console)
     grown = slopes(steps, samples)
     too_much = {key for key, slope in grown.items() if slope > LIMITS[key[1]]}
     show(console, steps, samples, grown, too_much)
