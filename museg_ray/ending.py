@@ -74,6 +74,11 @@ def still_living() -> list[str]:
     return [_name(process) for process in _below()]
 
 
+def say(line: str) -> None:
+    """One line on the terminal, from any thread; it comes before whatever may end this process without a word."""
+    os.write(_terminal, f"{line}\n".encode())
+
+
 def end_at_once(line: str) -> None:
     """Say so, kill all that this process has started, say what that was, and exit from wherever it is.
 

@@ -142,6 +142,7 @@ class RolloutConfig:
     group_size: int = 8
     """Responses a query (G)."""
     temperature: float = 0.9
+    """Above 0, at most 2."""
     max_completion_tokens: int = 1024
     """Longest completion in tokens."""
     max_num_seqs: int = 64

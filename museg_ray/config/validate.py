@@ -65,7 +65,12 @@ def _validate_ranges(config: Config) -> None:
     for key, value, least in at_least:
         _require(value >= least, f"{key} is {value}; it must be at least {least}.")
     _require_share("data.multi_segment_share", config.data.multi_segment_share)
-    _require(config.rollout.temperature > 0.0, "rollout.temperature must be above 0: groups need varied responses.")
+    temperature = config.rollout.temperature
+    _require(
+        0.0 < temperature <= 2.0,
+        f"rollout.temperature is {temperature}; it must be above 0, since groups need varied responses, and at most 2, "
+        "which is vLLM's bound.",
+    )
 
 
 def _require_share(key: str, share: float) -> None:

@@ -4,13 +4,36 @@ import asyncio
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
+from ray.exceptions import (
+    ObjectStoreFullError,
+    OutOfDiskError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    TaskCancelledError,
+)
 
-from museg_ray.errors import MusegError
+from museg_ray.errors import MusegError, ResourceError
 
 
 class MemberLost(Exception):
     """The process, the engine or the node of a member is gone, or it is stuck: what was inside it has no result."""
+
+
+def put(value: Any) -> ray.ObjectRef:
+    """`ray.put`.
+
+    Raises:
+        ResourceError: neither Ray's store nor the disk that it spills to has room.
+    """
+    try:
+        return ray.put(value)
+    except (ObjectStoreFullError, OutOfDiskError) as error:
+        raise ResourceError(
+            f"Ray has no room for what its processes hand to each other ({first_line(error)}). It keeps that in "
+            "/dev/shm, and in its temporary folder (RAY_TMPDIR, else TMPDIR or /tmp) where that is full: free space "
+            "there, then go on with --resume (run.resume=true)."
+        ) from None
 
 
 async def result_of(reference: ray.ObjectRef) -> Any:

@@ -6,16 +6,18 @@ It listens on the loopback address alone, lets in who has a token, and leaves ne
 import os
 import secrets
 import select
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from threading import Thread
 
 import ray
 from ray._private import ray_constants
 
-from museg_ray.ending import end_at_once, processes_end
+from museg_ray.ending import end_at_once, processes_end, say
 from museg_ray.errors import ResourceError
 from museg_ray.fleet.scratch import scratch_folder
 
@@ -23,6 +25,9 @@ AUTH_MODE, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"
 OTHER_MACHINES = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
 """0, as on laptops: Ray takes the loopback address for that of the machine. Else it looks for the address that other
 machines reach this one by, also where 127.0.0.1 is asked for, and its C++ parts listen on all addresses (Ray 2.60)."""
+
+LOOK_EVERY_S = 0.5
+FULL_BYTES = 64 * 1024
 
 
 @contextmanager
@@ -85,7 +90,7 @@ def _started(num_cpus: int) -> Iterator[None]:
                     logging_level="error",
                     _temp_dir=str(folder / "ray"),  # Ray opens it to all users; they do not get that far
                 )
-                with _raylet_watched():
+                with _raylet_watched(folder):
                     yield
             finally:
                 ray.shutdown()
@@ -119,20 +124,25 @@ def _settings(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _raylet_watched() -> Iterator[None]:
-    """Where Ray's raylet dies, Ray ends the driver from C++ half a second later, without a word: say it before that."""
+def _raylet_watched(folder: Path) -> Iterator[None]:
+    """Where Ray's raylet dies, Ray ends the driver from C++ half a second later, without a word: say it before that.
+    Within a call of Ray's store it ends at once. What a raylet dies of, a full disk, is therefore told before."""
     (info,) = ray._private.worker._global_node.all_processes[ray_constants.PROCESS_TYPE_RAYLET]
     raylet: subprocess.Popen[bytes] = info.process
     gone, (told, tell) = os.pidfd_open(raylet.pid), os.pipe()
 
     def watch() -> None:
-        readable, _, _ = select.select([gone, told], [], [])
+        is_told = False
+        while not (readable := select.select([gone, told], [], [], LOOK_EVERY_S)[0]):
+            if not is_told and (full := _full(folder)):
+                say(f"warning: {full} Ray may die of it; then the same command with --resume goes on.")
+                is_told = True
         if told not in readable:
             how = signal.Signals(-raylet.wait()).name if raylet.wait() < 0 else f"exit code {raylet.wait()}"
-            end_at_once(
-                f"error: ResourceError: The raylet of this run's Ray has died ({how}), and with it all its actors. The "
-                "same command with --resume (run.resume=true) goes on from the last checkpoint."
-            )
+            said = [f"error: ResourceError: The raylet of this run's Ray has died ({how}), and with it all its actors."]
+            said += [full] if (full := _full(folder)) else []
+            said += ["The same command with --resume (run.resume=true) goes on from the last checkpoint."]
+            end_at_once(" ".join(said))
 
     thread = Thread(target=watch, name="watch-raylet", daemon=True)
     thread.start()
@@ -143,3 +153,10 @@ def _raylet_watched() -> Iterator[None]:
         thread.join()
         os.close(gone)
         os.close(told)
+
+
+def _full(folder: Path) -> str:
+    """In words, that the disk of a run's temporary folder is full; empty where it is not."""
+    if shutil.disk_usage(folder).free >= FULL_BYTES:
+        return ""
+    return f"The disk of {folder} is full, where this run's Ray writes: free space there, or set RAY_TMPDIR to another."

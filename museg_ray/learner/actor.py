@@ -15,6 +15,7 @@ from museg_ray.config.learning import LearnerConfig
 from museg_ray.config.schema import Config, PhaseConfig
 from museg_ray.errors import LearnerLostError, MusegError
 from museg_ray.fleet.deadlines import DeadlineMissed, deadlines, within
+from museg_ray.fleet.errors import put
 from museg_ray.fleet.places import ANYWHERE, Place, Places
 from museg_ray.learner.rank import Rank
 from museg_ray.types import Clip, Group
@@ -65,7 +66,7 @@ class LearnerActor:
 
     def export_weights(self, version: int) -> ray.ObjectRef | None:
         blob = self._learner.export_weights(version)
-        return None if blob is None else ray.put(blob)
+        return None if blob is None else put(blob)
 
     def start_phase(self, phase: PhaseConfig) -> None:
         self._learner.start_phase(phase)
@@ -244,7 +245,7 @@ class LearnerHandle:
     ) -> dict[str, float]:
         """All ranks have their clips before any of them begins: one that lacks a clip would leave the others in the
         middle of what they do together."""
-        shared = ray.put(groups)  # once, however many ranks read them
+        shared = put(groups)  # once, however many ranks read them
         await self._all("load", shared, clips)
         found: dict[str, float] = (await self._all(method, shared, *args))[0]
         return found

@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -77,7 +78,8 @@ class Run:
         self.process.terminate()
         _, alive = psutil.wait_procs(family, timeout=GONE_S)
         for process in alive:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def _start(self) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as log:

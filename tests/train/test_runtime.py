@@ -56,9 +56,10 @@ def test_a_ray_that_does_not_start_is_one_error_and_leaves_nothing(address: str,
 SESSION = """
 import time, ray
 from museg_ray.ending import take_over
-from museg_ray.fleet.local_ray import local_ray
+from museg_ray.fleet import local_ray
+local_ray.FULL_BYTES, local_ray.LOOK_EVERY_S = 1 << 60, 0.01  # so that any disk is full
 take_over()
-with local_ray(1):
+with local_ray.local_ray(1):
     print(ray.get_runtime_context().gcs_address, flush=True)
     time.sleep(600)
 """
@@ -98,3 +99,5 @@ def test_a_raylet_that_dies_ends_its_driver_with_one_error_that_says_how_to_go_o
     assert "error: ResourceError: The raylet of this run's Ray has died (SIGKILL)" in said and "--resume" in said
     _, alive = psutil.wait_procs(family, timeout=5)
     assert alive == []
+    warning, error = (line for line in said.splitlines() if "is full, where this run's Ray writes" in line)
+    assert warning.startswith("warning: ") and error.startswith("error: "), "before its death, and with it"
