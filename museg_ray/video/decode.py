@@ -17,9 +17,9 @@ import torch
 from museg_ray.config.schema import VideoConfig
 from museg_ray.errors import VideoError, VideoFault
 from museg_ray.types import ByteArray, Clip
-from museg_ray.video.frames import choose_indices, clip_size
 from museg_ray.video.container import Clock, decoding_context, open_container, packets, video_stream
 from museg_ray.video.display import displayed, displayed_size
+from museg_ray.video.frames import choose_indices, clip_size
 from museg_ray.video.probe import Timing, VideoProbe, probe, timeline
 
 DAMAGE_TOLERANCE = 0.01

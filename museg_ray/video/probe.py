@@ -72,6 +72,22 @@ def probe(path: str) -> VideoProbe:
         return timeline(stream, held.timings)
 
 
+def promised_length(path: str) -> tuple[float, float]:
+    """Length in seconds and frames a second as the header tells them, or, where it does not, the packets.
+
+    Raises:
+        VideoError: as `probe`.
+    """
+    with open_container(path) as container:
+        stream = video_stream(container)
+        promised_s = _promised_s(stream) or (container.duration or 0) / av.time_base
+        if promised_s and not Clock(container, stream).may_leap:
+            late_s = float((stream.start_time or 0) * stream.time_base) if not stream.duration else 0.0
+            return round(promised_s - late_s, 3), float(stream.average_rate or 0)
+    probed = probe(path)
+    return probed.duration_s, probed.average_fps
+
+
 def timeline(stream: av.video.stream.VideoStream, timings: list[Timing]) -> VideoProbe:
     """Frames as they are presented.
 
@@ -111,9 +127,7 @@ def _held(container: av.container.InputContainer, stream: av.video.stream.VideoS
     return held
 
 
-def _check_complete(
-    container: av.container.InputContainer, stream: av.video.stream.VideoStream, held: _Held
-) -> None:
+def _check_complete(container: av.container.InputContainer, stream: av.video.stream.VideoStream, held: _Held) -> None:
     """Sound does not decide: it is asked only where the header names one length for all.
 
     Raises:
