@@ -100,7 +100,8 @@ class Validator:
 
     def _check_segments(self, query: GroundingQuery, length: FileLength | None) -> tuple[list[Finding], list[Repair]]:
         segments, findings, repairs = query.segments, list[Finding](), list[Repair]()
-        limits = Limits(query.duration_s, *(length or (None, 0.0)), self._min_share)
+        file_s, fps = length or (None, 0.0)
+        limits = Limits(query.duration_s, file_s, fps, self._min_share)
         for rule, check in SEGMENT_CHECKS.items():
             finding = check(segments, limits)
             if finding is None:
