@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from museg_ray.config.schema import RewardConfig, RewardWeights
 from museg_ray.data.prompts import render_prompt
-from museg_ray.errors import CheckpointError, PoisonQueryError, VideoError
+from museg_ray.errors import CheckpointError, QueryError, VideoError
 from museg_ray.evaluation.metrics import GroundingAnswer, GroundingScores, grounding_scores
 from museg_ray.files import whole_file
 from museg_ray.model.prompt import chat_prompt_ids
@@ -28,7 +28,7 @@ class Evaluation:
 
     answered: list["Answered"]
     """In the order of the queries."""
-    unreadable: list[VideoError | PoisonQueryError]
+    unreadable: list[QueryError]
     """Of the queries whose video cannot be read."""
 
     @property
@@ -102,7 +102,7 @@ async def evaluate(
     sampling = Sampling(group_size=1, temperature=0.0, max_completion_tokens=max_completion_tokens)
     recipe, weights = Recipe(RewardConfig()), RewardWeights()
 
-    async def answer(issue: Issue) -> Answered | VideoError | PoisonQueryError:
+    async def answer(issue: Issue) -> Answered | QueryError:
         query = issue.query
         prompt_ids = chat_prompt_ids(tokenizer, render_prompt(prompt, query.question))
         try:
@@ -111,7 +111,7 @@ async def evaluate(
                 group = await rollouts.sample(issue, prompt_ids, clip, sampling)
             except VideoError:  # it left the store meanwhile, or the machine that has it: prepared once more
                 group = await rollouts.sample(issue, prompt_ids, await clips.get(query.video), sampling)
-        except (VideoError, PoisonQueryError) as error:
+        except QueryError as error:
             return error
         text = group.responses[0].text
         return Answered(query, text, recipe.score(text, query, weights))
