@@ -11,6 +11,7 @@ from typing import Protocol
 from transformers import PreTrainedTokenizerBase
 
 from museg_ray.config.schema import RewardConfig, RewardWeights
+from museg_ray.data.fit import fit_to_file
 from museg_ray.data.prompts import render_prompt
 from museg_ray.errors import CheckpointError, QueryError, VideoError
 from museg_ray.evaluation.metrics import GroundingAnswer, GroundingScores, grounding_scores
@@ -47,6 +48,8 @@ class Answered:
     query: GroundingQuery
     response: str
     parts: RewardParts
+    file_s: float
+    """How long the video file lasts, which cuts the truth."""
 
     def as_row(self) -> dict[str, object]:
         """The line of `evaluation/*.jsonl`."""
@@ -58,6 +61,7 @@ class Answered:
             "segments": self.query.segments,
             "predicted": self.parts.predicted,
             "response": self.response,
+            "file_s": self.file_s,
             "iou": self.parts.global_match,
             "format": self.parts.format,
         }
@@ -107,6 +111,7 @@ async def evaluate(
         prompt_ids = chat_prompt_ids(tokenizer, render_prompt(prompt, query.question))
         try:
             clip = await clips.get(query.video)
+            fitted, _ = fit_to_file(query, clip.prepared.duration_s)
             try:
                 group = await rollouts.sample(issue, prompt_ids, clip, sampling)
             except VideoError:  # it left the store meanwhile, or the machine that has it: prepared once more
@@ -114,7 +119,7 @@ async def evaluate(
         except QueryError as error:
             return error
         text = group.responses[0].text
-        return Answered(query, text, recipe.score(text, query, weights))
+        return Answered(fitted, text, recipe.score(text, fitted, weights), clip.prepared.duration_s)
 
     results = await asyncio.gather(
         *(answer(Issue(index, query, EVALUATION, seed=0)) for index, query in enumerate(queries))
@@ -152,8 +157,9 @@ def read_answers(queries: Sequence[GroundingQuery], path: Path) -> Evaluation:
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            query, text = by_id[row["query_id"]], row["response"]
-            answer = Answered(query, text, recipe.score(text, query, weights))
+            text, file_s = row["response"], row["file_s"]
+            query, _ = fit_to_file(by_id[row["query_id"]], file_s)
+            answer = Answered(query, text, recipe.score(text, query, weights), file_s)
             if json.loads(json.dumps(answer.as_row())) != row:
                 raise ValueError(f"the answer to {query.query_id} is not about the same question, video and segments")
             answered.append(answer)

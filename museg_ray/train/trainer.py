@@ -68,7 +68,7 @@ class Trainer:
         """
         self._config, self._parts, self._source = config, parts, source
         self._books, self._checkpoints = books, checkpoints
-        self._maker, self._steps = GroupMaker(config, parts), StepMaker(config, parts, books)
+        self._maker, self._steps = GroupMaker(config, parts, books.events.add), StepMaker(config, parts, books)
         self._handle = Handle(config, parts, self._status, self._stop)
         self._autoscaler = Autoscaler(config, parts.rollouts, books.events)
         self._num_losses = self._furthest = 0  # of the learner since it made a step that was never made before
