@@ -22,7 +22,7 @@ def fit_to_file(query: GroundingQuery, file_s: float) -> tuple[GroundingQuery, l
     findings = [finding] if (finding := other_length(query.duration_s, file_s)) else []
     for rule in (Unfit.OTHER_UNIT, Unfit.BEYOND_FILE):
         finding = SEGMENT_CHECKS[rule](query.segments, limits)
-        if finding is None or (finding.amount_s or 1.0) < NEGLIGIBLE_S:
+        if finding is None or (finding.amount_s is not None and finding.amount_s < NEGLIGIBLE_S):
             continue
         if finding.mended is None:
             raise UnfitQueryError(

@@ -50,9 +50,9 @@ def import_annotations(
         out: folder, made when it is not there.
         policies: of every rule, as from `rules.read_policies`.
         check_videos: look for every video file, and hold its rows to its length.
-        video_root: folder or URL that relative video paths start from; each annotation file's folder when None. It is
-            stored with the queries; without it, and with files in several folders, the paths are stored absolute.
-        durations: CSV files with the lengths of videos, for rows whose annotation tells none; see `Durations`.
+        video_root: where relative video paths start; each annotation file's folder when None. It is stored with the
+            queries; without it, and with files in several folders, the paths are stored absolute.
+        durations: CSV files with lengths, for rows whose annotation tells none; see `Durations`.
         split: written to every row.
         min_share: of a segment that must be left where it is cut off at an end of its video.
         unit: of the times of a generic file; None where each row tells.
@@ -76,8 +76,7 @@ def import_annotations(
         rows = map(_with_absolute_video, rows)
     if lengths is not None:
         rows = map(lengths.fill, rows)
-    videos = VideoFiles(measure) if check_videos else None
-    validator = Validator(policies, videos, root or None, min_share)
+    validator = Validator(policies, VideoFiles(measure) if check_videos else None, root or None, min_share)
     judged = [validator.judge(row) for row in watch(rows)]
     _check_kept(importer, files, judged)
     verdicts = settle(judged, policies[CONTRADICTING])
@@ -87,7 +86,6 @@ def import_annotations(
         "importer": importer,
         "video_root": root or None,
         "durations": lengths.as_report() if lengths is not None else None,
-        "unread": sorted({name for verdict in verdicts for name in verdict.row.unread}),
         **_counts(files, verdicts, policies),
     }
     write_folder(out, verdicts, split, root, report)
@@ -158,6 +156,7 @@ def _counts(files: Sequence[Path], verdicts: Sequence[Verdict], policies: Mappin
     for verdict in verdicts:
         verdicts_of[verdict.row.file].append(verdict)
     return {
+        "unread": sorted({name for verdict in verdicts for name in verdict.row.unread}),
         **_row_counts(verdicts),
         "rules": {name: _rule_counts(name, verdicts, policies[name]) for name in RULES},
         "files": {

@@ -36,6 +36,11 @@ class Evaluation:
     def answered_ids(self) -> set[str]:
         return {answered.query.query_id for answered in self.answered}
 
+    def fitted(self, queries: Iterable[GroundingQuery]) -> list[GroundingQuery]:
+        """The queries, with those of their truths that were cut."""
+        truths = {answered.query.query_id: answered.query.segments for answered in self.answered}
+        return [replace(query, segments=truths.get(query.query_id, query.segments)) for query in queries]
+
     def scores(self, query_ids: Collection[str]) -> GroundingScores:
         """Of the answers to these queries alone."""
         return scores(answered for answered in self.answered if answered.query.query_id in query_ids)
@@ -97,8 +102,12 @@ async def evaluate(
     tokenizer: PreTrainedTokenizerBase,
     clips: ClipSource,
     rollouts: GroupSource,
+    has_own_videos: bool = True,
 ) -> Evaluation:
     """One greedy response to each query, scored as in the paper, whatever the run trains on.
+
+    Args:
+        has_own_videos: the truths are cut at the ends of the video files; not where videos are swapped.
 
     Raises:
         VideoError: no video can be read.
@@ -111,7 +120,8 @@ async def evaluate(
         prompt_ids = chat_prompt_ids(tokenizer, render_prompt(prompt, query.question))
         try:
             clip = await clips.get(query.video)
-            fitted, _ = fit_to_file(query, clip.prepared.duration_s)
+            if has_own_videos:
+                query, _ = fit_to_file(query, clip.prepared.duration_s)
             try:
                 group = await rollouts.sample(issue, prompt_ids, clip, sampling)
             except VideoError:  # it left the store meanwhile, or the machine that has it: prepared once more
@@ -119,7 +129,7 @@ async def evaluate(
         except QueryError as error:
             return error
         text = group.responses[0].text
-        return Answered(fitted, text, recipe.score(text, fitted, weights), clip.prepared.duration_s)
+        return Answered(query, text, recipe.score(text, query, weights), clip.prepared.duration_s)
 
     results = await asyncio.gather(
         *(answer(Issue(index, query, EVALUATION, seed=0)) for index, query in enumerate(queries))

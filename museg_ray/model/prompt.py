@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import lru_cache
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from museg_ray.model.qwen_vl import THINK_TOKENS, VisionSpec
@@ -68,7 +69,7 @@ def prompt_length(
     if not spec.writes_times:
         return len(prompt_ids) - 1, spec.num_video_tokens(grid)
     # Each temporal patch brings the mean time of its frames and two marks, in the place of the prompt's own two.
-    times_s = clip.times_s.reshape(grid[0], -1)[:, [0, -1]].mean(axis=1)  # [T / 2]
+    times_s = clip.times_s.astype(np.float64).reshape(grid[0], -1)[:, [0, -1]].mean(axis=1)  # [T / 2]
     written = [tokenizer.encode(f"<{time_s:.1f} seconds>", add_special_tokens=False) for time_s in times_s]
     return len(prompt_ids) - 3, spec.num_video_tokens(grid) + sum(len(ids) + 2 for ids in written)
 

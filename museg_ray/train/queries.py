@@ -86,15 +86,14 @@ def overlong(config: Config, queries: RunQueries, tokenizer: PreTrainedTokenizer
     warnings = []
     for path, of_file, prompt, room in lists:
         lengths = [len(chat_prompt_ids(tokenizer, render_prompt(prompt, query.question))) for query in of_file]
-        long = [
-            query for query, length in zip(of_file, lengths, strict=True) if length + room > config.model.max_tokens
-        ]
+        limit = config.model.max_tokens
+        long = [query for query, length in zip(of_file, lengths, strict=True) if length + room > limit]
         if not long:
             continue
         found = (
-            f"{len(long)} of {len(of_file)} questions of {path or 'the synthetic corpus'} have no room: the longest has "
-            f"{max(lengths)} tokens with its prompt, its answer may have {room}, and model.max_tokens is "
-            f"{config.model.max_tokens}; the first is {long[0].query_id}"
+            f"{len(long)} of {len(of_file)} questions of {path or 'the corpus'} have no room: the longest has "
+            f"{max(lengths)} tokens with its prompt, its answer may have {room}, and model.max_tokens is {limit}; "
+            f"the first is {long[0].query_id}"
         )
         if len(long) == len(of_file):
             raise DataError(f"{found}. Raise model.max_tokens or shorten the prompt.")

@@ -180,7 +180,8 @@ class _Session:
                 if not await self._train(queries, source, trainer, checkpointer, books, export):
                     return None
                 after = await evaluate_on("after", "held-out videos, after", queries.heldout)
-                swapped = await evaluate_on("swapped", "swapped videos", swap_videos(queries.heldout))
+                others = swap_videos(after.fitted(queries.heldout))
+                swapped = await evaluate_on("swapped", "swapped videos", others, has_own_videos=False)
         finally:
             books.close()
             remove_leftovers(self._run_dir / CHECKPOINTS_DIR, self._opened.run_id)  # of a checkpoint that was given up
@@ -194,11 +195,19 @@ class _Session:
         return self._run_dir / EVALUATION_DIR / f"{name}.jsonl"
 
     async def _evaluate(
-        self, parts: Parts, trainer: Trainer, name: str, text: str, queries: Sequence[GroundingQuery]
+        self,
+        parts: Parts,
+        trainer: Trainer,
+        name: str,
+        text: str,
+        queries: Sequence[GroundingQuery],
+        has_own_videos: bool = True,
     ) -> Evaluation:
         prompt, max_tokens = self._config.evaluation_prompt, self._config.evaluation.max_completion_tokens
         with self.stage(f"evaluate_{name}", text):
-            evaluation = evaluate(queries, prompt, max_tokens, parts.tokenizer, parts.clips, parts.rollouts)
+            evaluation = evaluate(
+                queries, prompt, max_tokens, parts.tokenizer, parts.clips, parts.rollouts, has_own_videos
+            )
             found = await trainer.beside(f"evaluation of {text}", evaluation)
         for error in found.unreadable:
             self._display.warn(f"{text}: {error}")
@@ -229,12 +238,16 @@ class _Session:
         for change in self._changes:
             books.events.add(EventKind.CHANGE, change)
         keep_inputs(self._run_dir, self._inputs)
+        has_failed = False  # other than by Ctrl-C, which does not wait
         try:
             with self._notes.timing("train"):
                 await trainer.run(state.trainer if state else None, left_open, export)
             return not trainer.was_stopped
+        except Exception:
+            has_failed = True
+            raise
         finally:
-            if error := await to_the_end(checkpointer.close()):
+            if error := await to_the_end(checkpointer.close(finish=has_failed)):
                 self._display.warn(str(error))
 
     def _write_summary(self, queries: RunQueries, found: Mapping[str, Evaluation]) -> dict[str, object]:
