@@ -82,12 +82,8 @@ def import_annotations(
     verdicts = settle(judged, policies[CONTRADICTING])
     if lengths is not None:
         lengths.check_use()
-    report = {
-        "importer": importer,
-        "video_root": root or None,
-        "durations": lengths.as_report() if lengths is not None else None,
-        **_counts(files, verdicts, policies),
-    }
+    report = {"importer": importer, "video_root": root or None, "durations": lengths.as_report() if lengths else None}
+    report |= _counts(files, verdicts, policies)
     write_folder(out, verdicts, split, root, report)
     return report
 
