@@ -19,6 +19,8 @@ MIN_SHARE = 0.25
 LENGTH_TOLERANCE = 0.02
 LENGTH_TOLERANCE_S = 1.0
 """By the larger of both an annotated length may differ from that of the file: releases round and cut."""
+LEAST_EVENT_S = 0.1
+"""Nobody annotates less: times that would mean it are not of that unit."""
 HALF_WIDTH_S = 0.25
 """A zero-length segment is widened by this to both sides: one sampling period of 0.5 s around its moment."""
 
@@ -186,17 +188,16 @@ def _negative(segments: Sequence[Segment], limits: Limits) -> Finding | None:
 
 def _other_unit(segments: Sequence[Segment], limits: Limits) -> Finding | None:
     lengths_s = [length_s for length_s in (limits.duration_s, limits.file_s) if length_s is not None]
-    last_s = max(end_s for _, end_s in _spans(segments))
-    if not lengths_s or min(start_s for start_s, _ in _spans(segments)) <= max(lengths_s):
+    spans = _spans(segments)
+    if not lengths_s or min(spans)[0] <= max(lengths_s):
         return None
-    if last_s / 1000 <= max(lengths_s):
-        unit = "milliseconds"
-    elif limits.file_fps and last_s / limits.file_fps <= max(lengths_s):
-        unit = f"frame numbers at {limits.file_fps:g} a second"
-    else:
-        return None
-    reason = f"{_shown(segments[0])} lies after the {max(lengths_s):g} s of the video, but would fit as {unit}"
-    return Finding("other_unit", reason)
+    last, longest = max(end for _, end in spans), max(end - start for start, end in spans)
+    units = {"milliseconds": 1000.0, f"frame numbers at {limits.file_fps:g} a second": limits.file_fps}
+    for unit, per_s in units.items():
+        if per_s and last / per_s <= max(lengths_s) and longest / per_s >= LEAST_EVENT_S:
+            reason = f"{_shown(segments[0])} lies after the {max(lengths_s):g} s of the video, but would fit as {unit}"
+            return Finding("other_unit", reason)
+    return None
 
 
 def _past_end(segments: Sequence[Segment], limits: Limits) -> Finding | None:

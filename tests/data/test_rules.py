@@ -64,6 +64,7 @@ def test_other_unit() -> None:
     assert check("other_unit", (20, 28), file_s=5, file_fps=10, duration_s=28.8) is None, "the annotation is consistent"
     assert check("other_unit", (1, 2), (1230, 3000), file_s=5) is None, "one of them lies in the video"
     assert check("other_unit", (5100, 5200), file_s=5) is None, "no unit makes it fit"
+    assert check("other_unit", (20, 28), file_s=5) is None, "nobody annotates 8 ms"
     assert check("other_unit", (1230, 3000)) is None
 
 
