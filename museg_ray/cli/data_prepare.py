@@ -37,6 +37,7 @@ class _Tally:
     """By id of the query."""
     noted: Counter[str] = field(default_factory=Counter)
     """Rules of truths and lengths that differ from the file's, and are kept."""
+    notices: list[str] = field(default_factory=list)
 
     def add(self, video: str, result: "PreparedClip | VideoError", queries: Sequence[GroundingQuery]) -> None:
         if isinstance(result, VideoError):
@@ -45,6 +46,7 @@ class _Tally:
         self.num_decoded += result.was_decoded
         self.num_found += not result.was_decoded
         self.size_bytes += result.size_bytes
+        self.notices += [f"{video}: {notice}" for notice in result.notices]
         for query in queries:
             try:
                 self.noted.update(finding.rule for finding in fit_to_file(query, result.duration_s)[1])
@@ -86,6 +88,7 @@ def prepare(
     _print(console, tally, loaded.video.store_dir)
     if json_file is not None:
         rows = [{"video": video, "fault": e.fault, "reason": str(e)} for video, e in tally.unreadable.items()]
+        rows += [{"notice": notice} for notice in tally.notices]
         rows += [{"query_id": query_id, "fault": e.fault, "reason": str(e)} for query_id, e in tally.unfit.items()]
         write_text(json_file, json.dumps(rows, indent=2) + "\n")
     if videos and len(tally.unreadable) == len(videos):
@@ -109,8 +112,8 @@ def _print(console: SafeConsole, tally: _Tally, store_dir: str) -> None:
         table.add_row(f"noted: {rule}", f"{count:,} queries")
     console.print(table)
     console.print_line(f"{tally.size_bytes / 1024**3:.2f} GiB in {store_dir}")
-    errors = [*tally.unreadable.values(), *tally.unfit.values()]
-    for error in errors[:NUM_LISTED]:
-        console.print_line(f"  {error}")
-    if len(errors) > NUM_LISTED:
-        console.print(f"  … and {len(errors) - NUM_LISTED} more; --json FILE names them all")
+    for told in (tally.notices, [str(error) for error in (*tally.unreadable.values(), *tally.unfit.values())]):
+        for line in told[:NUM_LISTED]:
+            console.print_line(f"  {line}")
+        if len(told) > NUM_LISTED:
+            console.print(f"  … and {len(told) - NUM_LISTED} more; --json FILE names them all")

@@ -1,7 +1,7 @@
 """What a video file promises, read from its packets without decoding a frame."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 import av
@@ -18,6 +18,9 @@ MISSING_TOLERANCE = 0.01
 HEADER_SLACK_S = 0.1
 """Beside one frame more that a header may promise: many count the last frame's length, which packets do not have."""
 
+LATE_S = 0.1
+"""Less between the beginnings of sound and video is usual, and nobody's clock shows it."""
+
 
 @dataclass(frozen=True, slots=True)
 class VideoProbe:
@@ -29,6 +32,25 @@ class VideoProbe:
     pts: npt.NDArray[np.int64] | None  # [N] in ticks of the stream; None where they do not tell frames apart
     duration_s: float
     """From the first frame's start to the last one's end."""
+    promised_s: float = 0.0
+    """What the header says; 0 where it says nothing."""
+    late_s: float = 0.0
+    """How much later the video begins than the file, usually with its sound: a player's clock counts from there."""
+    num_joints: int = 0
+    """Where the file's clock begins anew."""
+
+    @property
+    def notices(self) -> list[str]:
+        """What somebody who watches the file would take otherwise."""
+        told = []
+        if self.late_s >= LATE_S:
+            told.append(
+                f"its video begins {self.late_s:.2f} s later than its sound: times count from the first frame, and a "
+                f"player's clock shows {self.late_s:.2f} s more"
+            )
+        if self.num_joints:
+            told.append(f"its clock begins anew {self.num_joints} times: the parts were put one after another")
+        return told
 
     def __post_init__(self) -> None:
         assert len(self.starts_s), "a probe of a stream without frames is an error and not a value"
@@ -69,7 +91,13 @@ def probe(path: str) -> VideoProbe:
             raise VideoError("it holds no frame that is shown, or was cut off before its index", VideoFault.CUT_OFF)
         if not clock.may_leap:  # there is no header that promises
             _check_complete(container, stream, held)
-        return timeline(stream, held.timings)
+        starts_s = [float((s.start_time or 0) * s.time_base) for s in (*container.streams.audio, stream)]
+        return replace(
+            timeline(stream, held.timings),
+            promised_s=_promised_s(stream) or (container.duration or 0) / av.time_base,
+            late_s=max(0.0, starts_s[-1] - min(starts_s)),
+            num_joints=clock.num_joints,
+        )
 
 
 def promised_length(path: str) -> tuple[float, float]:
