@@ -22,6 +22,26 @@ def displayed_size(frame: av.VideoFrame, pixel_shape: float) -> tuple[float, flo
     return (width, height) if _swaps_sides(_display_matrix(frame)) else (height, width)
 
 
+ORIENTATIONS = {
+    (False, 1, 1): "upright",
+    (False, 1, -1): "mirrored",
+    (False, -1, 1): "upside down and mirrored",
+    (False, -1, -1): "turned by 180°",
+    (True, 1, -1): "turned by 90° to the right",
+    (True, -1, 1): "turned by 90° to the left",
+    (True, 1, 1): "turned by 90° to the left and mirrored",
+    (True, -1, -1): "turned by 90° to the right and mirrored",
+}
+"""By whether rows and columns are swapped, and the signs of both after that: what a stored frame is shown as."""
+
+
+def orientation(frame: av.VideoFrame) -> str:
+    """In words."""
+    matrix = _display_matrix(frame)
+    swaps = _swaps_sides(matrix)
+    return ORIENTATIONS[swaps, *_signs(matrix[::-1] if swaps else matrix)]
+
+
 def _opaque_rgb(frame: av.VideoFrame) -> ByteArray:
     if not any(component.is_alpha for component in frame.format.components):
         pixels: ByteArray = frame.to_ndarray(format="rgb24")
@@ -46,5 +66,10 @@ def _oriented(pixels: ByteArray, matrix: npt.NDArray[np.int32]) -> ByteArray:
     """One of the eight orientations; of an angle between two the nearer."""
     if _swaps_sides(matrix):
         pixels, matrix = pixels.swapaxes(0, 1), matrix[::-1]
-    rows, columns = np.sign(matrix[1, 1]) or 1, np.sign(matrix[0, 0]) or 1
+    rows, columns = _signs(matrix)
     return pixels[::rows, ::columns]
+
+
+def _signs(matrix: npt.NDArray[np.int32]) -> tuple[int, int]:
+    """Of rows and columns: -1 where they are shown in reverse."""
+    return (-1 if matrix[1, 1] < 0 else 1), (-1 if matrix[0, 0] < 0 else 1)
