@@ -1,6 +1,5 @@
 """A video file opened: the stream to watch, and its packets on one clock."""
 
-import re
 from collections import deque
 from collections.abc import Iterator
 
@@ -23,8 +22,6 @@ STEP_BACK_S, LEAP_S = 0.1, 10.0
 DOUBTED_PACKETS = 2
 """Before a joint; FFmpeg's parsers are a packet behind."""
 SEES_THROUGH = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-PACKED = re.compile(rb"DivX\d+(?:Build|b)\d+p")
-"""How an MPEG-4 encoder says that it puts two frames into one packet (FFmpeg: `divx_packed`)."""
 
 av.logging.set_level(None)  # FFmpeg's lines break into the display; VideoError has the reason
 
@@ -75,9 +72,10 @@ def decoding_context(stream: av.video.stream.VideoStream) -> av.VideoCodecContex
     return context
 
 
-def is_packed(stream: av.video.stream.VideoStream) -> bool:
-    """Whether packets hold other frames than their times say."""
-    return bool(PACKED.search(stream.codec_context.extradata or b""))
+def tells_order(container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> bool:
+    """Whether the packets' times are those of their frames. An AVI has none of presentation: where frames come in another
+    order than they are shown, or two lie in one packet, a packet's place is that of another frame."""
+    return not (container.format.name == "avi" and stream.codec_context.has_b_frames)
 
 
 class Clock:
@@ -87,6 +85,7 @@ class Clock:
     """
 
     def __init__(self, container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> None:
+        self._has_slots = container.format.name == "avi"
         self.may_leap = bool(container.format.flags & MAY_LEAP)
         self._tick_s = float(stream.time_base)
         self._usual_ticks = int(1 / (stream.average_rate * stream.time_base)) if stream.average_rate else 0
@@ -99,6 +98,8 @@ class Clock:
         """Change a packet's times; whether a part begins with it."""
         if packet.dts is None:
             return False
+        if self._has_slots:  # the n-th is shown for the n-th frame; FFmpeg makes up times that are those of the next
+            packet.pts = packet.dts
         if self.may_leap and packet.pts is not None:
             half = 1 << CLOCK_BITS - 1
             packet.pts = packet.dts + (packet.pts - packet.dts + half) % (2 * half) - half

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from museg_ray.errors import VideoError, VideoFault
-from museg_ray.video.container import Clock, is_packed, open_container, packets, video_stream
+from museg_ray.video.container import Clock, open_container, packets, tells_order, video_stream
 
 CLOCK_ROUNDING_S = 0.005
 """Containers count time in steps of up to a few milliseconds."""
@@ -29,7 +29,7 @@ class VideoProbe:
     average_fps: float
     """As the container tells it; 0 where it does not."""
     starts_s: npt.NDArray[np.float64]  # [N] from the first frame's start, non-decreasing
-    pts: npt.NDArray[np.int64] | None  # [N] in ticks of the stream; None where they do not tell frames apart
+    pts: npt.NDArray[np.int64] | None  # [N] in ticks of the stream; None where they do not tell frames apart, or not in order
     duration_s: float
     """From the first frame's start to the last one's end."""
     promised_s: float = 0.0
@@ -92,8 +92,10 @@ def probe(path: str) -> VideoProbe:
         if not clock.may_leap:  # there is no header that promises
             _check_complete(container, stream, held)
         starts_s = [float((s.start_time or 0) * s.time_base) for s in (*container.streams.audio, stream)]
+        found = timeline(stream, held.timings)
         return replace(
-            timeline(stream, held.timings),
+            found,
+            pts=found.pts if tells_order(container, stream) else None,
             promised_s=_promised_s(stream) or (container.duration or 0) / av.time_base,
             late_s=max(0.0, starts_s[-1] - min(starts_s)),
             num_joints=clock.num_joints,
@@ -136,7 +138,7 @@ def timeline(stream: av.video.stream.VideoStream, timings: list[Timing]) -> Vide
         raise VideoError("all its frames are presented at once", VideoFault.CORRUPT)
     starts_s = (ticks - ticks[0]) * float(tick_s)
     duration_s = _duration_s(starts_s, float((end - int(ticks[0])) * tick_s), fps)
-    is_told_apart = bool(shown) and len(np.unique(ticks)) == len(ticks) and not is_packed(stream)
+    is_told_apart = bool(shown) and len(np.unique(ticks)) == len(ticks)
     return VideoProbe(fps, starts_s, ticks if is_told_apart else None, duration_s)
 
 
