@@ -1,5 +1,6 @@
 """A frame as a player shows it."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -30,7 +31,7 @@ def filtered(pixels: ByteArray, filters: tuple[str, ...]) -> ByteArray:
     graph, frame = av.filter.Graph(), frame_of(pixels, 0, CLOCK)
     nodes = [graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=CLOCK)]
     nodes += [graph.add(*name.partition("=")[::2]) for name in filters] + [graph.add("buffersink")]
-    for one, next_one in zip(nodes, nodes[1:], strict=False):
+    for one, next_one in pairwise(nodes):
         one.link_to(next_one)
     graph.configure()
     graph.push(frame)
@@ -52,6 +53,7 @@ def test_what_is_transparent_lies_on_black(tmp_path: Path) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libvpx-vp9", rate=FPS, options={"deadline": "realtime", "auto-alt-ref": "0"})
         stream.width, stream.height, stream.pix_fmt = 140, 112, "yuva420p"
+        stream.metadata["alpha_mode"] = "1"
         for number in range(10):
             pixels = np.full((112, 140, 4), (255, 0, 255, 0), np.uint8)  # magenta, which nobody is to see
             pixels[:56, :, :3], pixels[:56, :, 3] = numbered_frame(number, 140, 56), 255
@@ -59,8 +61,7 @@ def test_what_is_transparent_lies_on_black(tmp_path: Path) -> None:
             frame.pts, frame.time_base = number, CLOCK
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-        stream.metadata["alpha_mode"] = "1"
-    frames = read_clip(str(path), VideoConfig(store_dir=str(tmp_path), max_pixels=140 * 112)).frames
+    frames = read_clip(str(path), VideoConfig(store_dir=str(tmp_path), fps=10)).frames
     assert frames[:, frames.shape[1] // 2 + 8 :].max() < 20, "black below"
     assert frames[5:, : frames.shape[1] // 2 - 8].max() > 150, "and bars above"
 
