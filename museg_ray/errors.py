@@ -4,11 +4,13 @@ what, where (file, row, key), what was expected and what to do; the command line
 * MusegError
   + ConfigError      (ValueError)    a key, a value or a combination of values in the configuration
   + DataError        (ValueError)    an annotation file or one of its rows
-  + VideoError       (ValueError)    a video file that is missing, unreadable, or too slow to read
+  + QueryError                       a query that cannot be sampled: a step goes on without it
+    + VideoError     (ValueError)    a video file that is missing, unreadable, or too slow to read
+    + UnfitQueryError (ValueError)   too long for the model, or a truth that its video does not have
+    + PoisonQueryError (RuntimeError) it ends the engines that sample it
   + ModelError       (ValueError)    a model folder
   + ResourceError    (RuntimeError)  ports, disk, memory, cluster capacity
   + RolloutError     (RuntimeError)  the rollout engines failed
-  + PoisonQueryError (RuntimeError)  a query ends the engines that sample it
   + RewardError      (RuntimeError)  rewards cannot be computed
   + LearnerError     (RuntimeError)  the learner could not make an update
     + LearnerLostError               one of its processes is gone: it can be started again from a checkpoint
@@ -33,6 +35,13 @@ class ConfigError(MusegError, ValueError):
 
 class DataError(MusegError, ValueError):
     """An annotation file is missing or malformed: names file, row and field."""
+
+
+class QueryError(MusegError):
+    """A query cannot be sampled. It is set aside by name, and the others go on."""
+
+    fault: str
+    """Why, in one word: what reports count."""
 
 
 class VideoFault(StrEnum):
@@ -63,12 +72,37 @@ class VideoFault(StrEnum):
     """It ended the process that read it, or filled its memory, twice."""
 
 
-class VideoError(MusegError, ValueError):
+class VideoError(QueryError, ValueError):
     """A video cannot be used: names the file and the reason. Never another video in its place."""
 
     def __init__(self, message: str, fault: VideoFault = VideoFault.CORRUPT) -> None:
         super().__init__(message)
-        self.fault = fault
+        self.fault: VideoFault = fault
+
+
+class Unfit(StrEnum):
+    """Why a query cannot be asked of its video."""
+
+    TOO_LONG = "too_long"
+    """Prompt, video and room for the answer exceed `model.max_tokens`."""
+    BEYOND_FILE = "beyond_file"
+    """Too little of its truth lies within the video file."""
+    OTHER_UNIT = "other_unit"
+    """Its truth lies after the end of the video and would fit as milliseconds."""
+
+
+class UnfitQueryError(QueryError, ValueError):
+    """A query does not fit its video or the model: names it, with the arithmetic."""
+
+    def __init__(self, message: str, fault: Unfit = Unfit.TOO_LONG) -> None:
+        super().__init__(message)
+        self.fault: Unfit = fault
+
+
+class PoisonQueryError(QueryError, RuntimeError):
+    """A query ends the engines that sample it: names it, its video, and how they ended."""
+
+    fault = "killed_engines"
 
 
 class ModelError(MusegError, ValueError):
@@ -77,10 +111,6 @@ class ModelError(MusegError, ValueError):
 
 class ResourceError(MusegError, RuntimeError):
     """The machine or cluster lacks something: ports, disk, memory, CPUs or GPUs."""
-
-
-class PoisonQueryError(MusegError, RuntimeError):
-    """A query ends the engines that sample it: names it, its video, and how they ended. The others go on without it."""
 
 
 class RolloutError(MusegError, RuntimeError):

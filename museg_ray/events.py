@@ -28,6 +28,8 @@ class EventKind(StrEnum):
     """Another number of members is wanted."""
     REFILL = "refill"
     """A step trains fewer groups than it could: it has replaced as many as it may."""
+    TRUTH = "truth"
+    """A query's truth was cut at the end of its video file, or its annotated length is that of another file."""
     PHASE = "phase"
     CHECKPOINT = "checkpoint"
     CHANGE = "change"

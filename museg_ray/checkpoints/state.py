@@ -10,7 +10,15 @@ from typing import Any
 
 from museg_ray.append_log import Watermark
 from museg_ray.data.sampler import SamplerState
-from museg_ray.errors import CheckpointError, PoisonQueryError, VideoError, VideoFault
+from museg_ray.errors import (
+    CheckpointError,
+    PoisonQueryError,
+    QueryError,
+    Unfit,
+    UnfitQueryError,
+    VideoError,
+    VideoFault,
+)
 from museg_ray.ledger.rollout_log import PartsMark
 
 STATE_FORMAT = 3
@@ -35,18 +43,21 @@ class TrainerState:
     num_empty: int
     """Steps in a row, up to this one, without a group."""
     untold: list[tuple[str, str]]
-    """(fault, message) of the queries without a group that no result has told of yet; no fault: it killed engines."""
+    """(fault, message) of the queries without a group that no result has told of yet."""
 
-    def untold_failures(self) -> list[VideoError | PoisonQueryError]:
-        return [
-            VideoError(message, VideoFault(fault)) if fault else PoisonQueryError(message)
-            for fault, message in self.untold
-        ]
+    def untold_failures(self) -> list[QueryError]:
+        return [_failure(fault, message) for fault, message in self.untold]
 
 
-def as_untold(failures: Sequence[VideoError | PoisonQueryError]) -> list[tuple[str, str]]:
+def as_untold(failures: Sequence[QueryError]) -> list[tuple[str, str]]:
     """For `TrainerState.untold`."""
-    return [(error.fault.value if isinstance(error, VideoError) else "", str(error)) for error in failures]
+    return [(str(error.fault), str(error)) for error in failures]
+
+
+def _failure(fault: str, message: str) -> QueryError:
+    if fault in list(VideoFault):
+        return VideoError(message, VideoFault(fault))
+    return UnfitQueryError(message, Unfit(fault)) if fault in list(Unfit) else PoisonQueryError(message)
 
 
 @dataclass(slots=True)

@@ -98,11 +98,17 @@ class Checkpointer:
         if self._under_way is not None:
             await self._take()
 
-    async def close(self) -> MusegError | None:
-        """Give up what is under way; the failure of it that nobody was told of, if there is one."""
+    async def close(self, finish: bool = False) -> MusegError | None:
+        """End what is under way; the failure of it that nobody was told of, if there is one.
+
+        Args:
+            finish: let it become whole, as its calls' deadlines allow: the learner's state is aside, and what ended the
+                run has not touched it. Else it is given up.
+        """
         if self._under_way is None:
             return None
-        self._under_way.cancel()
+        if not finish:
+            self._under_way.cancel()
         (outcome,) = await asyncio.gather(self._take(), return_exceptions=True)
         return outcome if isinstance(outcome, MusegError) else None
 

@@ -18,12 +18,14 @@ from museg_ray.cli.data_tables import (
     segments_table,
 )
 from museg_ray.data.importers import IMPORTERS
+from museg_ray.data.importers.generic import Unit
 from museg_ray.data.importers.rows import ImportedRow
 from museg_ray.data.importing import import_annotations
-from museg_ray.data.rules import RULES, read_policies
+from museg_ray.data.rules import MIN_SHARE, RULES, read_policies
 from museg_ray.data.schema import QUARANTINE_SCHEMA, QUERY_SCHEMA
 from museg_ray.data.store import QUARANTINE, QUERIES, read_report, read_table
-from museg_ray.errors import DataError
+from museg_ray.data.videos import FileLength
+from museg_ray.errors import DataError, VideoError
 from museg_ray.terminal.console import SafeConsole
 
 PIPE_WIDTH = 160
@@ -45,14 +47,21 @@ def import_command(
         ),
     ] = None,
     durations: Annotated[
-        Path | None,
-        typer.Option(help="CSV with columns id and length (s), such as Charades_v1_train.csv, for rows without one."),
+        list[Path] | None,
+        typer.Option(
+            help="CSV with columns id and length (s), such as Charades_v1_train.csv, for rows without one; may be "
+            "given several times."
+        ),
     ] = None,
     rule: Annotated[
         list[str] | None,
         typer.Option(help="NAME=POLICY: what to do with rows that break a rule: repair, quarantine or error."),
     ] = None,
     split: Annotated[str, typer.Option(help="Written to every query.")] = "train",
+    min_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Of a segment that must be left where its video ends before it does.")
+    ] = MIN_SHARE,
+    unit: Annotated[Unit | None, typer.Option(help="Of the times of a generic file whose rows do not tell it.")] = None,
 ) -> None:
     """Read annotation files, repair what can be repaired, quarantine what cannot, and say what was done."""
     console = _console()
@@ -67,8 +76,11 @@ def import_command(
         read_policies(rule or []),
         check_videos=videos,
         video_root=video_root,
-        durations=durations,
+        durations=durations or (),
         split=split,
+        min_share=min_share,
+        unit=unit,
+        measure=_measure,
         watch=watch,
     )
     _print_summary(console, out)
@@ -103,6 +115,15 @@ def inspect_command(
     _print_listed(console, "quarantined rows", rows, limit, quarantine_table)
 
 
+def _measure(path: str) -> FileLength | None:
+    from museg_ray.video.probe import promised_length
+
+    try:
+        return FileLength(*promised_length(path))
+    except VideoError:  # for `museg data prepare` to tell
+        return None
+
+
 def _console() -> SafeConsole:
     console = SafeConsole()
     if not console.is_terminal:
@@ -128,7 +149,9 @@ def _print_outcome(console: SafeConsole, out: Path, report: dict[str, Any]) -> N
         else "Video paths were made absolute: each started from the folder of its annotation file.",
     ]
     if durations:
-        lines.append(f"Rows that got their length from {durations['file']}: {durations['rows_filled']}")
+        lines.append(f"Rows that got their length from {' and '.join(durations['files'])}: {durations['rows_filled']}")
+    if report["unread"]:
+        lines.append(f"Columns that were not read: {', '.join(report['unread'])}")
     for line in lines:
         console.print_line(line)
 

@@ -7,6 +7,7 @@ import typer
 from museg_ray.cli.bench import bench
 from museg_ray.cli.data import data
 from museg_ray.cli.data_prepare import prepare
+from museg_ray.cli.data_probe import probe
 from museg_ray.cli.demo import demo
 from museg_ray.cli.export import export
 from museg_ray.cli.ground import ground
@@ -35,6 +36,7 @@ app.command()(stop)
 app.add_typer(reward, name="reward")
 app.add_typer(bench, name="bench")
 data.command()(prepare)
+data.command()(probe)
 app.add_typer(data, name="data")
 
 

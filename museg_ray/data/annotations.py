@@ -126,12 +126,26 @@ def read_object(line: str, expected: str) -> dict[str, Any]:
         DataError: it is none; says that it should hold what is `expected`.
     """
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=without_repeats)
     except (ValueError, RecursionError) as error:
         raise DataError(f"not valid JSON ({error}); expected one object a line") from error
     if not isinstance(row, dict):
         raise DataError(f"holds {_show(row)}; expected a JSON object with {expected}")
     return row
+
+
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads`, which else keeps the last of several values of a key and drops the others unsaid.
+
+    Raises:
+        ValueError: a key is there twice.
+    """
+    read = dict(pairs)
+    if len(read) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {json_text(twice)} is given twice in one object")
+    return read
 
 
 def _read_row(line: str, stem: str, root: str) -> GroundingQuery:

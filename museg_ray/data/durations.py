@@ -1,5 +1,6 @@
 """Lengths of videos from a table beside the annotations, for annotations that tell none."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,23 @@ from museg_ray.errors import DataError
 class Durations:
     """Gives rows their lengths, and counts them."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, paths: Sequence[Path]) -> None:
         """
         Args:
-            path: CSV file with columns `id` (the video file's name without its ending) and `length` in seconds, such
-                as Charades_v1_train.csv.
+            paths: CSV files with columns `id` (the video file's name without its ending) and `length` in seconds, such
+                as Charades_v1_train.csv; together one table.
 
         Raises:
-            DataError: it cannot be read, or a row has no id or no length; names the line.
+            DataError: one cannot be read, a row has no id or no length (names the line), or two files tell different
+                lengths of one video.
         """
-        self._path = path
-        self._lengths_s = _read(path)
+        self._names = " and ".join(map(str, paths))
+        self._paths = paths
+        self._lengths_s: dict[str, float] = {}
+        for path in paths:
+            for video, length_s in _read(path).items():
+                if self._lengths_s.setdefault(video, length_s) != length_s:
+                    raise DataError(f"{self._names} tell different lengths of {video!r}; correct one of them.")
         self._num_filled = 0
         self._videos = {True: set[str](), False: set[str]()}
         """Ids of the videos that passed, by whether the table has them."""
@@ -48,14 +55,14 @@ class Durations:
         """
         if self._videos[False] and not self._videos[True]:
             raise DataError(
-                f"{self._path} has a length of none of the {len(self._videos[False])} videos, so nothing was written: "
+                f"{self._names} has a length of none of the {len(self._videos[False])} videos, so nothing was written: "
                 f"it has {_example(self._lengths_s)}, the annotations have {_example(self._videos[False])}. "
                 "Expected as ids the names of the video files without their endings."
             )
 
     def as_report(self) -> dict[str, Any]:
         """What report.json tells of it."""
-        return {"file": str(self._path), "rows_filled": self._num_filled}
+        return {"files": [str(path) for path in self._paths], "rows_filled": self._num_filled}
 
 
 def _read(path: Path) -> dict[str, float]:

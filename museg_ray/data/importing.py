@@ -1,18 +1,24 @@
 """Imports annotation files of any format: reads and judges every row, and writes the folder and its report."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from museg_ray.data.annotations import join_video
+from museg_ray.data.contradictions import RULE as CONTRADICTING
+from museg_ray.data.contradictions import settle
 from museg_ray.data.durations import Durations
 from museg_ray.data.importers import IMPORTERS
+from museg_ray.data.importers.generic import Unit, read_generic
+from museg_ray.data.importers.guess import guess_format
 from museg_ray.data.importers.rows import ImportedRow
-from museg_ray.data.rules import RULES, Policy
+from museg_ray.data.rules import MIN_SHARE, RULES, Policy
 from museg_ray.data.store import write_folder
 from museg_ray.data.validate import Validator, Verdict
+from museg_ray.data.videos import Measure, VideoFiles
 from museg_ray.errors import DataError
 from museg_ray.files import is_url
 
@@ -28,8 +34,11 @@ def import_annotations(
     *,
     check_videos: bool,
     video_root: str | None = None,
-    durations: Path | None = None,
+    durations: Sequence[Path] = (),
     split: str = "train",
+    min_share: float = MIN_SHARE,
+    unit: Unit | None = None,
+    measure: Measure = lambda path: None,
     watch: Watch = iter,
 ) -> dict[str, Any]:
     """Read, judge and store annotation files. Every row is kept or quarantined; the old files of `out` are replaced
@@ -40,11 +49,14 @@ def import_annotations(
         files: of that format; ids start with their stems, which must differ.
         out: folder, made when it is not there.
         policies: of every rule, as from `rules.read_policies`.
-        check_videos: look for every video file.
-        video_root: folder or URL that relative video paths start from; each annotation file's folder when None. It is
-            stored with the queries; without it, and with files in several folders, the paths are stored absolute.
-        durations: CSV file with the lengths of videos, for rows whose annotation tells none; see `Durations`.
+        check_videos: look for every video file, and hold its rows to its length.
+        video_root: where relative video paths start; each annotation file's folder when None. It is stored with the
+            queries; without it, and with files in several folders, the paths are stored absolute.
+        durations: CSV files with lengths, for rows whose annotation tells none; see `Durations`.
         split: written to every row.
+        min_share: of a segment that must be left where it is cut off at an end of its video.
+        unit: of the times of a generic file; None where each row tells.
+        measure: how long a video file is.
 
     Returns:
         What report.json holds.
@@ -57,26 +69,42 @@ def import_annotations(
     if importer not in IMPORTERS:
         raise DataError(f"There is no importer {importer!r}. The importers are {', '.join(IMPORTERS)}.")
     _check_stems(files)
-    lengths = Durations(durations) if durations is not None else None
+    lengths = Durations(durations) if durations else None
     root = _common_root(files, video_root)
-    rows: Iterable[ImportedRow] = (row for file in files for row in IMPORTERS[importer](file))
+    rows: Iterable[ImportedRow] = (row for file in files for row in _read(importer, file, unit))
     if not root:
         rows = map(_with_absolute_video, rows)
     if lengths is not None:
         rows = map(lengths.fill, rows)
-    validator = Validator(policies, check_videos, root or None)
-    verdicts = [validator.judge(row) for row in watch(rows)]
-    _check_kept(importer, files, verdicts)
+    validator = Validator(policies, VideoFiles(measure) if check_videos else None, root or None, min_share)
+    judged = [validator.judge(row) for row in watch(rows)]
+    _check_kept(importer, files, judged)
+    verdicts = settle(judged, policies[CONTRADICTING])
     if lengths is not None:
         lengths.check_use()
-    report = {
-        "importer": importer,
-        "video_root": root or None,
-        "durations": lengths.as_report() if lengths is not None else None,
-        **_counts(files, verdicts, policies),
-    }
+    report = {"importer": importer, "video_root": root or None, "durations": lengths.as_report() if lengths else None}
+    report |= _counts(files, verdicts, policies)
     write_folder(out, verdicts, split, root, report)
     return report
+
+
+def _read(importer: str, file: Path, unit: Unit | None) -> Iterator[ImportedRow]:
+    """
+    Raises:
+        DataError: the file cannot be read as of this format; names the one that it seems to be of.
+    """
+    if unit is not None and importer != "generic":
+        raise DataError(f"--unit is for generic files; those of {importer} have a unit of their own.")
+    reader = partial(read_generic, unit=unit) if unit is not None else IMPORTERS[importer]
+    try:
+        yield from reader(file)
+    except DataError as error:
+        raise DataError(f"{error}{_hint(importer, file)}") from error
+
+
+def _hint(importer: str, file: Path) -> str:
+    other = guess_format(file)
+    return f" {file.name} has the fields of {other}: import it as that." if other not in (None, importer) else ""
 
 
 def _common_root(files: Sequence[Path], video_root: str | None) -> str:
@@ -103,8 +131,8 @@ def _check_kept(importer: str, files: Sequence[Path], verdicts: Sequence[Verdict
         row, reason = verdicts[0].row, verdicts[0].reason
         raise DataError(
             f"None of {len(verdicts)} rows can be kept, so nothing was written. The first: {row.file}:{row.number}: "
-            f"{reason}. Is the format {importer!r}, and are --video-root and --rule as they should be? "
-            f"The formats are {', '.join(IMPORTERS)}."
+            f"{reason}.{_hint(importer, files[0])} Is the format {importer!r}, and are --video-root and --rule as they "
+            f"should be? The formats are {', '.join(IMPORTERS)}."
         )
 
 
@@ -124,6 +152,7 @@ def _counts(files: Sequence[Path], verdicts: Sequence[Verdict], policies: Mappin
     for verdict in verdicts:
         verdicts_of[verdict.row.file].append(verdict)
     return {
+        "unread": sorted({name for verdict in verdicts for name in verdict.row.unread}),
         **_row_counts(verdicts),
         "rules": {name: _rule_counts(name, verdicts, policies[name]) for name in RULES},
         "files": {

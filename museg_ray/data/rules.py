@@ -14,9 +14,13 @@ from typing import NamedTuple
 from museg_ray.errors import DataError
 from museg_ray.types import MAX_TIME_S, Segment
 
-CLIP_TOLERANCE_S = 1.0
-"""Time outside the video that may be cut off. Annotated lengths are rounded: of the 410 released rows that end past
-their video 407 do so by at most 0.85 s, the other three by 4 s and more."""
+MIN_SHARE = 0.25
+"""Of a segment that must be left where it is cut off at the video's start or end: less of it is another event."""
+LENGTH_TOLERANCE = 0.02
+LENGTH_TOLERANCE_S = 1.0
+"""By the larger of both an annotated length may differ from that of the file: releases round and cut."""
+LEAST_EVENT_S = 0.1
+"""Nobody annotates less: times that would mean it are not of that unit."""
 HALF_WIDTH_S = 0.25
 """A zero-length segment is widened by this to both sides: one sampling period of 0.5 s around its moment."""
 
@@ -51,6 +55,7 @@ class Rule(NamedTuple):
         return tuple(dict.fromkeys([self.default, *([Policy.REPAIR] if self.repair else []), *_ALWAYS]))
 
 
+SHARE = f"{MIN_SHARE:.0%} (--min-share)"
 _ALWAYS = (Policy.QUARANTINE, Policy.ERROR)
 
 RULES: dict[str, Rule] = {
@@ -62,12 +67,20 @@ RULES: dict[str, Rule] = {
     "negative": Rule(
         "a segment starts before the video, by AMOUNT",
         Policy.REPAIR,
-        f"starts it at 0; not where AMOUNT is over {CLIP_TOLERANCE_S:g} s or all of it lies before",
+        f"starts it at 0, however far it runs over; not where less than {SHARE} of it is left",
+    ),
+    "other_unit": Rule(
+        "times lie after the end of the video and would fit as milliseconds or frame numbers", Policy.QUARANTINE
     ),
     "past_end": Rule(
         "a segment ends after the video's annotated duration, by AMOUNT",
         Policy.REPAIR,
-        f"ends it with the video; not where AMOUNT is over {CLIP_TOLERANCE_S:g} s or all of it lies after",
+        f"ends it with the video, however far it runs over; not where less than {SHARE} of it is left",
+    ),
+    "beyond_file": Rule(
+        "a segment ends after the video file does, by AMOUNT, where the file's length is known",
+        Policy.REPAIR,
+        f"ends it with the file; not where less than {SHARE} of it is left",
     ),
     "zero_length": Rule(
         "a segment ends when it starts; its true length is not known",
@@ -80,6 +93,18 @@ RULES: dict[str, Rule] = {
     "repeated_id": Rule("a kept row before it has the same id", Policy.QUARANTINE),
     "duplicate": Rule("a kept row before it has the same video, question and segments", Policy.QUARANTINE),
     "missing_video": Rule("the video file is not there; URLs are not looked up", Policy.QUARANTINE),
+    "other_ending": Rule("the video file has another ending than annotated; it is taken", Policy.NOTE),
+    "ambiguous_video": Rule("there is no such file, but several that differ from it by their endings", Policy.ERROR),
+    "other_length": Rule(
+        f"annotated length and that of the file differ by AMOUNT, more than {LENGTH_TOLERANCE_S:g} s and "
+        f"{LENGTH_TOLERANCE:.0%}",
+        Policy.NOTE,
+    ),
+    "contradicting": Rule(
+        "other kept rows ask the same of the same video, and their truths are apart",
+        Policy.NOTE,
+        "merges them into one query with all segments, which asks for all of them",
+    ),
     "duration_absent": Rule("the annotation tells no duration; it stays null", Policy.NOTE),
 }
 """In the order in which they are applied."""
@@ -115,16 +140,28 @@ class Finding:
     """The row's segments without this fault; None where it cannot be mended."""
 
 
-SegmentCheck = Callable[[Sequence[Segment], float | None], Finding | None]
-"""Of a row's segments and its video's duration in seconds, None where that is not known."""
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the segments of a row are held to."""
+
+    duration_s: float | None = None
+    """Of the video, as annotated."""
+    file_s: float | None = None
+    """Of the video file."""
+    file_fps: float = 0.0
+    """Frames a second of the file; 0 where not known."""
+    min_share: float = MIN_SHARE
 
 
-def _not_finite(segments: Sequence[Segment], duration_s: float | None) -> Finding | None:
+SegmentCheck = Callable[[Sequence[Segment], Limits], Finding | None]
+
+
+def _not_finite(segments: Sequence[Segment], limits: Limits) -> Finding | None:
     wrong = [pair for pair in segments if not all(math.isfinite(t) and abs(t) <= MAX_TIME_S for t in pair)]
     return Finding("not_finite", f"{_shown(wrong[0])} is no segment in seconds") if wrong else None
 
 
-def _reversed(segments: Sequence[Segment], duration_s: float | None) -> Finding | None:
+def _reversed(segments: Sequence[Segment], limits: Limits) -> Finding | None:
     wrong = [pair for pair in segments if pair[1] < pair[0]]
     if not wrong:
         return None
@@ -132,41 +169,71 @@ def _reversed(segments: Sequence[Segment], duration_s: float | None) -> Finding 
     return Finding("reversed", f"{_shown(wrong[0])} ends before it starts", amount_s, _spans(segments))
 
 
-def _unsorted(segments: Sequence[Segment], duration_s: float | None) -> Finding | None:
+def _unsorted(segments: Sequence[Segment], limits: Limits) -> Finding | None:
     starts = [start_s for start_s, _ in _spans(segments)]
     if starts == sorted(starts):
         return None
     return Finding("unsorted", "segments are not in the order of their starts", None, tuple(sorted(segments)))
 
 
-def _negative(segments: Sequence[Segment], duration_s: float | None) -> Finding | None:
+def _negative(segments: Sequence[Segment], limits: Limits) -> Finding | None:
     spans = _spans(segments)
     first = min(spans)
     if first[0] >= 0:
         return None
     amount_s = _rounded(-first[0])
-    can_clip = amount_s <= CLIP_TOLERANCE_S and all(end_s > 0 for _, end_s in spans)
-    mended = tuple((max(start_s, 0.0), end_s) for start_s, end_s in spans) if can_clip else None
+    mended = _clipped(spans, math.inf, limits.min_share)
     return Finding("negative", f"{_shown(first)} starts {amount_s:g} s before the video", amount_s, mended)
 
 
-def _past_end(segments: Sequence[Segment], duration_s: float | None) -> Finding | None:
+def _other_unit(segments: Sequence[Segment], limits: Limits) -> Finding | None:
+    lengths_s = [length_s for length_s in (limits.duration_s, limits.file_s) if length_s is not None]
+    spans = _spans(segments)
+    if not lengths_s or min(spans)[0] <= max(lengths_s):
+        return None
+    last, longest = max(end for _, end in spans), max(end - start for start, end in spans)
+    units = {"milliseconds": 1000.0, f"frame numbers at {limits.file_fps:g} a second": limits.file_fps}
+    for unit, per_s in units.items():
+        if per_s and last / per_s <= max(lengths_s) and longest / per_s >= LEAST_EVENT_S:
+            reason = f"{_shown(segments[0])} lies after the {max(lengths_s):g} s of the video, but would fit as {unit}"
+            return Finding("other_unit", reason)
+    return None
+
+
+def _past_end(segments: Sequence[Segment], limits: Limits) -> Finding | None:
+    return _late("past_end", segments, limits.duration_s, "the video, which lasts", limits)
+
+
+def _beyond_file(segments: Sequence[Segment], limits: Limits) -> Finding | None:
+    return _late("beyond_file", segments, limits.file_s, "its file, which lasts", limits)
+
+
+def _late(rule: str, segments: Sequence[Segment], end_s: float | None, what: str, limits: Limits) -> Finding | None:
     spans = _spans(segments)
     last = max(spans, key=lambda span: (span[1], span[0]))
-    if duration_s is None or last[1] <= duration_s:
+    if end_s is None or last[1] <= end_s:
         return None
-    amount_s = _rounded(last[1] - duration_s)
-    can_clip = amount_s <= CLIP_TOLERANCE_S and all(start_s < duration_s for start_s, _ in spans)
-    mended = tuple((start_s, min(end_s, duration_s)) for start_s, end_s in spans) if can_clip else None
-    reason = f"{_shown(last)} ends {amount_s:g} s after the video, which lasts {duration_s:g} s"
-    return Finding("past_end", reason, amount_s, mended)
+    amount_s = _rounded(last[1] - end_s)
+    reason = f"{_shown(last)} ends {amount_s:g} s after {what} {end_s:g} s"
+    return Finding(rule, reason, amount_s, _clipped(spans, end_s, limits.min_share))
 
 
-def _zero_length(segments: Sequence[Segment], duration_s: float | None) -> Finding | None:
+def _clipped(spans: Sequence[Segment], latest_s: float, min_share: float) -> tuple[Segment, ...] | None:
+    """Cut off before 0 and after `latest_s`; None where too little of one is left."""
+    clipped = tuple((max(start_s, 0.0), min(end_s, latest_s)) for start_s, end_s in spans)
+    for (start_s, end_s), (first_s, last_s) in zip(spans, clipped, strict=True):
+        is_cut = (first_s, last_s) != (start_s, end_s)
+        if is_cut and (last_s <= first_s or last_s - first_s < min_share * (end_s - start_s)):
+            return None
+    return clipped
+
+
+def _zero_length(segments: Sequence[Segment], limits: Limits) -> Finding | None:
     wrong = [pair for pair in segments if pair[0] == pair[1]]
     if not wrong:
         return None
-    latest_s = MAX_TIME_S if duration_s is None else duration_s
+    known_s = [length_s for length_s in (limits.duration_s, limits.file_s) if length_s is not None]
+    latest_s = min(known_s, default=MAX_TIME_S)
     mended = tuple(sorted(_widened(pair[0], latest_s) if pair[0] == pair[1] else pair for pair in segments))
     can_widen = all(start_s < end_s for start_s, end_s in mended)
     return Finding("zero_length", f"{_shown(wrong[0])} lasts no time", None, mended if can_widen else None)
@@ -176,20 +243,24 @@ def _widened(moment_s: float, latest_s: float) -> Segment:
     return max(moment_s - HALF_WIDTH_S, 0.0), min(moment_s + HALF_WIDTH_S, latest_s)
 
 
-def _overlapping(segments: Sequence[Segment], duration_s: float | None) -> Finding | None:
-    merged: list[Segment] = []
-    shared_s = 0.0
-    for start_s, end_s in sorted(_spans(segments)):
-        if merged and start_s < merged[-1][1]:
-            last_start_s, last_end_s = merged[-1]
-            shared_s += min(last_end_s, end_s) - start_s
-            merged[-1] = (last_start_s, max(last_end_s, end_s))
-        else:
-            merged.append((start_s, end_s))
-    if len(merged) == len(segments):
+def _overlapping(segments: Sequence[Segment], limits: Limits) -> Finding | None:
+    spans = _spans(segments)
+    union = merged(spans)
+    if len(union) == len(spans):
         return None
-    amount_s = _rounded(shared_s)
-    return Finding("overlapping", f"segments share {amount_s:g} s", amount_s, tuple(merged))
+    shared_s = _rounded(sum(end_s - start_s for start_s, end_s in spans) - sum(e - s for s, e in union))
+    return Finding("overlapping", f"segments share {shared_s:g} s", shared_s, union)
+
+
+def merged(segments: Sequence[Segment]) -> tuple[Segment, ...]:
+    """Sorted, those that overlap as one; those that touch stay two."""
+    union: list[Segment] = []
+    for start_s, end_s in sorted(segments):
+        if union and start_s < union[-1][1]:
+            union[-1] = (union[-1][0], max(union[-1][1], end_s))
+        else:
+            union.append((start_s, end_s))
+    return tuple(union)
 
 
 SEGMENT_CHECKS: Mapping[str, SegmentCheck] = {
@@ -197,7 +268,9 @@ SEGMENT_CHECKS: Mapping[str, SegmentCheck] = {
     "reversed": _reversed,
     "unsorted": _unsorted,
     "negative": _negative,
+    "other_unit": _other_unit,
     "past_end": _past_end,
+    "beyond_file": _beyond_file,
     "zero_length": _zero_length,
     "overlapping": _overlapping,
 }
@@ -205,9 +278,19 @@ SEGMENT_CHECKS: Mapping[str, SegmentCheck] = {
 widened segment may come to overlap its neighbour."""
 
 
+def other_length(duration_s: float | None, file_s: float) -> Finding | None:
+    """Whether an annotated length is that of another file than this."""
+    if duration_s is None:
+        return None
+    amount_s = _rounded(abs(duration_s - file_s))
+    if amount_s <= max(LENGTH_TOLERANCE_S, LENGTH_TOLERANCE * file_s):
+        return None
+    return Finding("other_length", f"annotated are {duration_s:g} s, the file lasts {file_s:g} s", amount_s)
+
+
 def find_fault(segments: Sequence[Segment], duration_s: float | None) -> Finding | None:
     """The first rule that a row's segments break by an amount that counts, where nothing can be repaired."""
-    findings = (check(segments, duration_s) for check in SEGMENT_CHECKS.values())
+    findings = (check(segments, Limits(duration_s)) for check in SEGMENT_CHECKS.values())
     return next((f for f in findings if f and (f.amount_s is None or f.amount_s >= NEGLIGIBLE_S)), None)
 
 

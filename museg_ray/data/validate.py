@@ -1,16 +1,15 @@
 """Applies the rules to imported rows: each is kept, mended or not, or quarantined with its reason."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from museg_ray.data.annotations import join_video
 from museg_ray.data.importers.rows import ImportedRow, NotGrounding
-from museg_ray.data.rules import SEGMENT_CHECKS, Finding, Policy
+from museg_ray.data.rules import MIN_SHARE, SEGMENT_CHECKS, Finding, Limits, Policy, other_length
+from museg_ray.data.videos import FileLength, VideoFiles
 from museg_ray.errors import DataError
-from museg_ray.files import is_url
 from museg_ray.types import GroundingQuery, Segment
 
 
@@ -38,22 +37,35 @@ class Verdict:
     """Why it is quarantined."""
 
 
+def refused(row: ImportedRow, finding: Finding) -> DataError:
+    """Of a rule whose policy is `error`."""
+    return DataError(
+        f"{row.file}:{row.number}: {finding.rule}: {finding.reason}. Correct the row, or give the rule another policy, "
+        f"such as --rule {finding.rule}=quarantine."
+    )
+
+
 class Validator:
     """Judges rows one after the other; it remembers the kept ones, to know a duplicate when it comes."""
 
-    def __init__(self, policies: Mapping[str, Policy], check_videos: bool, video_root: str | None = None) -> None:
+    def __init__(
+        self,
+        policies: Mapping[str, Policy],
+        videos: VideoFiles | None,
+        video_root: str | None = None,
+        min_share: float = MIN_SHARE,
+    ) -> None:
         """
         Args:
             policies: of every rule.
-            check_videos: look for every video file.
+            videos: looks for every video file; None to look for none.
             video_root: folder or URL that relative video paths start from; the annotation file's folder when None.
+            min_share: of a segment that must be left where it is cut off.
         """
         self._policies = policies
-        self._check_videos = check_videos
-        self._video_root = video_root
+        self._videos, self._video_root, self._min_share = videos, video_root, min_share
         self._ids: set[str] = set()
         self._contents: set[tuple[str, str, tuple[Segment, ...]]] = set()
-        self._is_there: dict[str, bool] = {}
 
     def judge(self, row: ImportedRow) -> Verdict:
         """
@@ -63,52 +75,61 @@ class Validator:
         if isinstance(row.parsed, DataError):
             rule = "not_grounding" if isinstance(row.parsed, NotGrounding) else "malformed"
             return self._decided(row, None, [Finding(rule, str(row.parsed))], [])
-        findings, repairs = self._check_segments(row.parsed)
-        query = replace(row.parsed, segments=repairs[-1].after if repairs else row.parsed.segments)
-        return self._decided(row, query, [*findings, *self._check_row(query, row.file)], repairs)
+        query, of_video, length = self._with_file(row.parsed, row.file)
+        findings, repairs = self._check_segments(query, length)
+        query = replace(query, segments=repairs[-1].after if repairs else query.segments)
+        return self._decided(row, query, [*findings, *self._check_row(query), *of_video], repairs)
 
-    def _check_segments(self, query: GroundingQuery) -> tuple[list[Finding], list[Repair]]:
+    def _with_file(self, query: GroundingQuery, file: str) -> tuple[GroundingQuery, list[Finding], FileLength | None]:
+        """The query with the name that its video file has, what is wrong with that, and the file's length."""
+        if self._videos is None:
+            return query, [], None
+        video = join_video(self._video_root or str(Path(file).parent), query.video)
+        paths = self._videos.find(video)
+        if not paths:
+            return query, [Finding("missing_video", f"no file {video}")], None
+        if len(paths) > 1:
+            return query, [Finding("ambiguous_video", f"no file {video}, but {' and '.join(paths)}")], None
+        findings, length = list[Finding](), self._videos.length(paths[0])
+        if paths[0] != video:
+            findings.append(Finding("other_ending", f"no file {video}; {paths[0]} is taken"))
+            query = replace(query, video=str(PurePosixPath(query.video).with_name(Path(paths[0]).name)))
+        if length is not None and (finding := other_length(query.duration_s, length.duration_s)):
+            findings.append(finding)
+        return query, findings, length
+
+    def _check_segments(self, query: GroundingQuery, length: FileLength | None) -> tuple[list[Finding], list[Repair]]:
         segments, findings, repairs = query.segments, list[Finding](), list[Repair]()
+        file_s, fps = length or (None, 0.0)
+        limits = Limits(query.duration_s, file_s, fps, self._min_share)
         for rule, check in SEGMENT_CHECKS.items():
-            finding = check(segments, query.duration_s)
+            finding = check(segments, limits)
             if finding is None:
                 continue
             findings.append(finding)
-            if rule == "not_finite":
-                break  # there is no order among such times
+            if rule in ("not_finite", "other_unit"):
+                break  # what these times mean is not known
             if self._mends(finding) and finding.mended is not None:
                 repairs.append(Repair(rule, segments, finding.mended, finding.amount_s))
                 segments = finding.mended
         return findings, repairs
 
-    def _check_row(self, query: GroundingQuery, file: str) -> list[Finding]:
+    def _check_row(self, query: GroundingQuery) -> list[Finding]:
         findings = []
         if query.query_id in self._ids:
             findings.append(Finding("repeated_id", f"an earlier row is {query.query_id} too"))
         if (query.video, query.question, query.segments) in self._contents:
             findings.append(Finding("duplicate", "an earlier row has this video, question and segments"))
-        if self._check_videos:
-            video = join_video(self._video_root or str(Path(file).parent), query.video)
-            if not self._has_video(video):
-                findings.append(Finding("missing_video", f"no file {video}"))
         if query.duration_s is None:
             findings.append(Finding("duration_absent", "the annotation tells no duration"))
         return findings
-
-    def _has_video(self, video: str) -> bool:
-        if video not in self._is_there:
-            self._is_there[video] = is_url(video) or os.path.isfile(video)
-        return self._is_there[video]
 
     def _decided(
         self, row: ImportedRow, query: GroundingQuery | None, findings: list[Finding], repairs: list[Repair]
     ) -> Verdict:
         for finding in findings:
             if self._policies[finding.rule] is Policy.ERROR:
-                raise DataError(
-                    f"{row.file}:{row.number}: {finding.rule}: {finding.reason}. Correct the row, or give the rule "
-                    f"another policy, such as --rule {finding.rule}=quarantine."
-                )
+                raise refused(row, finding)
         against = [finding for finding in findings if not self._is_kept_with(finding)]
         if query is None or against:
             reason = "; ".join(f"{finding.rule}: {finding.reason}" for finding in against)

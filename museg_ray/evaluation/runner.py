@@ -11,8 +11,9 @@ from typing import Protocol
 from transformers import PreTrainedTokenizerBase
 
 from museg_ray.config.schema import RewardConfig, RewardWeights
+from museg_ray.data.fit import fit_to_file
 from museg_ray.data.prompts import render_prompt
-from museg_ray.errors import CheckpointError, PoisonQueryError, VideoError
+from museg_ray.errors import CheckpointError, QueryError, VideoError
 from museg_ray.evaluation.metrics import GroundingAnswer, GroundingScores, grounding_scores
 from museg_ray.files import whole_file
 from museg_ray.model.prompt import chat_prompt_ids
@@ -28,12 +29,17 @@ class Evaluation:
 
     answered: list["Answered"]
     """In the order of the queries."""
-    unreadable: list[VideoError | PoisonQueryError]
+    unreadable: list[QueryError]
     """Of the queries whose video cannot be read."""
 
     @property
     def answered_ids(self) -> set[str]:
         return {answered.query.query_id for answered in self.answered}
+
+    def fitted(self, queries: Iterable[GroundingQuery]) -> list[GroundingQuery]:
+        """The queries, with those of their truths that were cut."""
+        truths = {answered.query.query_id: answered.query.segments for answered in self.answered}
+        return [replace(query, segments=truths.get(query.query_id, query.segments)) for query in queries]
 
     def scores(self, query_ids: Collection[str]) -> GroundingScores:
         """Of the answers to these queries alone."""
@@ -47,6 +53,8 @@ class Answered:
     query: GroundingQuery
     response: str
     parts: RewardParts
+    file_s: float
+    """How long the video file lasts, which cuts the truth."""
 
     def as_row(self) -> dict[str, object]:
         """The line of `evaluation/*.jsonl`."""
@@ -58,6 +66,7 @@ class Answered:
             "segments": self.query.segments,
             "predicted": self.parts.predicted,
             "response": self.response,
+            "file_s": self.file_s,
             "iou": self.parts.global_match,
             "format": self.parts.format,
         }
@@ -93,8 +102,12 @@ async def evaluate(
     tokenizer: PreTrainedTokenizerBase,
     clips: ClipSource,
     rollouts: GroupSource,
+    has_own_videos: bool = True,
 ) -> Evaluation:
     """One greedy response to each query, scored as in the paper, whatever the run trains on.
+
+    Args:
+        has_own_videos: the truths are cut at the ends of the video files; not where videos are swapped.
 
     Raises:
         VideoError: no video can be read.
@@ -102,19 +115,21 @@ async def evaluate(
     sampling = Sampling(group_size=1, temperature=0.0, max_completion_tokens=max_completion_tokens)
     recipe, weights = Recipe(RewardConfig()), RewardWeights()
 
-    async def answer(issue: Issue) -> Answered | VideoError | PoisonQueryError:
+    async def answer(issue: Issue) -> Answered | QueryError:
         query = issue.query
         prompt_ids = chat_prompt_ids(tokenizer, render_prompt(prompt, query.question))
         try:
             clip = await clips.get(query.video)
+            if has_own_videos:
+                query, _ = fit_to_file(query, clip.prepared.duration_s)
             try:
                 group = await rollouts.sample(issue, prompt_ids, clip, sampling)
             except VideoError:  # it left the store meanwhile, or the machine that has it: prepared once more
                 group = await rollouts.sample(issue, prompt_ids, await clips.get(query.video), sampling)
-        except (VideoError, PoisonQueryError) as error:
+        except QueryError as error:
             return error
         text = group.responses[0].text
-        return Answered(query, text, recipe.score(text, query, weights))
+        return Answered(query, text, recipe.score(text, query, weights), clip.prepared.duration_s)
 
     results = await asyncio.gather(
         *(answer(Issue(index, query, EVALUATION, seed=0)) for index, query in enumerate(queries))
@@ -152,8 +167,9 @@ def read_answers(queries: Sequence[GroundingQuery], path: Path) -> Evaluation:
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            query, text = by_id[row["query_id"]], row["response"]
-            answer = Answered(query, text, recipe.score(text, query, weights))
+            text, file_s = row["response"], row["file_s"]
+            query, _ = fit_to_file(by_id[row["query_id"]], file_s)
+            answer = Answered(query, text, recipe.score(text, query, weights), file_s)
             if json.loads(json.dumps(answer.as_row())) != row:
                 raise ValueError(f"the answer to {query.query_id} is not about the same question, video and segments")
             answered.append(answer)

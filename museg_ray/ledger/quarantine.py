@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from museg_ray.append_log import AppendLog
-from museg_ray.errors import PoisonQueryError, VideoError
+from museg_ray.errors import QueryError
 from museg_ray.files import whole_file
 from museg_ray.types import Group, Issue, Unscored
-
-KILLED_ENGINES = "killed_engines"
-"""In place of a video's fault: the query ended the engines that sampled it."""
 
 
 class Quarantine:
@@ -45,11 +42,11 @@ class Quarantine:
             if isinstance(outcome, Unscored)
         )
 
-    def add_query(self, issue: Issue, error: VideoError | PoisonQueryError) -> None:
+    def add_query(self, issue: Issue, error: QueryError) -> None:
         """Append a query that got no responses."""
-        query, fault = issue.query, error.fault.value if isinstance(error, VideoError) else KILLED_ENGINES
+        query = issue.query
         about = {"step": issue.step, "query_id": query.query_id, "issue_id": issue.issue_id, "video": query.video}
-        self.log.append([{**about, "fault": fault, "reasons": [str(error)]}])
+        self.log.append([{**about, "fault": str(error.fault), "reasons": [str(error)]}])
 
     def keep_update(self, step: int, groups: Sequence[Group]) -> Path:
         """Write what the learner could not make an update of, one line a group, to `failed_update.jsonl`.

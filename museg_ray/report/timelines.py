@@ -19,6 +19,7 @@ from museg_ray.report.style import (
     BEFORE_COLOR,
     MUTED,
     TRUTH_COLOR,
+    add_axes_inches,
     house_style,
     save_png,
     spread,
@@ -66,6 +67,29 @@ def draw_grounding(
     """
     with house_style():
         return save_png(_grounding(clip, question, segments, truth), path)
+
+
+def draw_selection(path: Path, clip: Clip) -> Path:
+    """Draw the frames that the model sees, in rows, each under its time."""
+    with house_style():
+        return save_png(_selection(clip), path)
+
+
+def _selection(clip: Clip) -> Figure:
+    width = tile_width(clip, STRIP)
+    columns = max(1, min(len(clip.frames), int(INNER / (width + 0.05))))
+    rows = -(-len(clip.frames) // columns)
+    height = HEADER + rows * (STRIP + TIMES)
+    figure = Figure(figsize=(WIDTH, height))
+    title = f"{Path(clip.video).name}: {len(clip.frames)} frames of {clip.duration_s:g} s"
+    figure.text(LEFT / WIDTH, 1 - 0.4 / height, one_line(title), fontweight="bold")
+    for index, (frame, time_s) in enumerate(zip(clip.frames, clip.times_s, strict=True)):
+        row, column = divmod(index, columns)
+        axes = add_axes_inches(figure, LEFT + column * INNER / columns, HEADER + row * (STRIP + TIMES), width, STRIP)
+        axes.imshow(frame)
+        axes.set_axis_off()
+        axes.set_title(f"{time_s:.2f}", fontsize=6, fontweight="normal", color=MUTED, pad=2)
+    return figure
 
 
 def even_ranks(answers: Mapping[str, HeldoutAnswer]) -> list[HeldoutAnswer]:

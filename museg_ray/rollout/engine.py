@@ -10,9 +10,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from museg_ray.config.schema import ModelConfig, RolloutConfig
-from museg_ray.errors import RolloutError, WeightSyncError
+from museg_ray.errors import RolloutError, UnfitQueryError, WeightSyncError
 from museg_ray.fleet.errors import MemberLost
-from museg_ray.model.prompt import without_outer_marks
+from museg_ray.model.prompt import prompt_length, response_opening, without_outer_marks
 from museg_ray.model.qwen_vl import (
     FORBIDDEN_LOGIT_BIAS,
     VisionSpec,
@@ -67,7 +67,7 @@ class RolloutEngine:
         self._llm, self._on_push = llm, on_push
         self._client = self._client_class(llm)
         self._tokenizer, self._spec = tokenizer, spec
-        self._end_id = end_token_id(tokenizer)
+        self._end_id, self._opening = end_token_id(tokenizer), response_opening(tokenizer)
         forbidden = forbidden_token_ids(tokenizer, llm.model_config.get_vocab_size())
         self._logit_bias = dict.fromkeys(forbidden, FORBIDDEN_LOGIT_BIAS)
         self._gate = Gate()
@@ -123,9 +123,11 @@ class RolloutEngine:
             clip: its frames are taken as they are.
 
         Raises:
+            UnfitQueryError: prompt, video and answer have no room in the model.
             RolloutError: vLLM refused the request or failed.
             WeightSyncError: the engine has no complete weights.
         """
+        self._check_room(issue, prompt_ids, clip, sampling)
         while True:
             version, sampled = await self._begin(issue, prompt_ids, clip, sampling)
             try:
@@ -180,6 +182,16 @@ class RolloutEngine:
         """End the engine's process; running requests fail."""
         self._llm.shutdown()
         del self._client, self._llm  # now, and not while the interpreter ends, where its destructor fails
+
+    def _check_room(self, issue: Issue, prompt_ids: Sequence[int], clip: Clip, sampling: Sampling) -> None:
+        limit, room = self._llm.model_config.max_model_len, sampling.max_completion_tokens
+        text, video = prompt_length(self._tokenizer, prompt_ids, clip, self._spec)
+        if (total := text + video + room) > limit:
+            raise UnfitQueryError(
+                f"Query {issue.query.query_id} about {issue.query.video} does not fit the model: {text} tokens of "
+                f"text + {video} of video + {room} of room for the answer = {total}, and model.max_tokens is {limit}. "
+                "Shorten the question, raise model.max_tokens, or lower video.max_frames or video.total_pixels."
+            )
 
     async def _begin(
         self, issue: Issue, prompt_ids: Sequence[int], clip: Clip, sampling: Sampling
@@ -305,7 +317,8 @@ class RolloutEngine:
         return Response(
             token_ids=token_ids,
             logprobs=np.array(completion.logprobs.logprobs, dtype=np.float32),
-            text=self._tokenizer.decode(visible_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False),
+            text=self._opening
+            + self._tokenizer.decode(visible_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False),
             finished=finished,
             spans=version_spans(completion, version),
         )

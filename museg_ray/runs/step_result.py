@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from museg_ray.errors import PoisonQueryError, VideoError
+from museg_ray.errors import QueryError
 from museg_ray.types import Group
 
 
@@ -14,6 +14,6 @@ class StepResult:
     phase: str
     groups: Sequence[Group]
     """All that were sampled for it."""
-    failures: Sequence[VideoError | PoisonQueryError]
+    failures: Sequence[QueryError]
     """Of the queries without a group, since the result before."""
     metrics: dict[str, float]

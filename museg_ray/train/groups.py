@@ -7,8 +7,10 @@ import numpy as np
 from museg_ray.algo.advantages import group_advantages
 from museg_ray.clock import now_s
 from museg_ray.config.schema import Config, PhaseConfig
+from museg_ray.data.fit import fit_to_file
 from museg_ray.data.prompts import render_prompt
 from museg_ray.errors import VideoError
+from museg_ray.events import EventKind, EventSink, no_events
 from museg_ray.model.prompt import chat_prompt_ids
 from museg_ray.rollout.engine import Sampling
 from museg_ray.train.parts import Parts
@@ -25,10 +27,12 @@ class Made:
 
 
 class GroupMaker:
-    """Asks the parts of a run for groups; keeps nothing between them."""
+    """Asks the parts of a run for groups."""
 
-    def __init__(self, config: Config, parts: Parts) -> None:
-        self._parts = parts
+    def __init__(self, config: Config, parts: Parts, events: EventSink = no_events) -> None:
+        self._parts, self._events = parts, events
+        self._told: set[str] = set()
+        """Ids of the queries whose truth or length was told to differ from the file."""
         self._phases = {phase.name: phase for phase in config.train.phases}
         self._scale_advantages = config.algo.scale_advantages
         rollout = config.rollout
@@ -37,14 +41,15 @@ class GroupMaker:
     async def make(self, issue: Issue) -> Made:
         """
         Raises:
-            VideoError: its video cannot be read.
-            PoisonQueryError: it kills the engines that sample it.
+            QueryError: its video cannot be read or does not have its truth, it has no room in the model, or it kills
+                the engines that sample it.
             MusegError: a part has failed for good.
         """
         phase = self._phases[issue.phase]
         start_s = now_s()
         clip = await self._parts.clips.get(issue.query.video)
         clip_s = now_s()
+        issue = replace(issue, query=self._fitted(issue.query, clip))
         clip, group = await self.sample(issue, self.prompt_ids(issue.query, phase), clip)
         rollout_s = now_s()
         outcomes = await self._parts.rewards.score(group, phase.weights)
@@ -57,6 +62,14 @@ class GroupMaker:
             reward_s=now_s() - rollout_s,
         )
         return Made(scored, clip)
+
+    def _fitted(self, query: GroundingQuery, clip: ClipHandle) -> GroundingQuery:
+        fitted, findings = fit_to_file(query, clip.prepared.duration_s)
+        if findings and query.query_id not in self._told:
+            self._told.add(query.query_id)
+            for finding in findings:
+                self._events(EventKind.TRUTH, f"{query.query_id}: {finding.rule}: {finding.reason}", rule=finding.rule)
+        return fitted
 
     def prompt_ids(self, query: GroundingQuery, phase: PhaseConfig) -> list[int]:
         return chat_prompt_ids(self._parts.tokenizer, render_prompt(phase.prompt, query.question))

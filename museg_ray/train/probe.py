@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from museg_ray.config.schema import Config
-from museg_ray.errors import ParityError, PoisonQueryError, VideoError
+from museg_ray.errors import ParityError, QueryError
 from museg_ray.metrics import names
 from museg_ray.train.groups import GroupMaker
 from museg_ray.train.parts import Parts
@@ -34,7 +34,7 @@ async def probe_parity(config: Config, parts: Parts, maker: GroupMaker, plan: St
             clip = await parts.clips.get(query.video)
             clip, group = await maker.sample(issue, [prompt_ids[1], *prompt_ids[1:]], clip)
             gaps = await parts.learner.score([_without_reward(group)], {group.clip_key: clip})
-        except (VideoError, PoisonQueryError):
+        except QueryError:
             continue
         _check(gaps[names.PARITY_GAP_MEAN], gaps[names.PARITY_GAP_MAX], config, plan.step)
         return True

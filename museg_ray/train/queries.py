@@ -5,12 +5,16 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from museg_ray.config.schema import Config
 from museg_ray.data.annotations import check_ids, read_annotations
+from museg_ray.data.prompts import render_prompt
 from museg_ray.data.sampler import build_samplers
 from museg_ray.data.store import load_queries
 from museg_ray.demo.corpus import ensure_corpus
 from museg_ray.errors import ConfigError, DataError
+from museg_ray.model.prompt import chat_prompt_ids
 from museg_ray.types import GroundingQuery
 
 Progress = Callable[[int, int], None]
@@ -66,6 +70,35 @@ def check_heldout(queries: RunQueries) -> None:
             "All held-out questions are about one video. Asking them of another video is how a run tells whether the "
             "model looks: put questions about at least two into data.heldout."
         )
+
+
+def overlong(config: Config, queries: RunQueries, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Warnings of queries whose text leaves no room for a video and an answer: they will be set aside one by one.
+
+    Raises:
+        DataError: no query of a file has room.
+    """
+    asked = [
+        (config.train_file(phase), phase.prompt, config.rollout.max_completion_tokens) for phase in config.train.phases
+    ]
+    lists = [(path, queries.train[path], prompt, room) for path, prompt, room in asked if path in queries.train]
+    lists.append(("data.heldout", queries.heldout, config.evaluation_prompt, config.evaluation.max_completion_tokens))
+    warnings = []
+    for path, of_file, prompt, room in lists:
+        lengths = [len(chat_prompt_ids(tokenizer, render_prompt(prompt, query.question))) for query in of_file]
+        limit = config.model.max_tokens
+        long = [query for query, length in zip(of_file, lengths, strict=True) if length + room > limit]
+        if not long:
+            continue
+        found = (
+            f"{len(long)} of {len(of_file)} questions of {path or 'the corpus'} have no room: the longest has "
+            f"{max(lengths)} tokens with its prompt, its answer may have {room}, and model.max_tokens is {limit}; "
+            f"the first is {long[0].query_id}"
+        )
+        if len(long) == len(of_file):
+            raise DataError(f"{found}. Raise model.max_tokens or shorten the prompt.")
+        warnings.append(f"{found}. They are set aside")
+    return warnings
 
 
 def _read(config: Config, key: str, path: str) -> list[GroundingQuery]:

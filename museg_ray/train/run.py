@@ -28,7 +28,8 @@ from museg_ray.errors import VideoError
 from museg_ray.evaluation.blind import blind_baseline
 from museg_ray.evaluation.runner import Evaluation, evaluate, read_answers, swap_videos, write_answers
 from museg_ray.events import EventKind
-from museg_ray.model.qwen_vl import check_size_multiple, resolve_model_path
+from museg_ray.model.prompt import response_opening
+from museg_ray.model.qwen_vl import check_size_multiple, load_tokenizer, resolve_model_path
 from museg_ray.report.page import write_report
 from museg_ray.rewards.recipe import Recipe
 from museg_ray.runs.books import Books
@@ -43,7 +44,7 @@ from museg_ray.train.issues import IssueSource
 from museg_ray.train.parts import LearnerPart, Parts, StartParts, start_on_ray
 from museg_ray.train.patience import Patience
 from museg_ray.train.pumps import Act
-from museg_ray.train.queries import RunQueries, check_heldout, read_run_queries
+from museg_ray.train.queries import RunQueries, check_heldout, overlong, read_run_queries
 from museg_ray.train.status import waited_for
 from museg_ray.train.trainer import Trainer
 from museg_ray.types import GroundingQuery
@@ -132,9 +133,17 @@ class _Session:
             check_videos(queries)
             check_heldout(queries)
         self._check_data(queries)
+        self._check_prompts(queries)
         if shared := {query.video for query in queries.all_train} & {query.video for query in queries.heldout}:
             self._display.warn(f"held-out videos that are trained on: {len(shared)}, e.g. {min(shared)}")
         return queries
+
+    def _check_prompts(self, queries: RunQueries) -> None:
+        tokenizer = load_tokenizer(self._model_dir)
+        for warning in overlong(self._config, queries, tokenizer):
+            self._display.warn(warning)
+        if opening := response_opening(tokenizer).strip():
+            self._display.line(f"The chat template opens {opening} itself: every response is taken to begin with it.")
 
     def _check_data(self, queries: RunQueries) -> None:
         self._inputs = read_inputs(self._config, queries, self._model_dir)
@@ -171,7 +180,8 @@ class _Session:
                 if not await self._train(queries, source, trainer, checkpointer, books, export):
                     return None
                 after = await evaluate_on("after", "held-out videos, after", queries.heldout)
-                swapped = await evaluate_on("swapped", "swapped videos", swap_videos(queries.heldout))
+                others = swap_videos(after.fitted(queries.heldout))
+                swapped = await evaluate_on("swapped", "swapped videos", others, has_own_videos=False)
         finally:
             books.close()
             remove_leftovers(self._run_dir / CHECKPOINTS_DIR, self._opened.run_id)  # of a checkpoint that was given up
@@ -185,11 +195,19 @@ class _Session:
         return self._run_dir / EVALUATION_DIR / f"{name}.jsonl"
 
     async def _evaluate(
-        self, parts: Parts, trainer: Trainer, name: str, text: str, queries: Sequence[GroundingQuery]
+        self,
+        parts: Parts,
+        trainer: Trainer,
+        name: str,
+        text: str,
+        queries: Sequence[GroundingQuery],
+        has_own_videos: bool = True,
     ) -> Evaluation:
         prompt, max_tokens = self._config.evaluation_prompt, self._config.evaluation.max_completion_tokens
         with self.stage(f"evaluate_{name}", text):
-            evaluation = evaluate(queries, prompt, max_tokens, parts.tokenizer, parts.clips, parts.rollouts)
+            evaluation = evaluate(
+                queries, prompt, max_tokens, parts.tokenizer, parts.clips, parts.rollouts, has_own_videos
+            )
             found = await trainer.beside(f"evaluation of {text}", evaluation)
         for error in found.unreadable:
             self._display.warn(f"{text}: {error}")
@@ -220,12 +238,16 @@ class _Session:
         for change in self._changes:
             books.events.add(EventKind.CHANGE, change)
         keep_inputs(self._run_dir, self._inputs)
+        has_failed = False  # other than by Ctrl-C, which does not wait
         try:
             with self._notes.timing("train"):
                 await trainer.run(state.trainer if state else None, left_open, export)
             return not trainer.was_stopped
+        except Exception:
+            has_failed = True
+            raise
         finally:
-            if error := await to_the_end(checkpointer.close()):
+            if error := await to_the_end(checkpointer.close(finish=has_failed)):
                 self._display.warn(str(error))
 
     def _write_summary(self, queries: RunQueries, found: Mapping[str, Evaluation]) -> dict[str, object]:

@@ -8,7 +8,7 @@ from museg_ray.checkpoints.state import TrainerState
 from museg_ray.checkpoints.writer import to_the_end
 from museg_ray.clock import now_s
 from museg_ray.config.schema import Config
-from museg_ray.errors import LearnerError, LearnerLostError, PoisonQueryError, VideoError, WeightsLostError
+from museg_ray.errors import LearnerError, LearnerLostError, QueryError, VideoError, WeightsLostError
 from museg_ray.events import EventKind
 from museg_ray.ledger.ledger import Outcome
 from museg_ray.metrics import names
@@ -43,7 +43,7 @@ class StepMaker:
         self.is_learning = False
         self.num_empty = reached.num_empty if reached else 0
         """Steps in a row without a group."""
-        self.untold: list[VideoError | PoisonQueryError] = reached.untold_failures() if reached else []
+        self.untold: list[QueryError] = reached.untold_failures() if reached else []
         """Told with the next result."""
         self._ended_s = 0.0
 

@@ -30,7 +30,7 @@ from museg_ray.checkpoints.state import TrainerState, as_untold
 from museg_ray.checkpoints.writer import Checkpointer
 from museg_ray.clock import now_s
 from museg_ray.config.schema import Config
-from museg_ray.errors import LearnerLostError, PoisonQueryError, VideoError
+from museg_ray.errors import LearnerLostError, QueryError
 from museg_ray.events import EventKind
 from museg_ray.ledger.ledger import OpenIssue
 from museg_ray.rewards.phases import PhaseStep, phase_steps
@@ -68,7 +68,7 @@ class Trainer:
         """
         self._config, self._parts, self._source = config, parts, source
         self._books, self._checkpoints = books, checkpoints
-        self._maker, self._steps = GroupMaker(config, parts), StepMaker(config, parts, books)
+        self._maker, self._steps = GroupMaker(config, parts, books.events.add), StepMaker(config, parts, books)
         self._handle = Handle(config, parts, self._status, self._stop)
         self._autoscaler = Autoscaler(config, parts.rollouts, books.events)
         self._num_losses = self._furthest = 0  # of the learner since it made a step that was never made before
@@ -163,7 +163,7 @@ class Trainer:
     async def _make(self, issue: Issue, work: StepWork) -> None:
         try:
             made = await self._maker.make(issue)
-        except (VideoError, PoisonQueryError) as error:  # of this query alone: the others go on
+        except QueryError as error:  # of this query alone: the others go on
             work.fail(issue, error)
         else:
             work.finish(issue, made)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from museg_ray.clock import now_s
-from museg_ray.errors import PoisonQueryError, VideoError
+from museg_ray.errors import QueryError
 from museg_ray.train.groups import Made
 from museg_ray.types import Group, Issue
 
@@ -17,7 +17,7 @@ class Failure:
     """An issue without a group, and why."""
 
     issue: Issue
-    error: VideoError | PoisonQueryError
+    error: QueryError
 
 
 class StepWork:
@@ -50,7 +50,7 @@ class StepWork:
         del self.open[issue.issue_id]
         self.made[issue.issue_id] = made
 
-    def fail(self, issue: Issue, error: VideoError | PoisonQueryError) -> None:
+    def fail(self, issue: Issue, error: QueryError) -> None:
         del self.open[issue.issue_id]
         self.failures.append(Failure(issue, error))
 

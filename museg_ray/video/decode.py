@@ -17,8 +17,10 @@ import torch
 from museg_ray.config.schema import VideoConfig
 from museg_ray.errors import VideoError, VideoFault
 from museg_ray.types import ByteArray, Clip
+from museg_ray.video.container import Clock, decoding_context, open_container, packets, video_stream
+from museg_ray.video.display import displayed, displayed_size
 from museg_ray.video.frames import choose_indices, clip_size
-from museg_ray.video.probe import Timing, VideoProbe, open_container, probe, timeline, video_stream
+from museg_ray.video.probe import Timing, VideoProbe, probe, timeline
 
 DAMAGE_TOLERANCE = 0.01
 """Share of the chosen frames that may be damaged, and of a video's end that may not come out of its decoder."""
@@ -73,21 +75,25 @@ class _Decoder:
         """Stretches with an error in them, as far as the file has been read."""
         self.stretch = 0
         """That of the last packet read."""
+        self.pixel_shape = 1.0
+        """A pixel's width by its height, once a frame is out."""
         self._path = path
         self._stretch_of: dict[int | None, int] = {}
 
     def __iter__(self) -> Iterator[tuple[av.VideoFrame, int]]:
         with open_container(self._path) as container:
             stream = video_stream(container)
-            for packet in _packets(container, stream):
-                self._note(packet)
-                if packet.is_corrupt:
+            self.pixel_shape = float(stream.sample_aspect_ratio or 1)
+            decoder = decoding_context(stream)
+            for packet, is_whole in packets(container, stream, Clock(container, stream)):
+                self._note(packet, is_whole)
+                if not is_whole:
                     continue
                 if self.wanted_pts is not None:
                     is_needed = packet.pts is None or packet.pts in self.wanted_pts
-                    stream.codec_context.skip_frame = "DEFAULT" if is_needed else "NONREF"
+                    decoder.skip_frame = "DEFAULT" if is_needed else "NONREF"
                 try:
-                    frames = packet.decode()
+                    frames = decoder.decode(packet)
                 except av.FFmpegError:
                     self.damaged.add(self.stretch)
                     continue
@@ -97,9 +103,9 @@ class _Decoder:
                         self.damaged.add(stretch)
                     yield frame, stretch
 
-    def _note(self, packet: av.Packet) -> None:
-        self.stretch += packet.is_keyframe or packet.is_corrupt
-        if packet.is_corrupt:
+    def _note(self, packet: av.Packet, is_whole: bool) -> None:
+        self.stretch += packet.is_keyframe or not is_whole
+        if not is_whole:
             self.damaged.add(self.stretch)
         if packet.pts is not None:
             self._stretch_of[packet.pts] = self.stretch
@@ -133,14 +139,6 @@ def _probe_by_decoding(path: str, promised: VideoProbe) -> VideoProbe:
     return found
 
 
-def _packets(container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> Iterator[av.Packet]:
-    """The stream's packets as far as the file goes; the last one is empty and flushes the decoder."""
-    try:
-        yield from container.demux(stream)
-    except av.FFmpegError:
-        yield av.Packet(0)
-
-
 def _gather(decoder: _Decoder, chosen: npt.NDArray[np.int64], config: VideoConfig) -> ByteArray | None:
     """The clip's frames [T, H, W, 3]; None when some did not come out.
 
@@ -155,7 +153,7 @@ def _gather(decoder: _Decoder, chosen: npt.NDArray[np.int64], config: VideoConfi
     with closing(builder):
         for number, (frame, stretch) in enumerate(decoder):
             if here := places.get(number if decoder.wanted_pts is None else frame.pts):
-                builder.add(frame, here)
+                builder.add(frame, decoder.pixel_shape, here)
                 stretches[here] = stretch
             if stretches.min() >= 0 and decoder.stretch > stretches.max():
                 break  # all are here, and nothing more is to be learnt about the last one's stretch
@@ -178,9 +176,9 @@ class _ClipBuilder:
         self._thread = ThreadPoolExecutor(1)
         self._waiting: deque[Future[None]] = deque()
 
-    def add(self, frame: av.VideoFrame, places: Sequence[int]) -> None:
+    def add(self, frame: av.VideoFrame, pixel_shape: float, places: Sequence[int]) -> None:
         """Put a frame where it belongs, soon."""
-        self._waiting.append(self._thread.submit(self._put, frame, places))
+        self._waiting.append(self._thread.submit(self._put, frame, pixel_shape, places))
         if len(self._waiting) > MAX_WAITING:
             self._waiting.popleft().result()
 
@@ -198,12 +196,12 @@ class _ClipBuilder:
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
 
-    def _put(self, frame: av.VideoFrame, places: Sequence[int]) -> None:
-        pixels = _upright_rgb(frame)
+    def _put(self, frame: av.VideoFrame, pixel_shape: float, places: Sequence[int]) -> None:
         if self._frames is None:
-            height, width = clip_size(pixels.shape[0], pixels.shape[1], self._num_frames, self._config)
+            height, width = displayed_size(frame, pixel_shape)
+            height, width = clip_size(height, width, self._num_frames, self._config)
             self._frames = np.empty((self._num_frames, height, width, 3), np.uint8)
-        resized = _resize(pixels, self._frames.shape[1:3])
+        resized = _resize(displayed(frame), self._frames.shape[1:3])
         for place in places:
             self._frames[place] = resized
 
@@ -214,12 +212,6 @@ def _places(chosen: npt.NDArray[np.int64]) -> dict[int | None, list[int]]:
     for place, frame in enumerate(chosen.tolist()):
         places.setdefault(frame, []).append(place)
     return places
-
-
-def _upright_rgb(frame: av.VideoFrame) -> ByteArray:
-    """[H, W, 3] as a player shows it: turned by the file's rotation tag."""
-    pixels: ByteArray = frame.to_ndarray(format="rgb24")
-    return np.rot90(pixels, round(frame.rotation / 90)) if frame.rotation else pixels
 
 
 def _resize(frame: ByteArray, size: tuple[int, ...]) -> ByteArray:

@@ -81,7 +81,7 @@ def choose_frames(starts_s: npt.NDArray[np.float64], duration_s: float, num_fram
     return np.where(after_is_nearer, after, before)
 
 
-def clip_size(height: int, width: int, num_frames: int, config: VideoConfig) -> tuple[int, int]:
+def clip_size(height: float, width: float, num_frames: int, config: VideoConfig) -> tuple[int, int]:
     """Final (height, width) of a clip's frames, multiples of `size_multiple` in the pixel budget, aspect ratio kept.
 
     Each frame gets an even share of `total_pixels` per frame pair, at most `max_pixels`; `min_pixels` wins over both.
@@ -94,13 +94,13 @@ def clip_size(height: int, width: int, num_frames: int, config: VideoConfig) -> 
     size = _smart_resize(height, width, config.size_multiple, config.min_pixels, max_pixels)
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width) or min(size) == 0:
         raise VideoError(
-            f"its frames of {width}x{height} are too elongated for a budget of {max_pixels:.0f} pixels",
+            f"its frames of {width:.0f}x{height:.0f} are too elongated for a budget of {max_pixels:.0f} pixels",
             VideoFault.TOO_ELONGATED,
         )
     return size
 
 
-def _smart_resize(height: int, width: int, factor: int, min_pixels: float, max_pixels: float) -> tuple[int, int]:
+def _smart_resize(height: float, width: float, factor: int, min_pixels: float, max_pixels: float) -> tuple[int, int]:
     sides = [max(factor, round(side / factor) * factor) for side in (height, width)]
     if sides[0] * sides[1] > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)

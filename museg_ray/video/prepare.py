@@ -37,6 +37,8 @@ class PreparedClip:
     duration_s: float
     was_decoded: bool
     """False when it was in the store already."""
+    notices: tuple[str, ...] = ()
+    """Of one that was decoded: what somebody who watches the file would take otherwise."""
 
     @property
     def size_bytes(self) -> int:
@@ -94,6 +96,7 @@ class Preparer:
         self._store = open_store(config)
         self._downloads = _downloads(config)
         self._has_waited = False
+        self._notices: tuple[str, ...] = ()
 
     def prepare(self, video: str) -> PreparedClip:
         """Make sure that a video's clip is in the store.
@@ -103,14 +106,14 @@ class Preparer:
             ResourceError: the store cannot be used.
         """
         clip, was_decoded = self._clip(video)
-        return PreparedClip(clip.key, video, clip.frames.shape, clip.duration_s, was_decoded)
+        return PreparedClip(clip.key, video, clip.frames.shape, clip.duration_s, was_decoded, self._notices)
 
     def clip(self, video: str) -> Clip:
         """The clip itself, prepared if need be; raises as `prepare` does."""
         return self._clip(video)[0]
 
     def _clip(self, video: str) -> tuple[Clip, bool]:
-        self._has_waited = False
+        self._has_waited, self._notices = False, ()
         try:
             source = find_source(video)
             source_id = blake3(source.identity.encode()).hexdigest()
@@ -164,6 +167,7 @@ class Preparer:
         self._allow(self._config.deadline_s)
 
     def _allow_decoding(self, probe: VideoProbe) -> None:
+        self._notices = tuple(probe.notices)
         self._allow(self._config.deadline_s + self._config.deadline_per_video_s * probe.duration_s)
 
 

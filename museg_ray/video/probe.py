@@ -1,6 +1,7 @@
 """What a video file promises, read from its packets without decoding a frame."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 import av
@@ -8,20 +9,17 @@ import numpy as np
 import numpy.typing as npt
 
 from museg_ray.errors import VideoError, VideoFault
+from museg_ray.video.container import Clock, open_container, packets, tells_order, video_stream
 
 CLOCK_ROUNDING_S = 0.005
 """Containers count time in steps of up to a few milliseconds."""
 MISSING_TOLERANCE = 0.01
 """A file that holds less than this share below what its index or header promises was cut off."""
+HEADER_SLACK_S = 0.1
+"""Beside one frame more that a header may promise: many count the last frame's length, which packets do not have."""
 
-FORMATS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,asf,flv,f4v,gif,mpeg,mpegts,mpegvideo,m4v,h264,hevc,obu,ivf,ogg,mxf,rm,dv,"
-    "nut,yuv4mpegpipe,wtv,wav,mp3,aac,flac"
-)
-"""Containers of one video each, and of sound, for a truer reason. FFmpeg also opens lists and patterns that name other
-files: these would be shown in the place of the file that was asked for."""
-
-av.logging.set_level(None)  # FFmpeg's lines break into the display; VideoError has the reason
+LATE_S = 0.1
+"""Less between the beginnings of sound and video is usual, and nobody's clock shows it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +29,28 @@ class VideoProbe:
     average_fps: float
     """As the container tells it; 0 where it does not."""
     starts_s: npt.NDArray[np.float64]  # [N] from the first frame's start, non-decreasing
-    pts: npt.NDArray[np.int64] | None  # [N] in ticks of the stream; None where they do not tell frames apart
+    pts: npt.NDArray[np.int64] | None  # [N] in ticks of the stream; None where they do not tell frames apart, or not in order
     duration_s: float
     """From the first frame's start to the last one's end."""
+    promised_s: float = 0.0
+    """What the header says; 0 where it says nothing."""
+    late_s: float = 0.0
+    """How much later the video begins than the file, usually with its sound: a player's clock counts from there."""
+    num_joints: int = 0
+    """Where the file's clock begins anew."""
+
+    @property
+    def notices(self) -> list[str]:
+        """What somebody who watches the file would take otherwise."""
+        told = []
+        if self.late_s >= LATE_S:
+            told.append(
+                f"its video begins {self.late_s:.2f} s later than its sound: times count from the first frame, and a "
+                f"player's clock shows {self.late_s:.2f} s more"
+            )
+        if self.num_joints:
+            told.append(f"its clock begins anew {self.num_joints} times: the parts were put one after another")
+        return told
 
     def __post_init__(self) -> None:
         assert len(self.starts_s), "a probe of a stream without frames is an error and not a value"
@@ -47,38 +64,17 @@ class Timing:
     duration: int
 
 
-def open_container(path: str) -> av.container.InputContainer:
-    """Open a file for reading; its streams decode in the caller's thread alone.
+@dataclass(slots=True)
+class _Held:
+    """What the packets of a file were found to hold, as far as it goes."""
 
-    Raises:
-        VideoError: it is no video file.
-    """
-    try:
-        # genpts: old AVI files give decoding times only.
-        options = {"fflags": "+genpts", "format_whitelist": FORMATS, "protocol_whitelist": "file"}
-        return av.open(path, options=options, metadata_errors="ignore")
-    except (av.FFmpegError, ValueError) as error:
-        said = error.strerror if isinstance(error, av.FFmpegError) else str(error)
-        raise VideoError(
-            f"it is not a video file, or it was cut off before its index ({said})", VideoFault.NOT_A_VIDEO
-        ) from None
-
-
-def video_stream(container: av.container.InputContainer) -> av.video.stream.VideoStream:
-    """The stream to watch; a cover picture is none.
-
-    Raises:
-        VideoError: there is none.
-    """
-    streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-    if not streams or streams[0].codec_context is None:
-        raise VideoError("it has no video stream", VideoFault.NO_VIDEO_STREAM)
-    stream = streams[0]
-    # Without `explode` a decoder conceals errors and most are reported to nobody.
-    stream.codec_context.options = {"err_detect": "explode"}
-    stream.codec_context.thread_count = 1
-    stream.thread_type = "NONE"
-    return stream
+    timings: list[Timing] = field(default_factory=list)
+    """Of the frames that are presented."""
+    num_packets: int = 0
+    end_s: float = 0.0
+    """Where the stream ends."""
+    any_end_s: float = 0.0
+    """Where any stream ends."""
 
 
 def probe(path: str) -> VideoProbe:
@@ -89,11 +85,37 @@ def probe(path: str) -> VideoProbe:
     """
     with open_container(path) as container:
         stream = video_stream(container)
-        timings, num_packets, end_s = _packet_timings(container, stream)
-        if not timings:
+        clock = Clock(container, stream)
+        held = _held(container, stream, clock)
+        if not held.timings:
             raise VideoError("it holds no frame that is shown, or was cut off before its index", VideoFault.CUT_OFF)
-        _check_complete(container, stream, num_packets, end_s)
-        return timeline(stream, timings)
+        if not clock.may_leap:  # there is no header that promises
+            _check_complete(container, stream, held)
+        starts_s = [float((s.start_time or 0) * s.time_base) for s in (*container.streams.audio, stream)]
+        found = timeline(stream, held.timings)
+        return replace(
+            found,
+            pts=found.pts if tells_order(container, stream) else None,
+            promised_s=_promised_s(stream) or (container.duration or 0) / av.time_base,
+            late_s=max(0.0, starts_s[-1] - min(starts_s)),
+            num_joints=clock.num_joints,
+        )
+
+
+def promised_length(path: str) -> tuple[float, float]:
+    """Length in seconds and frames a second as the header tells them, or, where it does not, the packets.
+
+    Raises:
+        VideoError: as `probe`.
+    """
+    with open_container(path) as container:
+        stream = video_stream(container)
+        promised_s = _promised_s(stream) or (container.duration or 0) / av.time_base
+        if promised_s and not Clock(container, stream).may_leap:
+            late_s = float((stream.start_time or 0) * stream.time_base) if not stream.duration else 0.0
+            return round(promised_s - late_s, 3), float(stream.average_rate or 0)
+    probed = probe(path)
+    return probed.duration_s, probed.average_fps
 
 
 def timeline(stream: av.video.stream.VideoStream, timings: list[Timing]) -> VideoProbe:
@@ -120,39 +142,50 @@ def timeline(stream: av.video.stream.VideoStream, timings: list[Timing]) -> Vide
     return VideoProbe(fps, starts_s, ticks if is_told_apart else None, duration_s)
 
 
-def _packet_timings(
-    container: av.container.InputContainer, stream: av.video.stream.VideoStream
-) -> tuple[list[Timing], int, float]:
-    """The stream's frames that are presented, its packets, and where the last packet of any stream ends, seconds."""
-    timings, num_packets, end_s = [], 0, 0.0
-    try:
-        for packet in container.demux():
-            if packet.pts is not None:
-                end_s = max(end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-            is_whole = packet.size and not packet.is_corrupt  # the last packet of all is empty
-            if packet.stream_index == stream.index and is_whole:
-                num_packets += 1
-                if not packet.is_discard:  # what lies before an edit list's start is decoded and never shown
-                    timings.append(Timing(packet.pts, packet.duration or 0))
-    except av.FFmpegError:
-        pass  # a file that breaks off: what it holds until there is compared with what it promises
-    return timings, num_packets, end_s
+def _held(container: av.container.InputContainer, stream: av.video.stream.VideoStream, clock: Clock) -> _Held:
+    held = _Held()
+    for packet, is_whole in packets(container, stream, clock, with_others=True):
+        is_watched = packet.stream_index == stream.index
+        if packet.pts is not None:
+            end_s = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+            held.any_end_s = max(held.any_end_s, end_s)
+            held.end_s = max(held.end_s, end_s) if is_watched else held.end_s
+        if is_watched and packet.size and is_whole:  # the last packet of all is empty
+            held.num_packets += 1
+            if not packet.is_discard:  # what lies before an edit list's start is decoded and never shown
+                held.timings.append(Timing(packet.pts, packet.duration or 0))
+    return held
 
 
-def _check_complete(
-    container: av.container.InputContainer, stream: av.video.stream.VideoStream, num_packets: int, end_s: float
-) -> None:
-    if num_packets < stream.frames * (1 - MISSING_TOLERANCE):
+def _check_complete(container: av.container.InputContainer, stream: av.video.stream.VideoStream, held: _Held) -> None:
+    """Sound does not decide: it is asked only where the header names one length for all.
+
+    Raises:
+        VideoError: the file holds less than its header promises.
+    """
+    has_slots = container.format.name == "avi"  # it counts those that show the frame before for longer too
+    if held.num_packets < stream.frames * (1 - MISSING_TOLERANCE) and not has_slots:
         raise VideoError(
-            f"it is cut off: its index names {stream.frames} frames, it holds {num_packets}", VideoFault.CUT_OFF
+            f"it is cut off: its index names {stream.frames} frames, it holds {held.num_packets}", VideoFault.CUT_OFF
         )
     start_s = (container.start_time or 0) / av.time_base
-    promised_s = (container.duration or 0) / av.time_base
-    held_s = max(end_s, end_s - start_s)  # Matroska counts from 0, others from the first frame
-    if held_s < promised_s * (1 - MISSING_TOLERANCE) - CLOCK_ROUNDING_S:
+    promised_s, end_s = _promised_s(stream), held.end_s
+    if not promised_s:
+        promised_s, end_s = (container.duration or 0) / av.time_base, held.any_end_s
+    end_s = max(end_s, end_s - start_s)  # Matroska counts from 0, others from the first frame
+    frame_s = float(1 / stream.average_rate) if stream.average_rate else 0.0
+    if end_s < promised_s * (1 - MISSING_TOLERANCE) - frame_s - HEADER_SLACK_S:
         raise VideoError(
-            f"it is cut off: its header promises {promised_s:.2f} s, it holds {held_s:.2f} s", VideoFault.CUT_OFF
+            f"it is cut off: its header promises {promised_s:.2f} s, it holds {end_s:.2f} s", VideoFault.CUT_OFF
         )
+
+
+def _promised_s(stream: av.video.stream.VideoStream) -> float:
+    """The length of a stream as the container tells it; 0 where it does not. Matroska has it among the tags."""
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    found = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+    return sum(float(part) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True)) if found else 0.0
 
 
 def _duration_s(starts_s: npt.NDArray[np.float64], end_s: float, fps: float) -> float:

@@ -153,6 +153,18 @@ def test_one_that_is_given_up_half_way_is_never_taken_for_whole(start: Start) ->
     assert list(checkpointer.folder.iterdir()) == []
 
 
+def test_one_that_is_under_way_when_a_run_fails_becomes_whole(start: Start) -> None:
+    checkpointer, _ = start()
+
+    async def train() -> None:
+        await checkpointer.begin(state(4))
+        await asyncio.sleep(0)
+        assert await checkpointer.close(finish=True) is None
+
+    asyncio.run(train())
+    assert steps_of(checkpointer.folder) == [4]
+
+
 def test_a_learner_that_was_lost_goes_on_from_the_newest_one_that_is_whole(start: Start) -> None:
     checkpointer, _ = start()
 

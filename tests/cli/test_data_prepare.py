@@ -10,6 +10,7 @@ from museg_ray.cli.main import app
 from museg_ray.config.load import load_config
 from museg_ray.demo.corpus import ensure_corpus
 from museg_ray.errors import VideoError
+from tests.video.conftest import render_video
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -54,3 +55,18 @@ def test_without_a_readable_video_it_fails(prepare: list[str], tmp_path: Path) -
     with pytest.raises(VideoError, match="None of the 1 videos can be read"):
         printed([*prepare, *own])
     assert json.loads((tmp_path / "unreadable.json").read_text())[0]["fault"] == "missing"
+
+
+def test_truths_that_their_videos_do_not_have_are_named(prepare: list[str], tmp_path: Path) -> None:
+    video = str(render_video(tmp_path / "a.mp4", seconds=5))
+    truths = {"outside": [[20.0, 28.0]], "over": [[4.0, 6.0]], "sound": [[1.0, 2.0]]}
+    rows = [
+        {"idx": idx, "problem": "q", "solution": truth, "video": video, "task": "tvg"} for idx, truth in truths.items()
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    own = ["data.synthetic.num_train_videos=0", "data.multi_segment_share=0", f"data.train={tmp_path}/a.jsonl"]
+    (tmp_path / "b.jsonl").write_text(json.dumps(rows[2]))
+    text = printed([*prepare, *own, f"data.heldout={tmp_path}/b.jsonl"])
+    assert "set aside: beyond_file 1 queries noted: beyond_file 1 queries" in text
+    (row,) = json.loads((tmp_path / "unreadable.json").read_text())
+    assert (row["query_id"], row["fault"]) == ("a/outside", "beyond_file")

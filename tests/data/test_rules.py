@@ -4,18 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from museg_ray.data.rules import HALF_WIDTH_S, RULES, SEGMENT_CHECKS, Policy, read_policies
+from museg_ray.data.rules import HALF_WIDTH_S, RULES, SEGMENT_CHECKS, Limits, Policy, read_policies
 from museg_ray.errors import DataError
 from museg_ray.types import Segment
 
 Segments = tuple[Segment, ...]
 
 
-def check(
-    rule: str, *segments: Segment, duration_s: float | None = None
-) -> tuple[float | None, Segments | None] | None:
+def check(rule: str, *segments: Segment, **limits: float) -> tuple[float | None, Segments | None] | None:
     """Amount and mended segments; None where the rule is kept."""
-    finding = SEGMENT_CHECKS[rule](segments, duration_s)
+    finding = SEGMENT_CHECKS[rule](segments, Limits(**limits))
     assert finding is None or finding.rule == rule
     return finding and (finding.amount_s, finding.mended)
 
@@ -42,18 +40,32 @@ def test_reversed() -> None:
 
 def test_negative() -> None:
     assert check("negative", (-0.5, 2), (-0.2, 1)) == (0.5, ((0, 2), (0, 1)))
-    assert check("negative", (-1.5, 2)) == (1.5, None)
+    assert check("negative", (-6, 2)) == (6, ((0, 2),)), "a quarter of it is left"
+    assert check("negative", (-6.1, 2)) == (6.1, None)
     assert check("negative", (-0.5, 0), (1, 2)) == (0.5, None)
     assert check("negative", (0, 1)) is None
 
 
-def test_past_end() -> None:
-    assert check("past_end", (1, 5), (7, 10.087), duration_s=10) == (0.087, ((1, 5), (7, 10)))
-    assert check("past_end", (1, 11), duration_s=10) == (1, ((1, 10),))
-    assert check("past_end", (1, 11.1), duration_s=10) == (1.1, None)
-    assert check("past_end", (1, 2), (10, 10.5), duration_s=10) == (0.5, None)
-    assert check("past_end", (1, 10), duration_s=10) is None
-    assert check("past_end", (1, 10)) is None
+@pytest.mark.parametrize(("rule", "limit"), [("past_end", "duration_s"), ("beyond_file", "file_s")])
+def test_a_segment_that_runs_over_an_end_is_cut_unless_too_little_is_left(rule: str, limit: str) -> None:
+    assert check(rule, (1, 5), (7, 10.087), **{limit: 10}) == (0.087, ((1, 5), (7, 10)))
+    assert check(rule, (9, 13), **{limit: 10}) == (3, ((9, 10),)), "a quarter of it is left"
+    assert check(rule, (9, 13.1), **{limit: 10}) == (3.1, None)
+    assert check(rule, (9, 13.1), **{limit: 10, "min_share": 0.2}) == (3.1, ((9, 10),))
+    assert check(rule, (1, 2), (10, 10.5), **{limit: 10, "min_share": 0}) == (0.5, None), "nothing of it is left"
+    assert check(rule, (1, 10), **{limit: 10}) is None
+    assert check(rule, (1, 10)) is None
+
+
+def test_other_unit() -> None:
+    assert check("other_unit", (1230, 3000), file_s=5) == (None, None)
+    assert check("other_unit", (1230, 3000), duration_s=5) == (None, None)
+    assert check("other_unit", (20, 28), file_s=5, file_fps=10) == (None, None)
+    assert check("other_unit", (20, 28), file_s=5, file_fps=10, duration_s=28.8) is None, "the annotation is consistent"
+    assert check("other_unit", (1, 2), (1230, 3000), file_s=5) is None, "one of them lies in the video"
+    assert check("other_unit", (5100, 5200), file_s=5) is None, "no unit makes it fit"
+    assert check("other_unit", (20, 28), file_s=5) is None, "nobody annotates 8 ms"
+    assert check("other_unit", (1230, 3000)) is None
 
 
 def test_zero_length() -> None:
@@ -100,13 +112,16 @@ def test_an_assignment_that_cannot_be_is_refused(assignment: str, complaint: str
 TIMES = st.floats(-5, 30) | st.integers(-3, 25).map(float) | st.just(20.25)
 
 
-@given(st.lists(st.tuples(TIMES, TIMES), min_size=1, max_size=6).map(tuple), st.none() | st.floats(0.1, 25))
-def test_no_repair_makes_a_fault_of_an_earlier_kind(segments: Segments, duration_s: float | None) -> None:
+LENGTHS = st.none() | st.floats(0.1, 25)
+
+
+@given(st.lists(st.tuples(TIMES, TIMES), min_size=1, max_size=6).map(tuple), st.builds(Limits, LENGTHS, LENGTHS))
+def test_no_repair_makes_a_fault_of_an_earlier_kind(segments: Segments, limits: Limits) -> None:
     applied = []
     for rule, find in SEGMENT_CHECKS.items():
-        finding = find(segments, duration_s)
+        finding = find(segments, limits)
         if finding is not None and finding.mended is None:
             return
         segments = finding.mended if finding is not None and finding.mended is not None else segments
         applied.append(rule)
-        assert not any(SEGMENT_CHECKS[earlier](segments, duration_s) for earlier in applied)
+        assert not any(SEGMENT_CHECKS[earlier](segments, limits) for earlier in applied)

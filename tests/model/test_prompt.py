@@ -5,8 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from museg_ray.model.prompt import chat_prompt_ids, expand_video, without_outer_marks
+from museg_ray.model.prompt import (
+    chat_prompt_ids,
+    expand_video,
+    prompt_length,
+    response_opening,
+    without_outer_marks,
+)
 from museg_ray.model.qwen_vl import load_tokenizer, load_vision_spec
+from museg_ray.types import Clip
 from tests.model.timed_prompt import expand_timed_video
 
 QWEN_SYSTEM_TEMPLATE = (
@@ -73,3 +80,27 @@ def test_a_placeholder_without_marks_is_our_bug(tiny_qwen3_dir: Path) -> None:
     spec = load_vision_spec(tiny_qwen3_dir)
     with pytest.raises(AssertionError, match="no marks"):
         without_outer_marks([5, spec.video_token_id, 6], spec)
+
+
+def test_the_length_of_a_prompt_is_known_before_it_is_expanded(tiny_model_dir: Path, tiny_qwen3_dir: Path) -> None:
+    for folder in (tiny_model_dir, tiny_qwen3_dir):
+        tokenizer, spec = load_tokenizer(folder), load_vision_spec(folder)
+        side, prompt_ids = spec.size_multiple, chat_prompt_ids(tokenizer, "When?")
+        times_s = np.array([0.0, 0.5, 9.7, 10.4, 99.9, 100.2], np.float32)
+        clip = Clip("k", "v.mp4", np.zeros((6, 2 * side, 3 * side, 3), np.uint8), times_s, 101.0)
+        grid = (3, 2 * spec.merge_size, 3 * spec.merge_size)
+        if spec.writes_times:
+            expanded = expand_timed_video(tokenizer, prompt_ids, grid, times_s, spec)
+        else:
+            expanded = expand_video(prompt_ids, spec.num_video_tokens(grid), spec)
+        assert sum(prompt_length(tokenizer, prompt_ids, clip, spec)) == len(expanded)
+
+
+@pytest.mark.parametrize(
+    ("tail", "opening"),
+    [("", ""), ("{{ '<think>\\n' }}", "<think>\n"), ("<think>\n\n</think>\n\n", ""), ("ok <think>", "<think>")],
+)
+def test_a_think_tag_that_the_template_opens_begins_the_response(tiny_model_dir: Path, tail: str, opening: str) -> None:
+    tokenizer = load_tokenizer(tiny_model_dir)
+    tokenizer.chat_template = QWEN_SYSTEM_TEMPLATE + tail
+    assert response_opening(tokenizer) == opening

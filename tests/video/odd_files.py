@@ -66,6 +66,7 @@ def write_video(
     pix_fmt: str = "yuv420p",
     clock: Fraction = CLOCK,
     turned: int = 0,
+    mirrored: bool = False,
     sound_s: float = 0,
     container_options: dict[str, str] | None = None,
     **options: str,
@@ -75,6 +76,7 @@ def write_video(
     Args:
         clock: Time base of the encoder: the times are multiples of it.
         turned: Quarter turns counter-clockwise that a player must undo; the file says so.
+        mirrored: Likewise left to right, after it.
         sound_s: Length of a second, silent stream.
     """
     width, height = size
@@ -83,11 +85,12 @@ def write_video(
         stream.width, stream.height = size if turned % 2 == 0 else size[::-1]
         stream.pix_fmt = pix_fmt
         stream.codec_context.time_base = clock
-        if turned:
-            stream.set_display_rotation(90 * turned)
+        if turned or mirrored:
+            stream.set_display_rotation(90 * turned, hflip=mirrored)
         sound = container.add_stream("aac", rate=8000) if sound_s else None
         for number, start_s in enumerate(starts_s):
-            pixels = np.rot90(numbered_frame(number, width, height), -turned)
+            shown = numbered_frame(number, width, height)
+            pixels = np.rot90(shown[:, ::-1] if mirrored else shown, -turned)
             container.mux(stream.encode(frame_of(pixels, start_s, clock)))
         container.mux(stream.encode())
         if sound:

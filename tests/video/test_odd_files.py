@@ -21,6 +21,7 @@ from museg_ray.video.reader import GuardedReader
 from tests.video.broken_files import BROKEN_FILES, FORBIDDEN
 from tests.video.conftest import NUM_BITS
 from tests.video.odd_files import ODD_FILES, Frames, OddFile, video
+from tests.video.real_files import REAL_FILES
 
 NOBODY = 65534
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -35,7 +36,7 @@ ReadNumber = Callable[[ByteArray], int]
 
 
 @pytest.mark.timeout(30)
-@pytest.mark.parametrize("odd_file", [*ODD_FILES, *BROKEN_FILES], ids=lambda odd_file: odd_file.name)
+@pytest.mark.parametrize("odd_file", [*ODD_FILES, *REAL_FILES, *BROKEN_FILES], ids=lambda odd_file: odd_file.name)
 def test_a_file_gives_its_frames_or_a_fault_that_fits(
     tmp_path: Path, read_number: ReadNumber, odd_file: OddFile
 ) -> None:

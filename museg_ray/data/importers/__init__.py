@@ -7,12 +7,14 @@ from museg_ray.data.importers.generic import read_generic
 from museg_ray.data.importers.museg import read_museg, read_museg_eval
 from museg_ray.data.importers.qvhighlights import read_qvhighlights
 from museg_ray.data.importers.rows import Importer
+from museg_ray.data.importers.tacos import read_tacos
 
 IMPORTERS: dict[str, Importer] = {
     "museg": read_museg,
     "museg_eval": read_museg_eval,
     "charades_sta": read_charades_sta,
     "activitynet": read_activitynet,
+    "tacos": read_tacos,
     "qvhighlights": read_qvhighlights,
     "et_instruct": read_et_instruct,
     "et_bench": read_et_bench,

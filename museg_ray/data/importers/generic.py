@@ -1,36 +1,65 @@
 """Your own annotations, as JSON lines or CSV with this package's column names (`generic`)."""
 
 import csv
+import json
+import math
 import re
 from collections.abc import Iterator
+from contextlib import suppress
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from museg_ray.data.annotations import TASKS, expect, read_duration_s, required, source_of
-from museg_ray.data.importers.rows import ImportedRow, json_row, object_rows, query_id, segments, text, video_name
+from museg_ray.data.importers.rows import (
+    ImportedRow,
+    json_row,
+    object_rows,
+    query_id,
+    scaled,
+    segments,
+    text,
+    video_name,
+)
 from museg_ray.errors import DataError
 from museg_ray.files import check_regular
 from museg_ray.types import GroundingQuery, Segment
 
-_ITEM = re.compile(r"(-?\d+(?:\.\d+)?)-(-?\d+(?:\.\d+)?)")
+_NUMBER = r"-?\d+(?:\.\d+)?"
+_CLOCK = r"(?:\d+:)?\d+:\d\d(?:\.\d+)?"
+_ITEM = re.compile(f"({_CLOCK}|{_NUMBER})-({_CLOCK}|{_NUMBER})")
+COLUMNS = ("video", "question", "segments", "duration_s", "task", "source", "idx", "unit", "fps")
 
 
-def read_generic(path: Path) -> Iterator[ImportedRow]:
+class Unit(StrEnum):
+    """Of annotated times."""
+
+    SECONDS = "s"
+    MILLISECONDS = "ms"
+    FRAMES = "frames"
+    CLOCK = "hh:mm:ss"
+
+
+def read_generic(path: Path, unit: Unit | None = None) -> Iterator[ImportedRow]:
     """.jsonl or .csv (UTF-8, first line the column names) with
 
     * video: path or URL of the file
     * question: what to look for
     * segments: `12.3-15.0 20.1-31.75`, seconds; in JSON lines also [[12.3, 15.0], [20.1, 31.75]]
-    * duration_s: seconds; may be absent or empty
+    * duration_s, or duration: seconds; may be absent or empty
+    * unit: of the times in segments: s, ms, frames or hh:mm:ss; `unit` stands for it, and s where both are absent
+    * fps: frames a second; must be there for frames, and must not without a unit
     * task: tvg or tal; tvg where it is absent and there is one segment, else tal
     * source: the corpus; the video's folder where it is absent
     * idx: names the row, in place of its number; may be absent
 
-    Other columns are not read.
+    Other columns are not read, and named in the rows.
     """
     if path.suffix.lower() == ".csv":
-        return _csv_rows(path)
-    return object_rows(path, lambda row, number: _query(row, path, number))
+        rows = _csv_rows(path, unit)
+    else:
+        rows = object_rows(path, lambda row, number: _query(row, path, number, unit))
+    return (row._replace(unread=_unread(row)) for row in rows)
 
 
 def read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -51,39 +80,84 @@ def read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise DataError(f"{path} is not CSV in UTF-8: {error}.") from error
 
 
-def _csv_rows(path: Path) -> Iterator[ImportedRow]:
+def _csv_rows(path: Path, unit: Unit | None) -> Iterator[ImportedRow]:
     for number, row in read_csv(path):
-        yield json_row(path, number, row, lambda row, number: _query(_with_duration(row), path, number))
+        yield json_row(path, number, row, lambda row, number: _query(_with_numbers(row), path, number, unit))
 
 
-def _with_duration(row: dict[str, Any]) -> dict[str, Any]:
-    """A CSV row with its duration as a number."""
+def _with_numbers(row: dict[str, Any]) -> dict[str, Any]:
+    """A CSV row with its numbers as such."""
     if None in row:
         raise DataError("the line has more cells than the first line has column names")
-    try:
-        return row | {"duration_s": float(row["duration_s"])} if "duration_s" in row else row
-    except ValueError:
-        return row
+    numbers = {}
+    for name in ("duration_s", "duration", "fps"):
+        with suppress(ValueError, KeyError):
+            numbers[name] = float(row[name])
+    return row | numbers
 
 
-def _query(row: dict[str, Any], path: Path, number: int) -> GroundingQuery:
-    video, truth = video_name(row), _segments(required(row, "segments"))
+def _unread(row: ImportedRow) -> tuple[str, ...]:
+    if isinstance(row.parsed, DataError):
+        return ()
+    names = json.loads(row.raw)
+    known = COLUMNS if "duration_s" in names else (*COLUMNS, "duration")
+    return tuple(name for name in names if name not in known)
+
+
+def _query(row: dict[str, Any], path: Path, number: int, unit: Unit | None) -> GroundingQuery:
+    video, truth = video_name(row), _segments(required(row, "segments"), _unit(row, unit), row.get("fps"))
     task = row.get("task") or ("tvg" if len(truth) == 1 else "tal")
     expect(task in TASKS, "task", task, " or ".join(TASKS))
+    length = "duration_s" if "duration_s" in row else "duration"
     return GroundingQuery(
         query_id=query_id(path, row.get("idx", number)),
         video=video,
         question=text(row, "question"),
         segments=truth,
-        duration_s=read_duration_s(row.get("duration_s"), "duration_s"),
+        duration_s=read_duration_s(row.get(length), length),
         task=task,
         source=text(row, "source") if row.get("source") else source_of(video),
     )
 
 
-def _segments(value: Any) -> tuple[Segment, ...]:
-    if not isinstance(value, str):
-        return segments(value, "segments")
-    items = [_ITEM.fullmatch(item) for item in value.split()]
-    expect(bool(items) and all(items), "segments", value, "START-END in seconds, such as 12.3-15.0 20.1-31.75")
-    return tuple((float(item[1]), float(item[2])) for item in items if item)
+def _unit(row: dict[str, Any], default: Unit | None) -> Unit:
+    told = row.get("unit", default)
+    if told is None and "fps" in row:
+        raise DataError(
+            "it has fps and no unit: its times may be frame numbers. Add a column unit, or --unit s | frames"
+        )
+    expect(told is None or told in list(Unit), "unit", told, " or ".join(Unit))
+    return Unit(told or Unit.SECONDS)
+
+
+def _segments(value: Any, unit: Unit, fps: Any) -> tuple[Segment, ...]:
+    pairs = value
+    if isinstance(value, str):
+        items = [_ITEM.fullmatch(item) for item in value.split()]
+        expected = "START-END, such as 12.3-15.0 20.1-31.75; with unit hh:mm:ss such as 0:12.3-1:02:15"
+        expect(bool(items) and all(items), "segments", value, expected)
+        pairs = [[item[1], item[2]] for item in items if item]
+    if isinstance(pairs, list):
+        pairs = [[_number(time, unit) for time in pair] if isinstance(pair, list) else pair for pair in pairs]
+    return (
+        scaled(segments(pairs, "segments"), _unit_s(unit, fps))
+        if unit is not Unit.SECONDS
+        else segments(pairs, "segments")
+    )
+
+
+def _number(time: Any, unit: Unit) -> Any:
+    """A time as a number of its unit; of a clock in seconds. What is none stays, to be refused."""
+    if not isinstance(time, str):
+        return time
+    if unit is Unit.CLOCK and re.fullmatch(_CLOCK, time):
+        return sum(float(part) * 60**place for place, part in enumerate(reversed(time.split(":"))))
+    expect(bool(re.fullmatch(_NUMBER, time)), "segments", time, f"a number of {unit}; for 1:02:15 say --unit hh:mm:ss")
+    return float(time)
+
+
+def _unit_s(unit: Unit, fps: Any) -> float:
+    if unit is not Unit.FRAMES:
+        return 0.001 if unit is Unit.MILLISECONDS else 1.0
+    expect(type(fps) in (int, float) and 0 < fps < math.inf, "fps", fps, "frames a second above 0, for times in frames")
+    return float(1 / fps)

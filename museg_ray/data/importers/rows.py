@@ -2,11 +2,19 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from museg_ray.data.annotations import expect, is_unicode, json_text, numbered_lines, read_object, required
+from museg_ray.data.annotations import (
+    expect,
+    is_unicode,
+    json_text,
+    numbered_lines,
+    read_object,
+    required,
+    without_repeats,
+)
 from museg_ray.errors import DataError
 from museg_ray.files import check_regular
 from museg_ray.types import GroundingQuery, Segment
@@ -27,6 +35,8 @@ class ImportedRow(NamedTuple):
     parsed: GroundingQuery | DataError
     """The query with its segments as annotated, in any order and of any value, its video path as annotated; or why
     there is none."""
+    unread: tuple[str, ...] = ()
+    """Names of its fields that were left out of account, where any may stand."""
 
 
 Importer = Callable[[Path], Iterator[ImportedRow]]
@@ -82,7 +92,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         check_regular(path)
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=without_repeats)
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:  # not UTF-8 is a ValueError too
@@ -130,3 +140,8 @@ def _as_float(value: float) -> float:
         return float(value)
     except OverflowError:  # an integer of 400 digits
         return math.inf if value > 0 else -math.inf
+
+
+def scaled(pairs: Sequence[Segment], unit_s: float) -> tuple[Segment, ...]:
+    """Times in units of `unit_s` as seconds, without digits that nobody annotated."""
+    return tuple((round(start * unit_s, 6), round(end * unit_s, 6)) for start, end in pairs)

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from museg_ray.data.importers import IMPORTERS
+from museg_ray.data.importers.generic import Unit, read_generic
+from museg_ray.data.importers.guess import guess_format
 from museg_ray.data.importers.rows import ImportedRow, NotGrounding
 from museg_ray.errors import DataError
 from museg_ray.types import GroundingQuery
@@ -127,6 +129,27 @@ def test_activitynet(tmp_path: Path) -> None:
     assert json.loads(rows[3].raw) == {"video": "v_c", "entry": []}
 
 
+TACOS_ENTRY = {"timestamps": [[224, 358]], "sentences": [" She opens it. "], "fps": 29.4, "num_frames": 12352}
+
+
+def test_tacos_counts_frames(tmp_path: Path) -> None:
+    assert parsed("tacos", tmp_path / "train.json", {"s17-d69.avi": TACOS_ENTRY}) == [
+        GroundingQuery("train/1", "s17-d69.avi", "She opens it.", ((7.619048, 12.176871),), 420.136, "tvg", "tacos")
+    ]
+    for wrong in ({"fps": 0}, {"fps": "29.4"}, {"num_frames": None}, {"fps": True}):
+        (row,) = parsed("tacos", tmp_path / "train.json", {"a": TACOS_ENTRY | wrong})
+        assert f"'{next(iter(wrong))}' holds" in str(row)
+    (row,) = parsed("tacos", tmp_path / "train.json", {"a": {"timestamps": [[1, 2]], "sentences": ["x"]}})
+    assert "'fps' is missing" in str(row)
+
+
+@pytest.mark.parametrize("field", ["fps", "num_frames"])
+def test_frame_numbers_are_never_taken_for_seconds(tmp_path: Path, field: str) -> None:
+    entry = {"duration": 10.0, "timestamps": [[1, 2]], "sentences": ["x"], field: 30}
+    with pytest.raises(DataError, match=r"these are frame numbers, use tacos"):
+        parsed("activitynet", tmp_path / "a.json", {"b": entry})
+
+
 def test_qvhighlights(tmp_path: Path) -> None:
     row = {"qid": 8737, "query": "A family.", "duration": 126, "vid": "bP5_660.0", "relevant_windows": [[0, 16]]}
     first, without = parsed("qvhighlights", tmp_path / "val.jsonl", [row, {**row, "relevant_windows": []}])
@@ -167,6 +190,65 @@ def test_generic_csv(tmp_path: Path) -> None:
         assert complaint in str(row.parsed)
 
 
+SECONDS = ((62.5, 75.0),)
+
+
+@pytest.mark.parametrize(
+    ("row", "default"),
+    [
+        ({"segments": "62.5-75"}, None),
+        ({"segments": "62500-75000", "unit": "ms"}, None),
+        ({"segments": "62500-75000"}, Unit.MILLISECONDS),
+        ({"segments": [[1875, 2250]], "unit": "frames", "fps": 30}, None),
+        ({"segments": [[1875, 2250]], "fps": 30}, Unit.FRAMES),
+        ({"segments": "1:02.5-0:01:15", "unit": "hh:mm:ss"}, None),
+        ({"segments": [["0:01:02.5", "00:01:15"]]}, Unit.CLOCK),
+        ({"segments": "62.5-75", "unit": "s", "fps": 30}, Unit.FRAMES),
+    ],
+)
+def test_generic_times_have_the_unit_that_the_row_or_the_caller_tells(
+    tmp_path: Path, row: dict[str, Any], default: Unit | None
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"video": "a.mp4", "question": "q"} | row))
+    (read,) = read_generic(path, default)
+    assert isinstance(read.parsed, GroundingQuery), read.parsed
+    assert read.parsed.segments == SECONDS
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ({"segments": "1-2", "fps": 30}, "has fps and no unit"),
+        ({"segments": "1-2", "unit": "frames"}, "'fps' holds null; expected frames a second"),
+        ({"segments": "1-2", "unit": "frames", "fps": 0}, "'fps' holds 0"),
+        ({"segments": "1-2", "unit": "minutes"}, "'unit' holds \"minutes\"; expected s or ms or frames or hh:mm:ss"),
+        ({"segments": "0:12-0:15"}, "say --unit hh:mm:ss"),
+    ],
+)
+def test_a_generic_time_whose_unit_is_not_told_is_refused(tmp_path: Path, row: Any, complaint: str) -> None:
+    (error,) = parsed("generic", tmp_path / "a.jsonl", [{"video": "a.mp4", "question": "q"} | row])
+    assert complaint in str(error)
+
+
+def test_generic_reads_duration_and_names_the_columns_that_it_left_out(tmp_path: Path) -> None:
+    row = {"video": "a.mp4", "question": "q", "segments": "1-2", "duration": 12, "label": "x"}
+    (read,) = imported("generic", tmp_path / "a.jsonl", [row])
+    assert isinstance(read.parsed, GroundingQuery)
+    assert (read.parsed.duration_s, read.unread) == (12.0, ("label",))
+    (both,) = imported("generic", tmp_path / "a.csv", "video,question,segments,duration,duration_s\na.mp4,q,1-2,9,12\n")
+    assert isinstance(both.parsed, GroundingQuery)
+    assert (both.parsed.duration_s, both.unread) == (12.0, ("duration",))
+
+
+def test_a_key_that_is_given_twice_loses_no_row_unsaid(tmp_path: Path) -> None:
+    entry = json.dumps({"duration": 10, "timestamps": [[1, 2]], "sentences": ["x"]})
+    with pytest.raises(DataError, match=r'the key "v_A" is given twice'):
+        imported("activitynet", tmp_path / "a.json", f'{{"v_A": {entry}, "v_A": {entry}}}')
+    line = json.dumps(MUSEG_ROW)[:-1] + ', "video": "b.mp4"}'
+    assert 'the key "video" is given twice' in str(parsed("museg", tmp_path / "a.jsonl", line)[0])
+
+
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
@@ -205,6 +287,7 @@ BOM_FILES: dict[str, tuple[str, Any]] = {
     "et_bench": ("a.json", [BENCH | {"task": "tvg", "tgt": [1, 2], "q": "q", "video": "b/a.mp4\n"}]),
     "charades_sta": ("a.txt", "b/a 1 2##q"),
     "activitynet": ("a.json", {" b/a ": {"duration": 9, "timestamps": [[1, 2]], "sentences": ["q"]}}),
+    "tacos": ("a.json", {" b/a.mp4": TACOS_ENTRY}),
     "qvhighlights": ("a.jsonl", {"qid": 1, "query": "q", "duration": 9, "vid": "b/a ", "relevant_windows": [[1, 2]]}),
     "generic": ("a.csv", 'video,question,segments\n" b/a.mp4 ",q,1-2\n'),
 }
@@ -255,3 +338,19 @@ def test_an_element_that_can_just_be_read_need_not_be_written(tmp_path: Path) ->
         (tmp_path / "a.json").write_text("[" * depth + "]" * depth)
         with suppress(DataError):  # too deep to be read
             assert all(isinstance(row.parsed, DataError) for row in IMPORTERS["museg_eval"](tmp_path / "a.json"))
+
+
+@pytest.mark.parametrize("importer", BOM_FILES)
+def test_a_file_is_known_by_its_fields(tmp_path: Path, importer: str) -> None:
+    name, content = BOM_FILES[importer]
+    path = tmp_path / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    assert guess_format(path) == importer
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "[[[]]]", "3", "x,y\n1,2\n", "[" * 100_000])
+@pytest.mark.parametrize("name", ["a.json", "a.csv"])
+def test_other_files_are_known_as_none(tmp_path: Path, name: str, content: str) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    assert guess_format(path) is None

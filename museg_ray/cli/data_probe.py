@@ -1,0 +1,68 @@
+"""`museg data probe`: what a video is to us."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from museg_ray.config.load import load_config
+from museg_ray.config.schema import Config
+from museg_ray.errors import DataError
+from museg_ray.terminal.console import SafeConsole, print_json
+
+NUM_TIMES = 8
+"""Selected times that the table shows; --json has all."""
+
+
+def probe(
+    files: Annotated[list[Path], typer.Argument(help="Video files.")],
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Whose video settings select the frames.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a file and nothing else.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the selected frames with their times; for one file.")] = None,
+) -> None:
+    """Show everything that is believed about video files: what they hold, what is selected of it, and what is odd."""
+    if plot is not None and len(files) > 1:
+        raise DataError(f"--plot draws one file, and {len(files)} were given. Give one.")
+
+    from museg_ray.video.facts import video_facts
+
+    video, console = (load_config(config) if config else Config()).video, SafeConsole()
+    for file in files:
+        facts = video_facts(str(file), video)
+        if as_json:
+            print_json(facts)
+        else:
+            console.print(_table(facts), "")
+    if plot is not None:
+        from museg_ray.report.timelines import draw_selection
+        from museg_ray.video.prepare import read_clip
+
+        draw_selection(plot, read_clip(str(files[0]), video))
+
+
+def _table(facts: dict[str, Any]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1), show_header=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        for row in _rows(name, value):
+            table.add_row(*row)
+    return table
+
+
+def _rows(name: str, value: Any) -> list[tuple[str, Text]]:
+    if name == "notices":
+        return [("notice", Text(notice, "yellow")) for notice in value]
+    if name == "times_s":
+        shown = ", ".join(f"{time_s:g}" for time_s in value[:NUM_TIMES])
+        return [("selected times, s", Text(shown + (", …" if len(value) > NUM_TIMES else "")))]
+    if name in ("stored", "displayed"):
+        return [(name, Text(f"{value[1]} x {value[0]}"))]
+    if name == "selected":
+        return [(name, Text(f"{value[0]} frames of {value[2]} x {value[1]}"))]
+    return [(name.replace("_", " "), Text(str(value), "red" if name in ("fault", "reason") else ""))]
