@@ -73,8 +73,8 @@ def decoding_context(stream: av.video.stream.VideoStream) -> av.VideoCodecContex
 
 
 def tells_order(container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> bool:
-    """Whether the packets' times are those of their frames. An AVI has none of presentation: where frames come in another
-    order than they are shown, or two lie in one packet, a packet's place is that of another frame."""
+    """Whether the packets' times are those of their frames. An AVI has none of presentation: where frames come in
+    another order than they are shown, or two lie in one packet, a packet's place is that of another frame."""
     return not (container.format.name == "avi" and stream.codec_context.has_b_frames)
 
 

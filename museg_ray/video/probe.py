@@ -29,7 +29,9 @@ class VideoProbe:
     average_fps: float
     """As the container tells it; 0 where it does not."""
     starts_s: npt.NDArray[np.float64]  # [N] from the first frame's start, non-decreasing
-    pts: npt.NDArray[np.int64] | None  # [N] in ticks of the stream; None where they do not tell frames apart, or not in order
+    pts: (
+        npt.NDArray[np.int64] | None
+    )  # [N] in ticks of the stream; None where they do not tell frames apart, or not in order
     duration_s: float
     """From the first frame's start to the last one's end."""
     promised_s: float = 0.0
