@@ -62,6 +62,8 @@ class VideoFault(StrEnum):
     """It promises more than it holds."""
     CORRUPT = "corrupt"
     """Frames or times that cannot be decoded."""
+    DECODER = "decoder"
+    """The decoder that is set, decord, does not read files of its kind."""
     TOO_SHORT = "too_short"
     """Fewer than 2 frames, or it lasts no time."""
     TOO_ELONGATED = "too_elongated"

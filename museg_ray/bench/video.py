@@ -69,7 +69,7 @@ def bench_video(rounds: int, tell: Tell) -> BenchResult:
 
 def _round(video: Path, warm_up: Path, store: Path) -> dict[str, Facts]:
     store.mkdir()
-    return {way: _measure(way, video, warm_up, store) for way in ("store", "qwen_vl_utils", "touch")}
+    return {way: _measure(way, video, warm_up, store) for way in ("store", "decord", "qwen_vl_utils", "touch")}
 
 
 def _measure(way: str, video: Path, warm_up: Path, store: Path) -> Facts:
@@ -83,10 +83,11 @@ def _measure(way: str, video: Path, warm_up: Path, store: Path) -> Facts:
 
 
 def _rows(name: str, measured: list[dict[str, Facts]]) -> list[Row]:
-    ours, theirs, touch = (_medians([facts[way] for facts in measured]) for way in ("store", "qwen_vl_utils", "touch"))
+    ours, decord, theirs, touch = (_medians([facts[way] for facts in measured]) for way in measured[0])
     return [
         _row(name, "qwen-vl-utils", theirs["seconds"], theirs, theirs["stock_tokens"]),
         _row(name, "ours, to the store", ours["seconds"], ours, ours["tokens"]),
+        _row(name, "ours, through decord", decord["seconds"], decord, decord["tokens"]),
         _row(name, "ours, first look", touch["first_s"], {}, ours["tokens"]),
         _row(name, "ours, later look", touch["later_s"], {}, ours["tokens"]),
     ]

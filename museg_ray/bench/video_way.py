@@ -2,7 +2,8 @@
 
     python -m museg_ray.bench.video_way WAY VIDEO WARM_UP STORE
 
-prints one JSON object. WAY is `store` (into the frame store), `touch` (out of it again) or `qwen_vl_utils`.
+prints one JSON object. WAY is `store` (into the frame store), `decord` (the same through decord), `touch` (out of the
+store again) or `qwen_vl_utils`.
 """
 
 import importlib
@@ -11,6 +12,7 @@ import os
 import resource
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,10 @@ def prepare_into_store(video: str, warm_up: str, config: VideoConfig) -> dict[st
     preparer.prepare(video)
     seconds = time.perf_counter() - start_s
     return {"seconds": seconds, **_frames_facts(preparer.clip(video).frames)}
+
+
+def through_decord(video: str, warm_up: str, config: VideoConfig) -> dict[str, float]:
+    return prepare_into_store(video, warm_up, replace(config, decoder="decord"))
 
 
 def touch(video: str, warm_up: str, config: VideoConfig) -> dict[str, float]:
@@ -69,7 +75,6 @@ def qwen_vl_utils(video: str, warm_up: str, config: VideoConfig) -> dict[str, fl
 
 def _gap(video: str, config: VideoConfig, theirs: ByteArray) -> float:
     """Mean difference to qwen-vl-utils' frames where ours are taken at its times."""
-    from dataclasses import replace
 
     from museg_ray.video.prepare import read_clip
 
@@ -97,7 +102,7 @@ def _peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-WAYS = {"store": prepare_into_store, "touch": touch, "qwen_vl_utils": qwen_vl_utils}
+WAYS = {"store": prepare_into_store, "decord": through_decord, "touch": touch, "qwen_vl_utils": qwen_vl_utils}
 
 if __name__ == "__main__":
     way, path, warm_up_path, store_dir = sys.argv[1:]

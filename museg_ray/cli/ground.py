@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from museg_ray.config.load import MODEL_CONFIG_FILE, load_config
-from museg_ray.config.schema import Config, VideoConfig
+from museg_ray.config.schema import Config, EvaluationConfig, ModelConfig, VideoConfig
 from museg_ray.data.annotations import is_unicode
 from museg_ray.errors import DataError
 from museg_ray.shown_text import one_line, shown
@@ -19,6 +19,10 @@ from museg_ray.types import EVALUATION, Clip, GroundingQuery, Issue
 
 if TYPE_CHECKING:
     from museg_ray.rewards.answer import ParsedResponse
+
+
+QUESTION_TOKENS, VIDEO_TOKENS = 512, 3584
+"""Room for a question with its prompt, and for a video, of a model that has no configuration of its own."""
 
 
 def ground(
@@ -53,15 +57,26 @@ def ground(
 
 
 def _model_config(model_dir: Path) -> Config:
-    """The configuration beside the weights; the default one (the paper's sizes) where there is none."""
-    from museg_ray.model.qwen_vl import check_size_multiple, load_vision_spec
+    """The configuration beside the weights; where there is none the paper's sizes, in the units of the model's family,
+    with room for them."""
+    from museg_ray.model.qwen_vl import check_frames_fit, context_limit, load_vision_spec
 
     beside = model_dir / MODEL_CONFIG_FILE
-    if not beside.is_file():
-        return Config(video=VideoConfig(size_multiple=load_vision_spec(model_dir).size_multiple))
-    config = load_config(beside)
-    check_size_multiple(config.video.size_multiple, model_dir)
-    return config
+    if beside.is_file():
+        config = load_config(beside)
+        check_frames_fit(config.video, model_dir)
+        return config
+    spec = load_vision_spec(model_dir)
+    token_pixels, others = spec.size_multiple**2, QUESTION_TOKENS + EvaluationConfig().max_completion_tokens
+    video_tokens = min(VIDEO_TOKENS, context_limit(model_dir) - others)
+    video = VideoConfig(
+        min_pixels=16 * token_pixels,
+        max_pixels=768 * token_pixels,
+        total_pixels=video_tokens * token_pixels,
+        size_multiple=spec.size_multiple,
+        pair_tokens=spec.pair_tokens,
+    )
+    return Config(model=ModelConfig(max_tokens=video_tokens + others), video=video)
 
 
 async def _ask(model_dir: Path, config: Config, clip: Clip, question: str) -> str:

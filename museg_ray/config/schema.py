@@ -86,9 +86,16 @@ class VideoConfig:
     size_multiple: int = 28
     """Height and width of frames are multiples of it, pixels: patch size x merge size of the model, 28 for Qwen2.5-VL
     and 32 for Qwen3-VL."""
+    pair_tokens: int = 0
+    """Tokens a frame pair that the model's prompt has beside those of the pixels. They count in `total_pixels`, and
+    fewer frames are selected where there is no room for all. 0 for Qwen2.5-VL; 11 for Qwen3-VL, which writes each
+    pair's time."""
     sampling: str = "time"
     """Which frames: `time` (evenly spread in time) or `qwen_vl_utils` (the very frames of qwen-vl-utils 0.0.14, evenly
     spread by number, whose times are off by up to half a sampling period)."""
+    decoder: str = "pyav"
+    """`pyav` or `decord`, which gives the same frames of ordinary files, refuses the kinds that it is known to read
+    wrongly, and tells of less damage (docs/video.md)."""
     store_dir: str = "data/frames"
     """Folder of prepared clips, shared by all processes that see it. Each machine has its own, or all share one."""
     store_gib: float = 20.0

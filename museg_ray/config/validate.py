@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import fields
+from importlib.util import find_spec
 
 from museg_ray.config.learning import AlgoConfig, CheckpointConfig
 from museg_ray.config.schema import AlarmConfig, Config, DataConfig, FleetConfig, PhaseConfig, RolloutConfig
@@ -18,6 +19,7 @@ def _validate_choices(config: Config) -> None:
     choices = [
         ("model.dtype", config.model.dtype, ("float32", "bfloat16")),
         ("video.sampling", config.video.sampling, ("time", "qwen_vl_utils")),
+        ("video.decoder", config.video.decoder, ("pyav", "decord")),
         ("video.store_mode", config.video.store_mode, ("private", "group", "shared")),
         ("rewards.global_matching", config.rewards.global_matching, ("iou", "f1")),
         ("rewards.local_matching", config.rewards.local_matching, ("sequential", "maximum", "none")),
@@ -34,6 +36,11 @@ def _validate_choices(config: Config) -> None:
     ]
     for key, value, allowed in choices:
         _require(value in allowed, f"{key} is {value!r}; it may be one of {', '.join(map(repr, allowed))}.")
+    _require(
+        config.video.decoder == "pyav" or find_spec("decord") is not None,
+        "video.decoder is 'decord', and that package is not installed; install decord==0.6.0, or set "
+        "video.decoder=pyav.",
+    )
 
 
 def _validate_ranges(config: Config) -> None:
@@ -57,6 +64,7 @@ def _validate_ranges(config: Config) -> None:
         ("learner.warmup_steps", config.learner.warmup_steps, 0),
         ("learner.lora.rank", config.learner.lora.rank, 0),
         ("video.size_multiple", config.video.size_multiple, 1),
+        ("video.pair_tokens", config.video.pair_tokens, 0),
         ("algo.num_epochs", config.algo.num_epochs, 1),
         ("algo.num_minibatches", config.algo.num_minibatches, 1),
         ("train.max_staleness", config.train.max_staleness, 0),

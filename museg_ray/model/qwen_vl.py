@@ -24,6 +24,7 @@ from transformers import (
 
 import museg_ray
 from museg_ray.config.load import MODEL_CONFIG_FILE
+from museg_ray.config.schema import VideoConfig
 from museg_ray.errors import ConfigError, ModelError
 from museg_ray.files import free_path, partial_path, remove_files
 
@@ -86,6 +87,11 @@ class VisionSpec:
     def writes_times(self) -> bool:
         """True where the prompt holds the time of each temporal patch as text, and positions do not depend on it."""
         return self.tokens_per_second is None
+
+    @property
+    def pair_tokens(self) -> int:
+        """Most tokens that a temporal patch takes beside its pixels, in 2.7 hours of video: a time and two marks."""
+        return 11 if self.writes_times else 0
 
     @property
     def size_multiple(self) -> int:
@@ -238,21 +244,28 @@ def load_vision_spec(path: Path) -> VisionSpec:
     )
 
 
-def check_size_multiple(size_multiple: int, model_dir: Path) -> None:
-    """Check that prepared frames have sizes that the model can cut into tokens.
+def context_limit(model_dir: Path) -> int:
+    """Tokens of the longest sequence that a model was built for."""
+    return int(AutoConfig.from_pretrained(model_dir).get_text_config().max_position_embeddings)
 
-    Args:
-        size_multiple: `video.size_multiple`.
+
+def check_frames_fit(video: VideoConfig, model_dir: Path) -> None:
+    """Check that prepared frames have sizes that the model can cut into tokens, and are counted as it counts them.
 
     Raises:
-        ConfigError: they have not.
+        ConfigError: they are not.
     """
     spec = load_vision_spec(model_dir)
-    if size_multiple != spec.size_multiple:
+    if video.size_multiple != spec.size_multiple:
         raise ConfigError(
-            f"video.size_multiple is {size_multiple}, but the model in {model_dir} takes frames whose height and width "
-            f"are multiples of {spec.size_multiple} (patches of {spec.patch_size} pixels, {spec.merge_size} a side to "
-            f"a token); set video.size_multiple={spec.size_multiple}."
+            f"video.size_multiple is {video.size_multiple}, but the model in {model_dir} takes frames whose height and "
+            f"width are multiples of {spec.size_multiple} (patches of {spec.patch_size} pixels, {spec.merge_size} a "
+            f"side to a token); set video.size_multiple={spec.size_multiple}."
+        )
+    if video.pair_tokens != spec.pair_tokens:
+        raise ConfigError(
+            f"video.pair_tokens is {video.pair_tokens}, but the model in {model_dir} takes up to {spec.pair_tokens} "
+            f"tokens a frame pair beside its pixels; set video.pair_tokens={spec.pair_tokens}."
         )
 
 

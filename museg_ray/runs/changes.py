@@ -19,6 +19,7 @@ FIXED = (
     "video.max_pixels",
     "video.total_pixels",
     "video.size_multiple",
+    "video.pair_tokens",
     "video.sampling",
     "learner.lora.",
     "learner.train_vision",

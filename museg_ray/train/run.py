@@ -29,7 +29,7 @@ from museg_ray.evaluation.blind import blind_baseline
 from museg_ray.evaluation.runner import Evaluation, evaluate, read_answers, swap_videos, write_answers
 from museg_ray.events import EventKind
 from museg_ray.model.prompt import response_opening
-from museg_ray.model.qwen_vl import check_size_multiple, load_tokenizer, resolve_model_path
+from museg_ray.model.qwen_vl import check_frames_fit, load_tokenizer, resolve_model_path
 from museg_ray.report.page import write_report
 from museg_ray.rewards.recipe import Recipe
 from museg_ray.runs.books import Books
@@ -66,7 +66,7 @@ def run(config: Config, start: StartParts = start_on_ray, write_pages: Callable[
             called. All is closed.
     """
     model_dir = resolve_model_path(config.model.path)  # first: a wrong path leaves no empty run folder behind
-    check_size_multiple(config.video.size_multiple, model_dir)
+    check_frames_fit(config.video, model_dir)
     Recipe(config.rewards)  # likewise: a reward of the user's that cannot be imported
     load_curriculum(config.data.curriculum)
     check_best_metric(config)

@@ -49,7 +49,7 @@ def video_stream(container: av.container.InputContainer) -> av.video.stream.Vide
     Raises:
         VideoError: there is none.
     """
-    streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    streams = video_tracks(container)
     if not streams or streams[0].codec_context is None:
         raise VideoError("it has no video stream", VideoFault.NO_VIDEO_STREAM)
     best = container.streams.best("video")
@@ -59,6 +59,11 @@ def video_stream(container: av.container.InputContainer) -> av.video.stream.Vide
     stream.codec_context.thread_count = 1
     stream.thread_type = "NONE"
     return stream
+
+
+def video_tracks(container: av.container.InputContainer) -> list[av.video.stream.VideoStream]:
+    """Without cover pictures."""
+    return [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
 
 
 def decoding_context(stream: av.video.stream.VideoStream) -> av.VideoCodecContext:
@@ -76,6 +81,13 @@ def tells_order(container: av.container.InputContainer, stream: av.video.stream.
     """Whether the packets' times are those of their frames. An AVI has none of presentation: where frames come in
     another order than they are shown, or two lie in one packet, a packet's place is that of another frame."""
     return not (container.format.name == "avi" and stream.codec_context.has_b_frames)
+
+
+def is_plain(container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> bool:
+    """Whether its first track is shown, with square, opaque pixels and the times of its packets."""
+    is_opaque = decoding_context(stream) is stream.codec_context
+    is_first = stream == video_tracks(container)[0]
+    return is_first and is_opaque and (stream.sample_aspect_ratio or 1) == 1 and tells_order(container, stream)
 
 
 class Clock:

@@ -5,7 +5,7 @@ half of them, and the pixels are the same. Of full-size frames memory holds a ha
 """
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 
@@ -17,7 +17,8 @@ import torch
 from museg_ray.config.schema import VideoConfig
 from museg_ray.errors import VideoError, VideoFault
 from museg_ray.types import ByteArray, Clip
-from museg_ray.video.container import Clock, decoding_context, open_container, packets, video_stream
+from museg_ray.video.container import open_container, video_stream
+from museg_ray.video.decoder import Decoder
 from museg_ray.video.display import displayed, displayed_size
 from museg_ray.video.frames import choose_indices, clip_size
 from museg_ray.video.probe import Timing, VideoProbe, probe, timeline
@@ -30,85 +31,31 @@ LATEST_START_S = 1.0
 """A recording that begins between two key frames shows nothing up to the first; later than this it lacks a part."""
 
 
-def decode_clip(path: str, key: str, config: VideoConfig, on_probe: Callable[[VideoProbe], None] | None = None) -> Clip:
+def decode_clip(path: str, key: str, config: VideoConfig, probed: VideoProbe | None = None) -> Clip:
     """The frames of a local file that the model sees.
 
     `times_s` are real presentation times from the video's first frame; `duration_s` is where its last frame ends.
 
     Args:
         key: what the clip is to be called.
-        on_probe: is told what there is to decode before it is decoded.
+        probed: the file, where it has been looked at.
 
     Raises:
         VideoError: the file cannot be used; its message is the reason alone.
     """
-    probed = probe(path)
-    if on_probe is not None:
-        on_probe(probed)
+    probed = probed or probe(path)
     indices, frames = _choose(probed, config), None
     if probed.pts is not None:
-        frames = _gather(_Decoder(path, set(probed.pts[indices].tolist())), probed.pts[indices], config)
+        frames = _gather(Decoder(path, set(probed.pts[indices].tolist())), probed.pts[indices], config)
     if frames is None:  # packets and frames are not one to one: go by the frames that really come out
         probed = _probe_by_decoding(path, probed)
         indices = _choose(probed, config)
-        frames = _gather(_Decoder(path), indices, config)
+        frames = _gather(Decoder(path), indices, config)
     if frames is None:
         raise VideoError("its frames cannot be decoded", VideoFault.CORRUPT)
+    if config.decoder == "decord":
+        frames = _through_decord(path, probed, indices, config)
     return Clip(key, path, frames, probed.starts_s[indices].astype(np.float32), probed.duration_s)
-
-
-class _Decoder:
-    """Frames in the order of presentation, each with its stretch: the packets from one key frame up to the next.
-
-    A decoder patches what it cannot read with what was there before, and on H.264 it often notices only later in the
-    stretch: an error anywhere damages all of it. Where the container tells that a packet is not whole, as the last one
-    of a file that was cut off, what came before it is sound.
-    """
-
-    def __init__(self, path: str, wanted_pts: Collection[int] | None = None) -> None:
-        """
-        Args:
-            wanted_pts: frames that are neither wanted nor referred to may then be left out.
-        """
-        self.wanted_pts = wanted_pts
-        self.damaged: set[int] = set()
-        """Stretches with an error in them, as far as the file has been read."""
-        self.stretch = 0
-        """That of the last packet read."""
-        self.pixel_shape = 1.0
-        """A pixel's width by its height, once a frame is out."""
-        self._path = path
-        self._stretch_of: dict[int | None, int] = {}
-
-    def __iter__(self) -> Iterator[tuple[av.VideoFrame, int]]:
-        with open_container(self._path) as container:
-            stream = video_stream(container)
-            self.pixel_shape = float(stream.sample_aspect_ratio or 1)
-            decoder = decoding_context(stream)
-            for packet, is_whole in packets(container, stream, Clock(container, stream)):
-                self._note(packet, is_whole)
-                if not is_whole:
-                    continue
-                if self.wanted_pts is not None:
-                    is_needed = packet.pts is None or packet.pts in self.wanted_pts
-                    decoder.skip_frame = "DEFAULT" if is_needed else "NONREF"
-                try:
-                    frames = decoder.decode(packet)
-                except av.FFmpegError:
-                    self.damaged.add(self.stretch)
-                    continue
-                for frame in frames:
-                    stretch = self._stretch_of.get(frame.pts, self.stretch)
-                    if frame.is_corrupt:
-                        self.damaged.add(stretch)
-                    yield frame, stretch
-
-    def _note(self, packet: av.Packet, is_whole: bool) -> None:
-        self.stretch += packet.is_keyframe or not is_whole
-        if not is_whole:
-            self.damaged.add(self.stretch)
-        if packet.pts is not None:
-            self._stretch_of[packet.pts] = self.stretch
 
 
 def _choose(probed: VideoProbe, config: VideoConfig) -> npt.NDArray[np.int64]:
@@ -121,7 +68,7 @@ def _probe_by_decoding(path: str, promised: VideoProbe) -> VideoProbe:
     Raises:
         VideoError: they start late or end early.
     """
-    decoder = _Decoder(path)
+    decoder = Decoder(path)
     timings = [Timing(frame.pts, frame.duration or 0) for frame, _ in decoder]
     if not timings:
         raise VideoError("its frames cannot be decoded", VideoFault.CORRUPT)
@@ -139,7 +86,7 @@ def _probe_by_decoding(path: str, promised: VideoProbe) -> VideoProbe:
     return found
 
 
-def _gather(decoder: _Decoder, chosen: npt.NDArray[np.int64], config: VideoConfig) -> ByteArray | None:
+def _gather(decoder: Decoder, chosen: npt.NDArray[np.int64], config: VideoConfig) -> ByteArray | None:
     """The clip's frames [T, H, W, 3]; None when some did not come out.
 
     Args:
@@ -164,6 +111,17 @@ def _gather(decoder: _Decoder, chosen: npt.NDArray[np.int64], config: VideoConfi
     if num_damaged > len(chosen) * DAMAGE_TOLERANCE:
         raise VideoError(f"{num_damaged} of its {len(chosen)} chosen frames may be damaged", VideoFault.CORRUPT)
     return frames
+
+
+def _through_decord(path: str, probed: VideoProbe, indices: npt.NDArray[np.int64], config: VideoConfig) -> ByteArray:
+    """The same frames, [T, H, W, 3]."""
+    from museg_ray.video.decord_frames import decord_frames  # a package that others need not have
+
+    numbers, places = np.unique(indices).tolist(), _places(indices).values()
+    with closing(_ClipBuilder(len(indices), config)) as builder:
+        for frame, here in zip(decord_frames(path, probed, numbers), places, strict=True):
+            builder.add(frame, 1.0, here)
+        return builder.frames()
 
 
 class _ClipBuilder:

@@ -42,8 +42,18 @@ def orientation(frame: av.VideoFrame) -> str:
     return ORIENTATIONS[swaps, *_signs(matrix[::-1] if swaps else matrix)]
 
 
+def is_plain(frame: av.VideoFrame) -> bool:
+    """Opaque and not mirrored."""
+    (a, b), (c, d) = _display_matrix(frame).tolist()
+    return a * d - b * c > 0 and not _has_alpha(frame)
+
+
+def _has_alpha(frame: av.VideoFrame) -> bool:
+    return any(component.is_alpha for component in frame.format.components)
+
+
 def _opaque_rgb(frame: av.VideoFrame) -> ByteArray:
-    if not any(component.is_alpha for component in frame.format.components):
+    if not _has_alpha(frame):
         pixels: ByteArray = frame.to_ndarray(format="rgb24")
         return pixels
     with_alpha = frame.to_ndarray(format="rgba").astype(np.uint16)

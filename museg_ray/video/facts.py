@@ -8,7 +8,8 @@ import numpy as np
 from museg_ray.config.schema import VideoConfig
 from museg_ray.errors import VideoError
 from museg_ray.video.container import decoding_context, open_container, video_stream
-from museg_ray.video.display import displayed, displayed_size, orientation
+from museg_ray.video.decoder import first_frame
+from museg_ray.video.display import displayed_size, orientation
 from museg_ray.video.frames import choose_indices, clip_size
 from museg_ray.video.probe import CLOCK_ROUNDING_S, VideoProbe, probe
 
@@ -40,18 +41,16 @@ def video_facts(path: str, config: VideoConfig) -> Facts:
 def _stream_facts(path: str) -> Facts:
     with open_container(path) as container:
         stream = video_stream(container)
-        context = decoding_context(stream)
-        pixel_shape = stream.sample_aspect_ratio or 1
-        frame = _first_frame(container, stream, context)
-        height, width = displayed_size(frame, float(pixel_shape))
+        frame, pixel_shape = first_frame(path)
+        height, width = displayed_size(frame, pixel_shape)
         transfer = HDR.get(int(frame.color_trc or 0))
         notices = [f"its colours are HDR ({transfer}): they are not tone-mapped, so paler than a player shows them"]
         return {
             "container": container.format.name,
-            "codec": context.name,
+            "codec": decoding_context(stream).name,
             "track": f"{stream.index} of {len(container.streams)}, {len(container.streams.video)} of them video",
             "stored": [frame.height, frame.width],
-            "pixel_shape": str(pixel_shape),
+            "pixel_shape": str(stream.sample_aspect_ratio or 1),
             "orientation": orientation(frame),
             "displayed": [round(height), round(width)],
             "pixel_format": frame.format.name,
@@ -65,19 +64,6 @@ def _colour(frame: av.VideoFrame) -> str:
     told = {"matrix": frame.colorspace, "transfer": frame.color_trc, "primaries": frame.color_primaries}
     known = [f"{name} {int(value)}" for name, value in told.items() if value not in (None, UNSPECIFIED)]
     return ", ".join(known) or "not told"
-
-
-def _first_frame(
-    container: av.container.InputContainer, stream: av.video.stream.VideoStream, context: av.VideoCodecContext
-) -> av.VideoFrame:
-    try:
-        for packet in container.demux(stream):
-            for frame in context.decode(packet):
-                displayed(frame)
-                return frame
-    except av.FFmpegError:
-        pass
-    raise VideoError("its frames cannot be decoded")
 
 
 def _time_facts(probed: VideoProbe) -> Facts:

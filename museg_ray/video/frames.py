@@ -46,7 +46,7 @@ def choose_indices(
 
 def largest_clip_bytes(config: VideoConfig) -> int:
     """Bytes of the pixels of the largest clip of an ordinary shape; very elongated ones can have more."""
-    max_frames = _floor(config.max_frames, FRAME_FACTOR)
+    max_frames = _most_frames(config)
     by_budget = config.total_pixels * FRAME_FACTOR
     by_floor = max_frames * int(config.min_pixels * 1.05)
     return 3 * int(max(by_budget, by_floor, MIN_FRAMES * config.size_multiple**2))
@@ -59,7 +59,7 @@ def choose_num_frames(duration_s: float, num_video_frames: int, config: VideoCon
         VideoError: the video has fewer than 2 frames.
     """
     wanted = max(duration_s * config.fps, MIN_FRAMES)
-    num_frames = int(min(wanted, _floor(config.max_frames, FRAME_FACTOR), num_video_frames))
+    num_frames = int(min(wanted, _most_frames(config), num_video_frames))
     num_frames = _floor(num_frames, FRAME_FACTOR)
     if num_frames < FRAME_FACTOR:
         raise VideoError(
@@ -84,12 +84,13 @@ def choose_frames(starts_s: npt.NDArray[np.float64], duration_s: float, num_fram
 def clip_size(height: float, width: float, num_frames: int, config: VideoConfig) -> tuple[int, int]:
     """Final (height, width) of a clip's frames, multiples of `size_multiple` in the pixel budget, aspect ratio kept.
 
-    Each frame gets an even share of `total_pixels` per frame pair, at most `max_pixels`; `min_pixels` wins over both.
+    Each frame gets an even share of `total_pixels` per frame pair, less what `pair_tokens` take, at most `max_pixels`;
+    `min_pixels` wins over both.
 
     Raises:
         VideoError: the frame is so elongated that no size fits (qwen-vl-utils fails there too).
     """
-    share = config.total_pixels / num_frames * FRAME_FACTOR
+    share = config.total_pixels / num_frames * FRAME_FACTOR - _written_pixels(config)
     max_pixels = max(min(config.max_pixels, share), int(config.min_pixels * 1.05))
     size = _smart_resize(height, width, config.size_multiple, config.min_pixels, max_pixels)
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width) or min(size) == 0:
@@ -98,6 +99,20 @@ def clip_size(height: float, width: float, num_frames: int, config: VideoConfig)
             VideoFault.TOO_ELONGATED,
         )
     return size
+
+
+def _most_frames(config: VideoConfig) -> int:
+    """`max_frames`; fewer where what is written leaves no room in the budget for so many of the least size."""
+    most = config.max_frames
+    if written := _written_pixels(config):
+        num_pairs = config.total_pixels // (int(config.min_pixels * 1.05) + written)
+        most = min(most, max(MIN_FRAMES, num_pairs * FRAME_FACTOR))
+    return _floor(most, FRAME_FACTOR)
+
+
+def _written_pixels(config: VideoConfig) -> int:
+    """Pixels that cost as many tokens as what the prompt has a frame pair beside them."""
+    return config.pair_tokens * config.size_multiple**2
 
 
 def _smart_resize(height: float, width: float, factor: int, min_pixels: float, max_pixels: float) -> tuple[int, int]:

@@ -13,13 +13,17 @@ from museg_ray.errors import VideoError, VideoFault
 from museg_ray.types import Clip
 from museg_ray.video.access import ACCESS
 from museg_ray.video.decode import decode_clip
+from museg_ray.video.decoder import first_frame
+from museg_ray.video.display import is_plain
 from museg_ray.video.folder import LimitedFolder
-from museg_ray.video.probe import VideoProbe
+from museg_ray.video.probe import VideoProbe, probe
 from museg_ray.video.source import Source, content_hash, find_source, local_file
 from museg_ray.video.store import GIB, FrameStore
 
 PREPARATION = 1
 """Raised whenever the same file and settings would give another clip; old entries are then not found again."""
+READING = 2
+"""Raised whenever some kinds of files would; see `_examined`."""
 
 Allow = Callable[[float], None]
 """Told that the next result may take so many seconds from now."""
@@ -38,7 +42,7 @@ class PreparedClip:
     was_decoded: bool
     """False when it was in the store already."""
     notices: tuple[str, ...] = ()
-    """Of one that was decoded: what somebody who watches the file would take otherwise."""
+    """Of a file that was read now: what somebody who watches it would take otherwise."""
 
     @property
     def size_bytes(self) -> int:
@@ -57,11 +61,10 @@ def open_store(config: VideoConfig) -> FrameStore:
 
 def refused(video: str, error: VideoError) -> VideoError:
     """The error that users see, from a reason alone."""
-    return VideoError(
-        f"Cannot read the video {video}: {error}. "
-        "Check that the file plays; fetch it again, or take its rows out of the annotation file.",
-        error.fault,
-    )
+    advice = "Check that the file plays; fetch it again, or take its rows out of the annotation file."
+    if error.fault == VideoFault.DECODER:
+        advice = "Set video.decoder=pyav, which reads it."
+    return VideoError(f"Cannot read the video {video}: {error}. {advice}", error.fault)
 
 
 def read_clip(video: str, config: VideoConfig) -> Clip:
@@ -73,8 +76,8 @@ def read_clip(video: str, config: VideoConfig) -> Clip:
     try:
         source = find_source(video)
         with local_file(source, _downloads(config), lambda: None) as path:
-            key = clip_key(content_hash(path, lambda: None), config)
-            return replace(decode_clip(str(path), key, config), video=video)
+            content, probed = _examined(path, lambda: None)
+            return replace(decode_clip(str(path), clip_key(content, config), config, probed), video=video)
     except VideoError as error:
         reason = error
     # Raised out here, unchained: a traceback that reaches into a decoder would keep its buffers alive.
@@ -116,7 +119,7 @@ class Preparer:
         self._has_waited, self._notices = False, ()
         try:
             source = find_source(video)
-            source_id = blake3(source.identity.encode()).hexdigest()
+            source_id = blake3(f"{READING} {source.identity}".encode()).hexdigest()
             if clip := self._noted(source_id, video):
                 return clip, False
             with self._alone(source_id, video):  # several processes would fetch a remote file several times
@@ -136,17 +139,17 @@ class Preparer:
     def _read(self, source: Source, source_id: str) -> tuple[Clip, bool]:
         """The content is noted once it has become a clip: a copy that was damaged on its way never stands for it."""
         with local_file(source, self._downloads, self._still_busy) as path:
-            content = content_hash(path, self._still_busy)
-            clip, was_decoded = self._decoded_once(source, path, clip_key(content, self._config))
+            content, probed = _examined(path, self._still_busy)
+            self._notices = tuple(probed.notices)
+            clip, was_decoded = self._decoded_once(source, path, clip_key(content, self._config), probed)
         self._store.note_content(source_id, content)
         return clip, was_decoded
 
-    def _decoded_once(self, source: Source, path: Path, key: str) -> tuple[Clip, bool]:
+    def _decoded_once(self, source: Source, path: Path, key: str, probed: VideoProbe) -> tuple[Clip, bool]:
         with self._alone(key, source.video):
             stored = self._store.get(key, source.video)  # of an equal file
-            clip = stored or replace(
-                decode_clip(str(path), key, self._config, self._allow_decoding), video=source.video
-            )
+            self._allow(self._config.deadline_s + self._config.deadline_per_video_s * probed.duration_s)
+            clip = stored or replace(decode_clip(str(path), key, self._config, probed), video=source.video)
             _check_unchanged(source)
             if stored is None:
                 self._store.put(clip)
@@ -166,14 +169,10 @@ class Preparer:
     def _still_busy(self) -> None:
         self._allow(self._config.deadline_s)
 
-    def _allow_decoding(self, probe: VideoProbe) -> None:
-        self._notices = tuple(probe.notices)
-        self._allow(self._config.deadline_s + self._config.deadline_per_video_s * probe.duration_s)
-
 
 def clip_key(content: str, config: VideoConfig) -> str:
     """Hash of a file's content and of the settings that select and resize: equal keys mean equal clips, at any path."""
-    settings = (
+    settings: tuple[object, ...] = (
         config.sampling,
         config.fps,
         config.max_frames,
@@ -182,7 +181,22 @@ def clip_key(content: str, config: VideoConfig) -> str:
         config.total_pixels,
         config.size_multiple,
     )
+    # Equal to what it was before these settings were there.
+    settings += (config.pair_tokens,) if config.pair_tokens else ()
+    settings += (config.decoder,) if config.decoder != "pyav" else ()
     return blake3(repr((PREPARATION, content, settings)).encode()).hexdigest(length=16)
+
+
+def _examined(path: Path, on_progress: Callable[[], None]) -> tuple[str, VideoProbe]:
+    """Hash of a file's content, and what its packets promise.
+
+    Of a kind that was read otherwise before it is another hash, so that what was kept of it then is not found again.
+    The first frame tells what the packets do not.
+    """
+    content, probed = content_hash(path, on_progress), probe(str(path))
+    if probed.is_plain and is_plain(first_frame(str(path))[0]):
+        return content, probed
+    return blake3(f"{READING} {content}".encode()).hexdigest(), probed
 
 
 def _check_unchanged(source: Source) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from museg_ray.errors import VideoError, VideoFault
-from museg_ray.video.container import Clock, open_container, packets, tells_order, video_stream
+from museg_ray.video.container import Clock, is_plain, open_container, packets, tells_order, video_stream
 
 CLOCK_ROUNDING_S = 0.005
 """Containers count time in steps of up to a few milliseconds."""
@@ -40,6 +40,8 @@ class VideoProbe:
     """How much later the video begins than the file, usually with its sound: a player's clock counts from there."""
     num_joints: int = 0
     """Where the file's clock begins anew."""
+    is_plain: bool = True
+    """Of one part, one video track and square, opaque pixels, whose packets have the times of their frames."""
 
     @property
     def notices(self) -> list[str]:
@@ -101,6 +103,7 @@ def probe(path: str) -> VideoProbe:
             promised_s=_promised_s(stream) or (container.duration or 0) / av.time_base,
             late_s=max(0.0, starts_s[-1] - min(starts_s)),
             num_joints=clock.num_joints,
+            is_plain=is_plain(container, stream) and not clock.num_joints,
         )
 
 

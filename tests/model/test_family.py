@@ -9,12 +9,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from museg_ray.config.schema import VideoConfig
 from museg_ray.errors import ConfigError
 from museg_ray.model.family import Family, VideoFeatures, family_of
 from museg_ray.model.patchify import patchify, video_grid
 from museg_ray.model.positions import prompt_positions, seconds_per_grid
 from museg_ray.model.prompt import chat_prompt_ids, expand_video
-from museg_ray.model.qwen_vl import VisionSpec, check_size_multiple, load_policy, load_tokenizer, load_vision_spec
+from museg_ray.model.qwen_vl import VisionSpec, check_frames_fit, load_policy, load_tokenizer, load_vision_spec
 from tests.model.timed_prompt import expand_timed_video
 
 SIZES = [(6, 2, 3), (4, 4, 2), (2, 5, 5)]
@@ -185,7 +186,9 @@ def test_deepstack_features_matter(tiny_qwen3_dir: Path) -> None:
 def test_frames_of_a_size_that_the_model_cannot_cut_into_tokens_are_refused(
     tiny_model_dir: Path, tiny_qwen3_dir: Path
 ) -> None:
-    check_size_multiple(28, tiny_model_dir)
-    check_size_multiple(32, tiny_qwen3_dir)
+    check_frames_fit(VideoConfig(), tiny_model_dir)
+    check_frames_fit(VideoConfig(size_multiple=32, pair_tokens=11), tiny_qwen3_dir)
     with pytest.raises(ConfigError, match=r"video\.size_multiple is 28, .* multiples of 32 .*size_multiple=32"):
-        check_size_multiple(28, tiny_qwen3_dir)
+        check_frames_fit(VideoConfig(pair_tokens=11), tiny_qwen3_dir)
+    with pytest.raises(ConfigError, match=r"video\.pair_tokens is 0, .* up to 11 tokens .*pair_tokens=11"):
+        check_frames_fit(VideoConfig(size_multiple=32), tiny_qwen3_dir)

@@ -43,6 +43,46 @@ def test_a_file_gives_its_frames_or_a_fault_that_fits(
     check(odd_file, str(odd_file.make(tmp_path)), VideoConfig(store_dir=str(tmp_path / "store")), read_number)
 
 
+NOT_FOR_DECORD = {
+    *("b-frames in mpegts", "mpeg-2 in mpegts", "mpegts", "growing frames in mpegts", "clock that wraps"),
+    *("starts between key frames", "cut mpegts", "joined vob", "joined mpeg", "joined with b-frames"),
+    *("joined, the clock starts again", "joined, the clock leaps by an hour", "joined, the clock steps back by 100 s"),
+    *("joined, the clock steps back by 30 s", "joined, the clock steps back by 1 s"),
+    *("av1 in mp4", "av1 of 10 bits in mkv", "gif", "gif with odd delays", "cut gif", "bare h264 without times"),
+    *("mirrored, turned by 0", "mirrored, turned by 90", "mirrored, turned by 180", "mirrored, turned by 270"),
+    *("transparent", "pixels of 2 to 1", "pixels of 1 to 2", "another track is the default", "tiny size"),
+    *("negative start", "cut fragments", "name not utf-8"),
+}
+"""Files that can be read, and that decord reads otherwise or not at all."""
+RESIZED_TWICE = {"growing frames in webm": 30}
+"""Grey levels: decord brings all frames to the size of the first."""
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("odd_file", [*ODD_FILES, *REAL_FILES, *BROKEN_FILES], ids=lambda odd_file: odd_file.name)
+def test_decord_gives_the_same_frames_and_faults_or_is_refused(tmp_path: Path, odd_file: OddFile) -> None:
+    path = str(odd_file.make(tmp_path))
+    expected, found = (outcome(path, VideoConfig(store_dir=str(tmp_path), decoder=way)) for way in ("pyav", "decord"))
+    if odd_file.name in NOT_FOR_DECORD:
+        assert isinstance(found, VideoError) and found.fault is VideoFault.DECODER
+        assert "decord reads" in str(found) and "Set video.decoder=pyav" in str(found)
+    elif isinstance(expected, VideoError):
+        assert isinstance(found, VideoError) and found.fault is expected.fault, found
+    else:
+        assert isinstance(found, Clip), found
+        assert found.key != expected.key and found.duration_s == expected.duration_s
+        np.testing.assert_array_equal(found.times_s, expected.times_s)
+        gap = np.abs(found.frames.astype(np.int16) - expected.frames).max()
+        assert gap <= RESIZED_TWICE.get(odd_file.name, 0)
+
+
+def outcome(path: str, config: VideoConfig) -> Clip | VideoError:
+    try:
+        return read_clip(path, config)
+    except VideoError as error:
+        return error
+
+
 @pytest.mark.parametrize("odd_file", FORBIDDEN, ids=lambda odd_file: odd_file.name)
 def test_a_forbidden_file_is_refused(read_number: ReadNumber, odd_file: OddFile) -> None:
     with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to others
