@@ -75,7 +75,6 @@ def qwen_vl_utils(video: str, warm_up: str, config: VideoConfig) -> dict[str, fl
 
 def _gap(video: str, config: VideoConfig, theirs: ByteArray) -> float:
     """Mean difference to qwen-vl-utils' frames where ours are taken at its times."""
-
     from museg_ray.video.prepare import read_clip
 
     ours = read_clip(video, replace(config, sampling="qwen_vl_utils")).frames

@@ -43,17 +43,19 @@ def orientation(frame: av.VideoFrame) -> str:
 
 
 def is_plain(frame: av.VideoFrame) -> bool:
-    """Opaque and not mirrored."""
+    """All pixels opaque, and not mirrored."""
     (a, b), (c, d) = _display_matrix(frame).tolist()
-    return a * d - b * c > 0 and not _has_alpha(frame)
+    is_opaque = not has_alpha(frame) or bool((frame.to_ndarray(format="rgba")[..., 3] == 255).all())
+    return a * d - b * c > 0 and is_opaque
 
 
-def _has_alpha(frame: av.VideoFrame) -> bool:
+def has_alpha(frame: av.VideoFrame) -> bool:
+    """Whether its pixels may be transparent."""
     return any(component.is_alpha for component in frame.format.components)
 
 
 def _opaque_rgb(frame: av.VideoFrame) -> ByteArray:
-    if not _has_alpha(frame):
+    if not has_alpha(frame):
         pixels: ByteArray = frame.to_ndarray(format="rgb24")
         return pixels
     with_alpha = frame.to_ndarray(format="rgba").astype(np.uint16)

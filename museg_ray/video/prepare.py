@@ -119,30 +119,30 @@ class Preparer:
         self._has_waited, self._notices = False, ()
         try:
             source = find_source(video)
-            source_id = blake3(f"{READING} {source.identity}".encode()).hexdigest()
-            if clip := self._noted(source_id, video):
+            noted_as = source_id(source)
+            if clip := self._noted(noted_as, video):
                 return clip, False
-            with self._alone(source_id, video):  # several processes would fetch a remote file several times
-                if clip := self._noted(source_id, video):
+            with self._alone(noted_as, video):  # several processes would fetch a remote file several times
+                if clip := self._noted(noted_as, video):
                     return clip, False  # another process was faster
-                return self._read(source, source_id)
+                return self._read(source, noted_as)
         except VideoError as error:
             reason = error
         # Raised out here, unchained: a traceback that reaches into a decoder would keep its buffers alive.
         raise refused(video, reason)
 
-    def _noted(self, source_id: str, video: str) -> Clip | None:
+    def _noted(self, noted_as: str, video: str) -> Clip | None:
         """The clip of a source whose content is known."""
-        content = self._store.content_of(source_id)
+        content = self._store.content_of(noted_as)
         return self._store.get(clip_key(content, self._config), video) if content else None
 
-    def _read(self, source: Source, source_id: str) -> tuple[Clip, bool]:
+    def _read(self, source: Source, noted_as: str) -> tuple[Clip, bool]:
         """The content is noted once it has become a clip: a copy that was damaged on its way never stands for it."""
         with local_file(source, self._downloads, self._still_busy) as path:
             content, probed = _examined(path, self._still_busy)
             self._notices = tuple(probed.notices)
             clip, was_decoded = self._decoded_once(source, path, clip_key(content, self._config), probed)
-        self._store.note_content(source_id, content)
+        self._store.note_content(noted_as, content)
         return clip, was_decoded
 
     def _decoded_once(self, source: Source, path: Path, key: str, probed: VideoProbe) -> tuple[Clip, bool]:
@@ -168,6 +168,11 @@ class Preparer:
 
     def _still_busy(self) -> None:
         self._allow(self._config.deadline_s)
+
+
+def source_id(source: Source) -> str:
+    """Under which a store notes the content of a file that is in its place."""
+    return blake3(f"{READING} {source.identity}".encode()).hexdigest()
 
 
 def clip_key(content: str, config: VideoConfig) -> str:

@@ -11,12 +11,11 @@ import numpy as np
 import psutil
 import pytest
 import ray
-from blake3 import blake3
 
 from museg_ray.errors import VideoError, VideoFault
 from museg_ray.events import EventKind
 from museg_ray.video.loader import ClipHandle, ClipLoader
-from museg_ray.video.prepare import open_store, read_clip
+from museg_ray.video.prepare import open_store, read_clip, source_id
 from museg_ray.video.source import find_source
 from tests.video.conftest import Machine, alone, wait_until
 
@@ -52,7 +51,7 @@ def test_a_refusal_of_a_real_file_keeps_its_fault(machine: Machine, tmp_path: Pa
 
 def test_a_run_is_told_who_has_the_lock_of_a_video(machine: Machine) -> None:
     video = machine.new_video()
-    with alone(open_store(machine.config), blake3(find_source(video).identity.encode()).hexdigest()):
+    with alone(open_store(machine.config), source_id(find_source(video))):
         machine.get(video)
     told = f"process {os.getpid()} on {gethostname()}, which has its lock, and is read without it"
 

@@ -1,3 +1,4 @@
+import dataclasses
 from types import ModuleType
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 
 from museg_ray.config.schema import VideoConfig
 from museg_ray.errors import VideoError
-from museg_ray.video.frames import choose_frames, choose_num_frames, clip_size
+from museg_ray.video.frames import choose_frames, choose_num_frames, clip_size, largest_clip_bytes
 
 MUSEG = VideoConfig()
 TINY = VideoConfig(max_frames=24, min_pixels=3136, max_pixels=3136, total_pixels=37632)
@@ -45,6 +46,21 @@ def test_counts_and_sizes_at_the_published_settings(
 ) -> None:
     assert choose_num_frames(duration_s, round(duration_s * video_fps), MUSEG) == num_frames
     assert clip_size(height, width, num_frames, MUSEG) == size
+
+
+def test_what_a_family_writes_beside_the_pixels_counts_in_the_budget() -> None:
+    """Qwen3-VL writes each pair's time: of an hour at the published settings 448 frames would take 5,000 tokens."""
+    config = dataclasses.replace(QWEN3_VL, pair_tokens=11)
+    budget = config.total_pixels // config.size_multiple**2
+    for duration_s in (3, 30, 120, 240, 3600):
+        for height, width in ((270, 480), (480, 270), (720, 1280), (1080, 1920)):
+            num_frames = choose_num_frames(duration_s, duration_s * 25, config)
+            height, width = clip_size(height, width, num_frames, config)
+            tokens = num_frames // 2 * (height * width // config.size_multiple**2 + config.pair_tokens)
+            assert tokens <= budget and (duration_s < 120 or tokens > 0.6 * budget)
+            assert 3 * height * width * num_frames <= largest_clip_bytes(config)
+    assert choose_num_frames(3600, 90_000, config) == 2 * int(budget / (16 * 1.05 + 11))
+    assert choose_num_frames(3600, 90_000, QWEN3_VL) == 448
 
 
 def test_a_single_frame_is_no_video() -> None:

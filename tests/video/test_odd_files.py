@@ -16,8 +16,9 @@ import pytest
 from museg_ray.config.schema import VideoConfig
 from museg_ray.errors import VideoError, VideoFault
 from museg_ray.types import ByteArray, Clip
-from museg_ray.video.prepare import read_clip
+from museg_ray.video.prepare import clip_key, read_clip
 from museg_ray.video.reader import GuardedReader
+from museg_ray.video.source import content_hash
 from tests.video.broken_files import BROKEN_FILES, FORBIDDEN
 from tests.video.conftest import NUM_BITS
 from tests.video.odd_files import ODD_FILES, Frames, OddFile, video
@@ -74,6 +75,26 @@ def test_decord_gives_the_same_frames_and_faults_or_is_refused(tmp_path: Path, o
         np.testing.assert_array_equal(found.times_s, expected.times_s)
         gap = np.abs(found.frames.astype(np.int16) - expected.frames).max()
         assert gap <= RESIZED_TWICE.get(odd_file.name, 0)
+
+
+READ_OTHERWISE_BEFORE = {
+    *("avi without presentation times", "h264 with b-frames in avi", "packed b-frames in avi"),
+    *("mirrored, turned by 0", "mirrored, turned by 90", "mirrored, turned by 180", "mirrored, turned by 270"),
+    *("pixels of 2 to 1", "pixels of 1 to 2", "another track is the default"),
+    *(odd_file.name for odd_file in REAL_FILES if odd_file.name.startswith("joined")),
+}
+
+
+@pytest.mark.parametrize("odd_file", [*ODD_FILES, *REAL_FILES], ids=lambda odd_file: odd_file.name)
+def test_clips_kept_of_files_that_were_read_otherwise_before_are_not_found_and_all_others_are(
+    tmp_path: Path, odd_file: OddFile
+) -> None:
+    config = VideoConfig(store_dir=str(tmp_path))
+    path = odd_file.make(tmp_path)
+    clip = outcome(str(path), config)
+    if isinstance(clip, Clip):
+        kept = clip_key(content_hash(path, lambda: None), config)
+        assert (clip.key != kept) == (odd_file.name in READ_OTHERWISE_BEFORE)
 
 
 def outcome(path: str, config: VideoConfig) -> Clip | VideoError:

@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from blake3 import blake3
 
 from museg_ray.config.schema import VideoConfig
 from museg_ray.errors import ResourceError, VideoError, VideoFault
 from museg_ray.types import Clip
 from museg_ray.video import prepare as prepare_module
-from museg_ray.video.prepare import PreparedClip, Preparer, clip_key, open_store, read_clip
+from museg_ray.video.prepare import PreparedClip, Preparer, clip_key, open_store, read_clip, source_id
 from museg_ray.video.source import find_source
 from museg_ray.video.store import GIB
 from tests.video.conftest import Configure, RemoteFiles, Render, WebFile, alone, disk_fills_up, render_video, variant
@@ -35,6 +34,8 @@ CHANGES_PIXELS = {
     "max_pixels": 28 * 56,
     "total_pixels": 28 * 28 * 4,
     "size_multiple": 32,
+    "pair_tokens": 1,
+    "decoder": "decord",
 }
 
 
@@ -186,9 +187,9 @@ def test_a_lock_held_elsewhere_costs_no_video_and_its_wait_has_an_end(render: Re
     allowed: list[float] = []
     told: list[str] = []
     preparer, held = Preparer(config, allowed.append, told.append), open_store(config)
-    source_id = blake3(find_source(path).identity.encode()).hexdigest()
+    noted_as = source_id(find_source(path))
     key = read_clip(path, config).key
-    with alone(held, source_id), alone(held, key):
+    with alone(held, noted_as), alone(held, key):
         assert preparer.prepare(path).was_decoded
     assert len(told) == 2 and all(text.startswith(f"{path} waited ") for text in told)
     assert all(f"s for process {os.getpid()} on" in text for text in told)
@@ -199,9 +200,9 @@ def test_a_lock_held_elsewhere_costs_no_video_and_its_wait_has_an_end(render: Re
 
 def test_a_short_wait_is_no_news(render: Render, configure: Configure) -> None:
     path, config, waiting, told = str(render(seconds=2)), configure(), Event(), list[str]()
-    source_id = blake3(find_source(path).identity.encode()).hexdigest()
+    noted_as = source_id(find_source(path))
     with ThreadPoolExecutor(1) as thread:
-        with alone(open_store(config), source_id):
+        with alone(open_store(config), noted_as):
             other = thread.submit(Preparer(config, lambda seconds: waiting.set(), told.append).prepare, path)
             assert waiting.wait(60) and not other.done()
         assert other.result().was_decoded and not told

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from blake3 import blake3
 
 from museg_ray.config.schema import VideoConfig
 from museg_ray.errors import ResourceError, VideoError, VideoFault
 from museg_ray.video import reader as reader_module
-from museg_ray.video.prepare import PreparedClip, open_store, read_clip
+from museg_ray.video.prepare import PreparedClip, open_store, read_clip, source_id
 from museg_ray.video.reader import GuardedReader
 from museg_ray.video.source import find_source
 from museg_ray.video.store import GIB
@@ -148,9 +147,9 @@ def test_a_video_whose_lock_a_stopped_process_holds_is_read(
     shared_reader: GuardedReader, told: list[str], folder: Path, videos: list[Path]
 ) -> None:
     """The deadline is for the reading, and starts behind a wait that ends by itself."""
-    source_id = blake3(find_source(str(videos[0])).identity.encode()).hexdigest()
+    noted_as = source_id(find_source(str(videos[0])))
     told.clear()
-    with alone(open_store(small_config(folder / "store")), source_id):
+    with alone(open_store(small_config(folder / "store")), noted_as):
         assert shared_reader.prepare(str(videos[0])).was_decoded
     assert len(told) == 1 and told[0].startswith(str(videos[0])) and f"process {os.getpid()} on" in told[0]
 
