@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from museg_ray.errors import MusegError, ParityError, RewardError, VideoError
+from museg_ray.errors import ParityError, QueryError, RewardError, VideoError
 from museg_ray.metrics import names
 from museg_ray.train.work import StepWork
 from museg_ray.types import Group
@@ -56,16 +56,18 @@ def check_gap(learned: Mapping[str, float], version: int, max_gap: float) -> Non
         )
 
 
-def check_empty_steps(num_empty: int, step: int, failures: Sequence[MusegError]) -> None:
+def check_empty_steps(num_empty: int, step: int, failures: Sequence[QueryError]) -> None:
     """
     Raises:
-        VideoError, RewardError: too many steps in a row had no group: the storage is gone, or nothing is left to learn.
+        VideoError, UnfitQueryError, RewardError: too many steps in a row had no group: the storage is gone, no query
+            fits, or nothing is left to learn.
     """
     if num_empty < MAX_EMPTY_STEPS:
         return
     where = f"of the last {MAX_EMPTY_STEPS} steps up to step {step}"
     if failures:
-        raise VideoError(f"No video {where} can be read. {failures[-1]}")
+        what, done = ("video", "read") if isinstance(failures[-1], VideoError) else ("query", "sampled")
+        raise type(failures[-1])(f"No {what} {where} can be {done}. {failures[-1]}")
     raise RewardError(
         f"In all groups {where} the responses earned the same, after train.max_refills other queries a step: there is "
         "nothing to learn from. Look at the responses in rollouts.parquet; raise train.max_refills, or set "

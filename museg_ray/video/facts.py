@@ -7,11 +7,14 @@ import numpy as np
 
 from museg_ray.config.schema import VideoConfig
 from museg_ray.errors import VideoError
+from museg_ray.types import Clip
 from museg_ray.video.container import decoding_context, open_container, video_stream
+from museg_ray.video.decode import decode_clip
 from museg_ray.video.decoder import first_frame
 from museg_ray.video.display import displayed_size, orientation
-from museg_ray.video.frames import choose_indices, clip_size
+from museg_ray.video.prepare import downloads
 from museg_ray.video.probe import CLOCK_ROUNDING_S, VideoProbe, probe
+from museg_ray.video.source import find_source, local_file
 
 HDR = {16: "PQ", 18: "HLG"}
 """Transfer functions by their number in ITU-T H.273."""
@@ -20,22 +23,24 @@ UNSPECIFIED = 2
 Facts = dict[str, Any]
 
 
-def video_facts(path: str, config: VideoConfig) -> Facts:
-    """What the file is, what its header promises, what it holds, and what would be selected; or its fault.
+def video_facts(video: str, config: VideoConfig) -> tuple[Facts, Clip | None]:
+    """What a file is, what its header promises, what it holds, and what is selected of it; or its fault and no clip.
 
     Args:
+        video: path or URL.
         config: what selects and resizes.
     """
-    facts: Facts = {"file": path}
+    facts: Facts = {"file": video}
     try:
-        facts |= _stream_facts(path)
-        probed = probe(path)
-        facts |= _time_facts(probed)
-        facts |= _selection(probed, facts["displayed"], config)
-        facts["notices"] += probed.notices
+        with local_file(find_source(video), downloads(config), lambda: None) as path:
+            facts |= _stream_facts(str(path))
+            probed = probe(str(path))
+            facts |= _time_facts(probed)
+            clip = decode_clip(str(path), "probed", config, probed)
     except VideoError as error:
-        facts |= {"fault": str(error.fault), "reason": str(error)}
-    return facts
+        return facts | {"fault": str(error.fault), "reason": str(error)}, None
+    notices = facts.pop("notices") + probed.notices
+    return facts | _selection(clip, config) | {"notices": notices}, clip
 
 
 def _stream_facts(path: str) -> Facts:
@@ -79,12 +84,11 @@ def _time_facts(probed: VideoProbe) -> Facts:
     }
 
 
-def _selection(probed: VideoProbe, displayed_shape: list[int], config: VideoConfig) -> Facts:
-    indices = choose_indices(probed.starts_s, probed.duration_s, probed.average_fps, config)
-    height, width = clip_size(displayed_shape[0], displayed_shape[1], len(indices), config)
-    per_pair = height * width // config.size_multiple**2
+def _selection(clip: Clip, config: VideoConfig) -> Facts:
+    num_frames, height, width, _ = clip.frames.shape
+    per_pair = height * width // config.size_multiple**2 + config.pair_tokens
     return {
-        "selected": [len(indices), height, width],
-        "times_s": [round(float(time_s), 3) for time_s in probed.starts_s[indices]],
-        "video_tokens": len(indices) // 2 * per_pair,
+        "selected": [num_frames, height, width],
+        "times_s": [round(float(time_s), 3) for time_s in clip.times_s],
+        "video_tokens": num_frames // 2 * per_pair,
     }

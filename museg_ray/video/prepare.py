@@ -75,7 +75,7 @@ def read_clip(video: str, config: VideoConfig) -> Clip:
     """
     try:
         source = find_source(video)
-        with local_file(source, _downloads(config), lambda: None) as path:
+        with local_file(source, downloads(config), lambda: None) as path:
             content, probed = _examined(path, lambda: None)
             return replace(decode_clip(str(path), clip_key(content, config), config, probed), video=video)
     except VideoError as error:
@@ -97,7 +97,7 @@ class Preparer:
         self._config = config
         self._allow, self._tell = allow, tell
         self._store = open_store(config)
-        self._downloads = _downloads(config)
+        self._downloads = downloads(config)
         self._has_waited = False
         self._notices: tuple[str, ...] = ()
 
@@ -210,6 +210,7 @@ def _check_unchanged(source: Source) -> None:
         raise VideoError("it changed while it was read", VideoFault.CORRUPT)
 
 
-def _downloads(config: VideoConfig) -> LimitedFolder:
+def downloads(config: VideoConfig) -> LimitedFolder:
+    """Where local copies of remote videos are."""
     folder = Path(config.store_dir) / "downloads"
     return LimitedFolder(folder, int(config.download_gib * GIB), ACCESS[config.store_mode])

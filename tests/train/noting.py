@@ -14,7 +14,7 @@ import numpy as np
 
 from museg_ray.checkpoints.state import DriverState, Notes, TrainerState
 from museg_ray.config.schema import Config, PhaseConfig, RewardWeights, TrainConfig
-from museg_ray.errors import VideoError, VideoFault
+from museg_ray.errors import UnfitQueryError, VideoError, VideoFault
 from museg_ray.fleet.control import Mailbox
 from museg_ray.fleet.member import CrewStatus
 from museg_ray.ledger.ledger import read_ledger
@@ -50,6 +50,10 @@ class NotingParts:
         self.num_waiting = self.num_decoded = self.num_restarts = 0
         self.ahead: list[str] = []
         self.gone_once: set[str] = set()
+        self.too_long: set[str] = set()
+        """Queries that have no room in the model."""
+        self.lasts_s: dict[str, float] = {}
+        """Of videos: else 12."""
         self.gone_at_learner: list[str] = []
         """One an update that is tried."""
         self.equal: set[str] = set()
@@ -68,13 +72,17 @@ class NotingParts:
     async def get(self, video: str, anew: bool = False) -> ClipHandle:
         if video in self.unreadable:
             raise VideoError(f"{video} is broken", VideoFault.CUT_OFF)
-        return ClipHandle(PreparedClip(video, video, (1, 1, 1, 3), 12.0, was_decoded=True), origin=None)
+        return ClipHandle(
+            PreparedClip(video, video, (1, 1, 1, 3), self.lasts_s.get(video, 12.0), was_decoded=True), None
+        )
 
     async def sample(self, issue: Issue, prompt_ids: Any, clip: Any, sampling: Any) -> Group:
         video = issue.query.video
         if video in self.gone_once:
             self.gone_once.remove(video)
             raise VideoError("its machine is gone", VideoFault.UNREACHABLE)
+        if issue.query.query_id in self.too_long:
+            raise UnfitQueryError(f"{issue.query.query_id} is too long")
         responses = tuple(Response((1,), np.zeros(1, np.float32), text, True) for text in TEXTS)
         return Group(issue, video, 12.0, (1,), responses, weight_version=self.pushed[-1] if self.pushed else 0)
 

@@ -6,9 +6,15 @@ from pathlib import Path
 import pytest
 
 from museg_ray.config.schema import PhaseConfig
-from museg_ray.errors import LearnerError, ParityError, RewardError, VideoError
+from museg_ray.errors import LearnerError, ParityError, RewardError, UnfitQueryError, VideoError
 from museg_ray.metrics import names
+from museg_ray.types import GroundingQuery
 from tests.train.noting import PHASES, TEXTS, Run, queries
+
+
+def every_query(stem: str) -> list[GroundingQuery]:
+    """Those of one of the files of a `Run`."""
+    return queries(stem, 9) + queries(stem, 9, 2)
 
 
 @pytest.fixture
@@ -129,6 +135,43 @@ def test_steps_in_a_row_without_a_readable_video_end_the_run(tmp_path: Path, tin
     with pytest.raises(VideoError, match="No video of the last 3 steps up to step 3 can be read"):
         run.to_end()
     assert [row["outcome"] for row in run.issued] == ["failed"] * 6
+
+
+def test_a_query_without_room_is_set_aside_by_name_and_its_step_goes_on(
+    three_phases: Run, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    long = three_phases.issued[0]["query_id"]
+    run = Run(tmp_path, tiny_model_dir, PHASES, set())
+    run.parts.too_long = {long}
+    outcomes = [(row["query_id"], row["outcome"]) for row in run.to_end().issued]
+    assert all((outcome == "failed") == (query_id == long) for query_id, outcome in outcomes)
+    assert {(row["query_id"], row["fault"]) for row in run.quarantined} == {(long, "too_long")}
+    assert [result.step for result in run.results] == [1, 2, 3, 4, 5]
+
+
+def test_steps_in_a_row_of_queries_without_room_end_the_run(tmp_path: Path, tiny_model_dir: Path) -> None:
+    run = Run(tmp_path, tiny_model_dir, PHASES, set())
+    run.parts.too_long = {query.query_id for stem in ("main", "other") for query in every_query(stem)}
+    with pytest.raises(UnfitQueryError, match="No query of the last 3 steps up to step 3 can be sampled"):
+        run.to_end()
+
+
+def test_a_truth_of_which_too_little_lies_in_its_file_is_never_a_reward_of_0_and_others_are_cut(
+    three_phases: Run, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    outside, over = (three_phases.issued[index] for index in (0, 1))
+    truths = {query.query_id: query.segments for query in every_query("main")}
+    ((_, over_s),) = truths[over["query_id"]][-1:]
+    run = Run(tmp_path, tiny_model_dir, PHASES, set())
+    run.parts.lasts_s = {outside["video"]: 0.1, over["video"]: over_s - 0.5}
+    run.to_end()
+    trained = {group.query.query_id: group.query.segments for groups in run.parts.updates for group in groups}
+    assert outside["query_id"] not in trained and trained[over["query_id"]][-1][1] == over_s - 0.5
+    faults = {row["query_id"]: row["fault"] for row in run.quarantined}
+    assert faults[outside["query_id"]] == "beyond_file" and over["query_id"] not in faults
+    told = [json.loads(line) for line in (run.folder / "events.jsonl").read_text().splitlines()]
+    texts = [event["text"] for event in told if event["kind"] == "truth"]
+    assert len(texts) == len(set(texts)) and any(over["query_id"] in text for text in texts)
 
 
 def test_every_video_is_prepared_ahead_in_the_order_of_its_use(three_phases: Run) -> None:
