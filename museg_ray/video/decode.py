@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -19,7 +20,7 @@ from museg_ray.errors import VideoError, VideoFault
 from museg_ray.types import ByteArray, Clip
 from museg_ray.video.container import open_container, video_stream
 from museg_ray.video.decoder import Decoder
-from museg_ray.video.display import displayed, displayed_size
+from museg_ray.video.display import Display
 from museg_ray.video.frames import choose_indices, clip_size
 from museg_ray.video.probe import Timing, VideoProbe, probe, timeline
 
@@ -46,11 +47,12 @@ def decode_clip(path: str, key: str, config: VideoConfig, probed: VideoProbe | N
     probed = probed or probe(path)
     indices, frames = _choose(probed, config), None
     if probed.pts is not None:
-        frames = _gather(Decoder(path, set(probed.pts[indices].tolist())), probed.pts[indices], config)
+        chosen = probed.pts[indices]
+        frames = _gather(Decoder(path, set(chosen.tolist())), chosen, probed.display, config)
     if frames is None:  # packets and frames are not one to one: go by the frames that really come out
         probed = _probe_by_decoding(path, probed)
         indices = _choose(probed, config)
-        frames = _gather(Decoder(path), indices, config)
+        frames = _gather(Decoder(path), indices, probed.display, config)
     if frames is None:
         raise VideoError("its frames cannot be decoded", VideoFault.CORRUPT)
     if config.decoder == "decord":
@@ -83,10 +85,10 @@ def _probe_by_decoding(path: str, promised: VideoProbe) -> VideoProbe:
         raise VideoError(
             f"only {found.duration_s:.2f} s of its {promised.duration_s:.2f} s can be decoded", VideoFault.CORRUPT
         )
-    return found
+    return replace(found, display=promised.display)
 
 
-def _gather(decoder: Decoder, chosen: npt.NDArray[np.int64], config: VideoConfig) -> ByteArray | None:
+def _gather(decoder: Decoder, chosen: npt.NDArray[np.int64], display: Display, config: VideoConfig) -> ByteArray | None:
     """The clip's frames [T, H, W, 3]; None when some did not come out.
 
     Args:
@@ -95,12 +97,12 @@ def _gather(decoder: Decoder, chosen: npt.NDArray[np.int64], config: VideoConfig
     Raises:
         VideoError: too many are damaged.
     """
-    places, builder = _places(chosen), _ClipBuilder(len(chosen), config)
+    places, builder = _places(chosen), _ClipBuilder(len(chosen), display, config)
     stretches = np.full(len(chosen), -1)  # [T] of each frame, -1 where it has not come out yet
     with closing(builder):
         for number, (frame, stretch) in enumerate(decoder):
             if here := places.get(number if decoder.wanted_pts is None else frame.pts):
-                builder.add(frame, decoder.pixel_shape, here)
+                builder.add(frame, here)
                 stretches[here] = stretch
             if stretches.min() >= 0 and decoder.stretch > stretches.max():
                 break  # all are here, and nothing more is to be learnt about the last one's stretch
@@ -118,9 +120,9 @@ def _through_decord(path: str, probed: VideoProbe, indices: npt.NDArray[np.int64
     from museg_ray.video.decord_frames import decord_frames  # a package that others need not have
 
     numbers, places = np.unique(indices).tolist(), _places(indices).values()
-    with closing(_ClipBuilder(len(indices), config)) as builder:
+    with closing(_ClipBuilder(len(indices), Display(), config)) as builder:
         for frame, here in zip(decord_frames(path, probed, numbers), places, strict=True):
-            builder.add(frame, 1.0, here)
+            builder.add(frame, here)
         return builder.frames()
 
 
@@ -128,15 +130,15 @@ class _ClipBuilder:
     """Turns frames into pixels of their final size, in a thread of its own while the decoder goes on: a fifth of the
     time."""
 
-    def __init__(self, num_frames: int, config: VideoConfig) -> None:
-        self._num_frames, self._config = num_frames, config
+    def __init__(self, num_frames: int, display: Display, config: VideoConfig) -> None:
+        self._num_frames, self._display, self._config = num_frames, display, config
         self._frames: ByteArray | None = None  # [T, H, W, 3]
         self._thread = ThreadPoolExecutor(1)
         self._waiting: deque[Future[None]] = deque()
 
-    def add(self, frame: av.VideoFrame, pixel_shape: float, places: Sequence[int]) -> None:
+    def add(self, frame: av.VideoFrame, places: Sequence[int]) -> None:
         """Put a frame where it belongs, soon."""
-        self._waiting.append(self._thread.submit(self._put, frame, pixel_shape, places))
+        self._waiting.append(self._thread.submit(self._put, frame, places))
         if len(self._waiting) > MAX_WAITING:
             self._waiting.popleft().result()
 
@@ -154,12 +156,12 @@ class _ClipBuilder:
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
 
-    def _put(self, frame: av.VideoFrame, pixel_shape: float, places: Sequence[int]) -> None:
+    def _put(self, frame: av.VideoFrame, places: Sequence[int]) -> None:
         if self._frames is None:
-            height, width = displayed_size(frame, pixel_shape)
+            height, width = self._display.size(frame)
             height, width = clip_size(height, width, self._num_frames, self._config)
             self._frames = np.empty((self._num_frames, height, width, 3), np.uint8)
-        resized = _resize(displayed(frame), self._frames.shape[1:3])
+        resized = _resize(self._display.pixels(frame), self._frames.shape[1:3])
         for place in places:
             self._frames[place] = resized
 

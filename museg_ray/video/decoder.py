@@ -27,15 +27,12 @@ class Decoder:
         """Stretches with an error in them, as far as the file has been read."""
         self.stretch = 0
         """That of the last packet read."""
-        self.pixel_shape = 1.0
-        """A pixel's width by its height, once a frame is out."""
         self._path = path
         self._stretch_of: dict[int | None, int] = {}
 
     def __iter__(self) -> Generator[tuple[av.VideoFrame, int]]:
         with open_container(self._path) as container:
             stream = video_stream(container)
-            self.pixel_shape = float(stream.sample_aspect_ratio or 1)
             decoder = decoding_context(stream)
             for packet, is_whole in packets(container, stream, Clock(container, stream)):
                 self._note(packet, is_whole)
@@ -63,14 +60,12 @@ class Decoder:
             self._stretch_of[packet.pts] = self.stretch
 
 
-def first_frame(path: str) -> tuple[av.VideoFrame, float]:
-    """The first frame of a local file, and a pixel's width by its height.
-
-    Raises:
-        VideoError: none can be decoded.
+def first_frame(path: str) -> av.VideoFrame:
     """
-    decoder = Decoder(path)
-    with closing(iter(decoder)) as frames:
+    Raises:
+        VideoError: no frame of the local file can be decoded.
+    """
+    with closing(iter(Decoder(path))) as frames:
         for frame, _ in frames:
-            return frame, decoder.pixel_shape
+            return frame
     raise VideoError("its frames cannot be decoded", VideoFault.CORRUPT)

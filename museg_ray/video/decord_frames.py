@@ -13,8 +13,6 @@ import numpy as np
 
 from museg_ray.errors import VideoError, VideoFault
 from museg_ray.video.container import open_container, video_stream
-from museg_ray.video.decoder import first_frame
-from museg_ray.video.display import has_alpha, is_plain
 from museg_ray.video.probe import VideoProbe
 
 UNREAD_FORMATS = ("mpegts", "mpeg", "gif", "h264", "hevc", "obu", "ivf", "mpegvideo", "m4v")
@@ -46,12 +44,12 @@ def decord_frames(path: str, probed: VideoProbe, numbers: Sequence[int]) -> Iter
 def _check_kind(path: str, probed: VideoProbe) -> None:
     with open_container(path) as container:
         format_name, codec = container.format.name, video_stream(container).codec_context.codec.name
-    frame, _ = first_frame(path)
+    display = probed.display
     unread = {
         f"{format_name} files": format_name in UNREAD_FORMATS,
         f"the codec {codec}": codec in UNREAD_CODECS,
-        f"frames less than {NARROWEST} pixels wide": frame.width < NARROWEST,
-        "mirrored or transparent frames": not is_plain(frame) or has_alpha(frame),
+        f"frames less than {NARROWEST} pixels wide": display.width < NARROWEST,
+        "mirrored or transparent frames": display.has_alpha or not display.is_plain,
         "joined parts, tracks after the first, pixels that are no squares, or B-frames in AVI": not probed.is_plain,
         "names that are not UTF-8": os.fsencode(path) != path.encode(errors="replace"),
     }

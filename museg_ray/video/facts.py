@@ -11,7 +11,7 @@ from museg_ray.types import Clip
 from museg_ray.video.container import decoding_context, open_container, video_stream
 from museg_ray.video.decode import decode_clip
 from museg_ray.video.decoder import first_frame
-from museg_ray.video.display import displayed_size, orientation
+from museg_ray.video.display import Display
 from museg_ray.video.prepare import downloads
 from museg_ray.video.probe import CLOCK_ROUNDING_S, VideoProbe, probe
 from museg_ray.video.source import find_source, local_file
@@ -46,8 +46,9 @@ def video_facts(video: str, config: VideoConfig) -> tuple[Facts, Clip | None]:
 def _stream_facts(path: str) -> Facts:
     with open_container(path) as container:
         stream = video_stream(container)
-        frame, pixel_shape = first_frame(path)
-        height, width = displayed_size(frame, pixel_shape)
+        frame, pixel_shape = first_frame(path), stream.sample_aspect_ratio or 1
+        display = Display.of(frame, float(pixel_shape))
+        height, width = display.size(frame)
         transfer = HDR.get(int(frame.color_trc or 0))
         notices = [f"its colours are HDR ({transfer}): they are not tone-mapped, so paler than a player shows them"]
         return {
@@ -55,8 +56,8 @@ def _stream_facts(path: str) -> Facts:
             "codec": decoding_context(stream).name,
             "track": f"{stream.index} of {len(container.streams)}, {len(container.streams.video)} of them video",
             "stored": [frame.height, frame.width],
-            "pixel_shape": str(stream.sample_aspect_ratio or 1),
-            "orientation": orientation(frame),
+            "pixel_shape": str(pixel_shape),
+            "orientation": display.orientation,
             "displayed": [round(height), round(width)],
             "pixel_format": frame.format.name,
             "colour": _colour(frame),

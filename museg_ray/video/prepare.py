@@ -13,8 +13,6 @@ from museg_ray.errors import VideoError, VideoFault
 from museg_ray.types import Clip
 from museg_ray.video.access import ACCESS
 from museg_ray.video.decode import decode_clip
-from museg_ray.video.decoder import first_frame
-from museg_ray.video.display import is_plain
 from museg_ray.video.folder import LimitedFolder
 from museg_ray.video.probe import VideoProbe, probe
 from museg_ray.video.source import Source, content_hash, find_source, local_file
@@ -196,12 +194,9 @@ def _examined(path: Path, on_progress: Callable[[], None]) -> tuple[str, VideoPr
     """Hash of a file's content, and what its packets promise.
 
     Of a kind that was read otherwise before it is another hash, so that what was kept of it then is not found again.
-    The first frame tells what the packets do not.
     """
     content, probed = content_hash(path, on_progress), probe(str(path))
-    if probed.is_plain and is_plain(first_frame(str(path))[0]):
-        return content, probed
-    return blake3(f"{READING} {content}".encode()).hexdigest(), probed
+    return content if probed.is_plain else blake3(f"{READING} {content}".encode()).hexdigest(), probed
 
 
 def _check_unchanged(source: Source) -> None:

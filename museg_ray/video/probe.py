@@ -1,5 +1,6 @@
-"""What a video file promises, read from its packets without decoding a frame."""
+"""What a video file promises, read from its packets, and how it is shown, from its first frame."""
 
+import gc
 import re
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -10,6 +11,8 @@ import numpy.typing as npt
 
 from museg_ray.errors import VideoError, VideoFault
 from museg_ray.video.container import Clock, is_plain, open_container, packets, tells_order, video_stream
+from museg_ray.video.decoder import first_frame
+from museg_ray.video.display import Display
 
 CLOCK_ROUNDING_S = 0.005
 """Containers count time in steps of up to a few milliseconds."""
@@ -41,7 +44,8 @@ class VideoProbe:
     num_joints: int = 0
     """Where the file's clock begins anew."""
     is_plain: bool = True
-    """Of one part, one video track and square, opaque pixels, whose packets have the times of their frames."""
+    """Of one part, with its first track shown, upright or turned, in square, opaque pixels, by its packets' times."""
+    display: Display = field(default_factory=Display)
 
     @property
     def notices(self) -> list[str]:
@@ -82,7 +86,7 @@ class _Held:
 
 
 def probe(path: str) -> VideoProbe:
-    """Read the packets of all streams, as far as the file goes.
+    """Read the packets of all streams, as far as the file goes, and the first frame.
 
     Raises:
         VideoError: no video, cut off, or without times.
@@ -96,15 +100,22 @@ def probe(path: str) -> VideoProbe:
         if not clock.may_leap:  # there is no header that promises
             _check_complete(container, stream, held)
         starts_s = [float((s.start_time or 0) * s.time_base) for s in (*container.streams.audio, stream)]
-        found = timeline(stream, held.timings)
+        found, display = timeline(stream, held.timings), _display(path, float(stream.sample_aspect_ratio or 1))
         return replace(
             found,
             pts=found.pts if tells_order(container, stream) else None,
             promised_s=_promised_s(stream) or (container.duration or 0) / av.time_base,
             late_s=max(0.0, starts_s[-1] - min(starts_s)),
             num_joints=clock.num_joints,
-            is_plain=is_plain(container, stream) and not clock.num_joints,
+            is_plain=display.is_plain and is_plain(container, stream) and not clock.num_joints,
+            display=display,
         )
+
+
+def _display(path: str, pixel_shape: float) -> Display:
+    display = Display.of(first_frame(path), pixel_shape)
+    gc.collect(1)  # else the frame, tens of megabytes, would wait for it; the latest are quickly looked through
+    return display
 
 
 def promised_length(path: str) -> tuple[float, float]:

@@ -1,6 +1,7 @@
 """`museg ground` with the packaged model and a rendered video: once in a process of its own."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from museg_ray.cli.main import main
 from museg_ray.demo.corpus import encode_video
 from museg_ray.demo.scene import Scene, draw_scene
 from museg_ray.evaluation.metrics import segment_f1
+from museg_ray.video.frames import choose_num_frames
 
 TIMEOUT_S = 300
 
@@ -84,3 +86,22 @@ def test_a_video_that_is_not_there_is_named_in_one_line(
     assert end.value.code == 1
     assert "none.mp4" in printed.err and "Traceback" not in printed.err
     assert printed.out == "" and len(printed.err.splitlines()) == 1
+
+
+def test_a_model_without_a_configuration_gets_one_that_fits_its_family(
+    tiny_model_dir: Path, tiny_qwen3_dir: Path, tmp_path: Path
+) -> None:
+    qwen2, qwen3 = (ground._model_config(bare_copy(folder, tmp_path)) for folder in (tiny_model_dir, tiny_qwen3_dir))
+    assert (qwen2.video.size_multiple, qwen2.video.pair_tokens) == (28, 0)
+    assert (qwen3.video.size_multiple, qwen3.video.pair_tokens) == (32, 11)
+    for config in (qwen2, qwen3):
+        tokens = config.video.total_pixels / config.video.size_multiple**2
+        assert config.model.max_tokens == tokens + ground.QUESTION_TOKENS + config.evaluation.max_completion_tokens
+    assert qwen2.model.max_tokens == 4096, "museg-tiny's own limit"
+    assert choose_num_frames(3600, 90_000, qwen3.video) < choose_num_frames(3600, 90_000, qwen2.video) == 448
+
+
+def bare_copy(folder: Path, to: Path) -> Path:
+    copy = Path(shutil.copytree(folder, to / folder.name))
+    (copy / "museg_config.yaml").unlink(missing_ok=True)
+    return copy

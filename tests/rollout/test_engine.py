@@ -13,7 +13,7 @@ import pytest
 
 from museg_ray.bench.naive_engine import NaiveClient
 from museg_ray.config.schema import Config
-from museg_ray.errors import RolloutError, WeightSyncError
+from museg_ray.errors import RolloutError, UnfitQueryError, WeightSyncError
 from museg_ray.model.patchify import video_grid
 from museg_ray.model.prompt import chat_prompt_ids
 from museg_ray.model.qwen_vl import load_tokenizer, load_vision_spec
@@ -197,9 +197,24 @@ def test_push_of_a_version_that_is_not_new_is_refused(rollout: Rollout, weights:
 def test_what_vllm_refuses_becomes_a_rollout_error_that_survives_pickling(
     rollout: Rollout, clip: Clip, issue: Issue, prompt_ids: list[int]
 ) -> None:
-    with pytest.raises(RolloutError, match=r"test/0.*512") as caught:
-        rollout.run(rollout.engine.generate(issue, [*prompt_ids, *[0] * 600], clip, SAMPLING))
+    with pytest.raises(RolloutError, match=r"test/0.*vocabulary") as caught:
+        rollout.run(rollout.engine.generate(issue, [*prompt_ids, 1_000_000], clip, SAMPLING))
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_a_query_that_fills_the_models_length_is_sampled_and_one_token_more_is_refused_with_the_arithmetic(
+    rollout: Rollout, clip: Clip, issue: Issue, prompt_ids: list[int], tiny_model_dir: Path
+) -> None:
+    video = load_vision_spec(tiny_model_dir).num_video_tokens(video_grid(clip.frames, load_vision_spec(tiny_model_dir)))
+    text = 512 - video - SAMPLING.max_completion_tokens
+    filled = [*prompt_ids, *prompt_ids[-1:] * (text - len(prompt_ids) + 1)]
+    assert len(rollout.run(rollout.engine.generate(issue, filled, clip, SAMPLING)).responses) == SAMPLING.group_size
+    arithmetic = (
+        rf"test/0 about .* {text + 1} tokens of text \+ {video} of video \+ 24 of room .* = 513, and model\.max_"
+    )
+    with pytest.raises(UnfitQueryError, match=arithmetic) as caught:
+        rollout.run(rollout.engine.generate(issue, [*filled, filled[-1]], clip, SAMPLING))
+    assert pickle.loads(pickle.dumps(caught.value)).fault == "too_long"
 
 
 def test_engine_that_cannot_start_says_why(tiny_model_dir: Path, rollout_config: Config) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from museg_ray.config.schema import Config
+from museg_ray.errors import UnfitQueryError
 from museg_ray.model.patchify import video_grid
 from museg_ray.model.prompt import chat_prompt_ids
 from museg_ray.model.qwen_vl import forbidden_token_ids, load_policy, load_tokenizer, load_vision_spec
@@ -166,3 +167,16 @@ def test_pixels_of_a_clip_that_fills_the_models_length_are_sent_once(
     (group,) = sample_all(clip)
     assert clip.frames.nbytes <= engine.bytes_sent - before <= 1.2 * clip.frames.nbytes
     assert largest_gap(tiny_qwen3_dir, weights, clip, group) < 1e-5
+
+
+def test_written_times_count_where_the_room_is_checked(
+    engine: RolloutEngine, runner: asyncio.Runner, issue: Issue, prompt_ids: list[int]
+) -> None:
+    """A clip of 16 tokens of pixels takes hundreds more for the times of its pairs."""
+    clip = make_clip(5, 32, 1, 1, 0.01)
+    (group,) = sample(engine, runner, issue, prompt_ids, clip)
+    total = len(group.prompt_ids) + SAMPLING.max_completion_tokens
+    filled = [*prompt_ids, *prompt_ids[-1:] * (MAX_TOKENS - total)]
+    assert len(sample(engine, runner, issue, filled, clip)[0].prompt_ids) == MAX_TOKENS - SAMPLING.max_completion_tokens
+    with pytest.raises(UnfitQueryError, match=rf"= {MAX_TOKENS + 1}, and model\.max_tokens is {MAX_TOKENS}"):
+        sample(engine, runner, issue, [*filled, filled[-1]], clip)

@@ -9,9 +9,10 @@ import pytest
 from museg_ray.config.schema import Config, PhaseConfig
 from museg_ray.errors import CheckpointError, ConfigError, DataError
 from museg_ray.ledger.ledger import OpenIssue
+from museg_ray.model.qwen_vl import load_tokenizer
 from museg_ray.train.data_changes import BLOCK_BYTES, _sampled_hash
 from museg_ray.train.issues import IssueSource
-from museg_ray.train.queries import RunQueries, check_heldout, read_run_queries
+from museg_ray.train.queries import RunQueries, check_heldout, overlong, read_run_queries
 from museg_ray.types import GroundingQuery
 
 
@@ -88,3 +89,19 @@ def test_one_held_out_video_is_refused_before_training() -> None:
     queries = [GroundingQuery(f"h/{i}", "only.mp4", "it", ((1.0, 2.0),)) for i in range(3)]
     with pytest.raises(DataError, match="at least two"):
         check_heldout(RunQueries({}, queries))
+
+
+def test_questions_without_room_are_counted_at_the_start_and_a_file_of_such_alone_is_refused(
+    tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    config, tokenizer = config_of(tmp_path), load_tokenizer(tiny_model_dir)
+    assert overlong(config, read(config), tokenizer) == []
+    rows = [json.loads(line) for line in Path(config.data.train).read_text().splitlines()]
+    rows[1]["problem"] = "it happens " * 5000
+    Path(config.data.train).write_text("\n".join(json.dumps(row) for row in rows))
+    (warning,) = overlong(config, read(config), tokenizer)
+    assert warning.startswith(f"1 of 3 questions of {config.data.train} have no room: the longest has ")
+    assert "its answer may have 1024, and model.max_tokens is 4096; the first is a/1. They are set aside" in warning
+    config.model.max_tokens = 1024
+    with pytest.raises(DataError, match=r"3 of 3 questions of .*a\.jsonl have no room.*Raise model\.max_tokens"):
+        overlong(config, read(config), tokenizer)

@@ -9,7 +9,7 @@ import pytest
 
 from museg_ray.config.schema import VideoConfig
 from museg_ray.types import ByteArray
-from museg_ray.video import display
+from museg_ray.video.display import Display, Matrix
 from museg_ray.video.prepare import read_clip
 from tests.video.conftest import numbered_frame
 from tests.video.odd_files import CLOCK, FPS, frame_of
@@ -40,12 +40,11 @@ def filtered(pixels: ByteArray, filters: tuple[str, ...]) -> ByteArray:
 
 
 @pytest.mark.parametrize("matrix", AUTOROTATE)
-def test_all_eight_orientations_are_those_of_ffmpeg(matrix: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_eight_orientations_are_those_of_ffmpeg(matrix: Matrix) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (16, 32, 3), dtype=np.uint8)
-    monkeypatch.setattr(display, "_display_matrix", lambda frame: np.array(matrix, np.int32).reshape(2, 2) << 16)
-    shown, expected = display.displayed(frame_of(pixels, 0, CLOCK)), filtered(pixels, AUTOROTATE[matrix])
-    np.testing.assert_array_equal(shown, expected)
-    assert display.displayed_size(frame_of(pixels, 0, CLOCK), 1.0) == expected.shape[:2]
+    display, frame, expected = Display(matrix), frame_of(pixels, 0, CLOCK), filtered(pixels, AUTOROTATE[matrix])
+    np.testing.assert_array_equal(display.pixels(frame), expected)
+    assert display.size(frame) == expected.shape[:2]
 
 
 def test_what_is_transparent_lies_on_black(tmp_path: Path) -> None:
@@ -68,4 +67,4 @@ def test_what_is_transparent_lies_on_black(tmp_path: Path) -> None:
 
 def test_half_transparent_is_half_as_bright() -> None:
     frame = av.VideoFrame.from_ndarray(np.full((16, 16, 4), (200, 100, 50, 128), np.uint8), format="rgba")
-    np.testing.assert_array_equal(np.unique(display.displayed(frame)), [25, 50, 100])
+    np.testing.assert_array_equal(np.unique(Display().pixels(frame)), [25, 50, 100])
