@@ -11,13 +11,13 @@ from museg_ray.data.importers.tacos import read_tacos
 
 IMPORTERS: dict[str, Importer] = {
     "museg": read_museg,
-    "museg_eval": read_museg_eval,
     "charades_sta": read_charades_sta,
     "activitynet": read_activitynet,
     "tacos": read_tacos,
     "qvhighlights": read_qvhighlights,
     "et_instruct": read_et_instruct,
     "et_bench": read_et_bench,
+    "museg_eval": read_museg_eval,  # after et_bench, whose rows it reads too
     "generic": read_generic,
 }
 """By the name that `museg data import` takes."""
