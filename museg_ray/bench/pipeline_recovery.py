@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import ray
 
-from museg_ray.bench.result import Row, Target
+from museg_ray.bench.result import Row, Target, at_most, compared
 from museg_ray.config.schema import Config, FleetConfig, ModelConfig, RolloutConfig, VideoConfig
 from museg_ray.errors import ResourceError
 from museg_ray.events import EventKind
@@ -63,9 +63,9 @@ def measure_recovery(tell: Callable[[str], None]) -> tuple[list[Row], list[Targe
         deaths.append(asyncio.run(_measure_drain(node)))
     rows = [row for death in deaths for row in death.rows()]
     targets = [
-        _at_most("slowest notice of a death, s", max(death.noticed_s for death in deaths), NOTICED_TARGET_S),
-        _at_most("slowest requeue after it, s", max(death.requeued_s for death in deaths), REQUEUED_TARGET_S),
-        _at_most("replacement, s beyond its start", max(death.beyond_start_s for death in deaths), REPLACED_TARGET_S),
+        at_most("slowest notice of a death, s", max(death.noticed_s for death in deaths), NOTICED_TARGET_S),
+        at_most("slowest requeue after it, s", max(death.requeued_s for death in deaths), REQUEUED_TARGET_S),
+        at_most("replacement, s beyond its start", max(death.beyond_start_s for death in deaths), REPLACED_TARGET_S),
     ]
     return rows, targets
 
@@ -91,27 +91,18 @@ class Death:
         return self.serves_s - self.start_s
 
     def rows(self) -> list[Row]:
-        twice = f"{self.num_twice} groups begun twice, <= {self.num_tokens_twice:,} tokens"
-        case = f"{self.victim}, {twice}"
+        case = f"{self.victim}, {self.num_twice} groups begun twice, <= {self.num_tokens_twice:,} tokens"
         return [
-            _row("noticed / target", case, self.noticed_s, NOTICED_TARGET_S),
-            _row("requeued / target", case, self.requeued_s, REQUEUED_TARGET_S),
-            _row("replacement serves / its start", case, self.serves_s, self.start_s),
+            compared("noticed / target", case, 1e3 * self.noticed_s, 1e3 * NOTICED_TARGET_S),
+            compared("requeued / target", case, 1e3 * self.requeued_s, 1e3 * REQUEUED_TARGET_S),
+            compared("replacement serves / its start", case, 1e3 * self.serves_s, 1e3 * self.start_s),
         ]
-
-
-def _row(what: str, case: str, took_s: float, against_s: float) -> Row:
-    """With the columns of the other rows of this bench."""
-    return {"measured": what, "case": case, "ms": 1e3 * took_s, "against": 1e3 * against_s, "ratio": took_s / against_s}
-
-
-def _at_most(name: str, value: float, target: float) -> Target:
-    return Target(name, value, target, value <= target)
 
 
 @asynccontextmanager
 async def _engines(happened: list[Happening]) -> AsyncIterator[tuple[RolloutPool, ClipHandle]]:
     """One on each node, with weights of version 1, and a clip to ask about."""
+    import torch
 
     def note(kind: EventKind, text: str, **fields: object) -> None:
         happened.append((time.monotonic(), kind, fields))
@@ -124,7 +115,7 @@ async def _engines(happened: list[Happening]) -> AsyncIterator[tuple[RolloutPool
         try:
             await pool.ready()
             ray.kill(spare)
-            policy = load_policy(PACKAGED_MODEL_DIR, dtype=_float32()).named_parameters()
+            policy = load_policy(PACKAGED_MODEL_DIR, dtype=torch.float32).named_parameters()
             await pool.publish(1, ray.put(weights_to_blob(policy)))
             await _sample(pool, clip, 1)
             yield pool, clip
@@ -199,12 +190,6 @@ def _stored_clip(folder: Path) -> ClipHandle:
     FrameStore(folder, limit_gib=1).put(clip)
     prepared = PreparedClip(clip.key, clip.video, clip.frames.shape, clip.duration_s, was_decoded=True)
     return ClipHandle(prepared, origin=None)
-
-
-def _float32() -> Any:
-    import torch
-
-    return torch.float32
 
 
 class _Spare:

@@ -23,6 +23,19 @@ class Target:
     met: bool
 
 
+def at_most(name: str, value: float, target: float) -> Target:
+    return Target(name, value, target, value <= target)
+
+
+def at_least(name: str, value: float, target: float) -> Target:
+    return Target(name, value, target, value >= target)
+
+
+def compared(what: str, case: str, ms: float, against_ms: float) -> Row:
+    """`what` reads `this / that`: milliseconds of this and of that, and their ratio."""
+    return {"measured": what, "case": case, "ms": ms, "against": against_ms, "ratio": ms / against_ms}
+
+
 @dataclass(frozen=True, slots=True)
 class BenchResult:
     """One benchmark's rows, with the same columns in all, and what it was to reach."""

@@ -8,7 +8,7 @@ from statistics import median
 
 import numpy as np
 
-from museg_ray.bench.result import BenchResult, Target
+from museg_ray.bench.result import BenchResult, Row, at_least, at_most
 from museg_ray.config.schema import Config, RewardConfig, RewardWeights
 from museg_ray.events import no_events
 from museg_ray.rewards.golden import GoldenCase, golden_cases
@@ -55,19 +55,14 @@ def bench_rewards(rounds: int) -> BenchResult:
             _row("paper, groups of 8, pool of one actor", BATCH_RESPONSES / pool_s, reference_per_s),
         ),
         targets=(
-            Target("recipe paper, responses/s on one core", paper_per_s, TARGET_PER_S, paper_per_s >= TARGET_PER_S),
-            Target("time of the pool over one process", overhead, TARGET_OVERHEAD, overhead <= TARGET_OVERHEAD),
+            at_least("recipe paper, responses/s on one core", paper_per_s, TARGET_PER_S),
+            at_most("time of the pool over one process", overhead, TARGET_OVERHEAD),
         ),
     )
 
 
-def _row(way: str, per_s: float, reference_per_s: float) -> dict[str, str | float]:
-    return {
-        "way": way,
-        "responses/s": per_s,
-        "µs each": 1e6 / per_s,
-        "x reference": per_s / reference_per_s,
-    }
+def _row(way: str, per_s: float, reference_per_s: float) -> Row:
+    return {"way": way, "responses/s": per_s, "µs each": 1e6 / per_s, "x reference": per_s / reference_per_s}
 
 
 def _groups(cases: Sequence[GoldenCase]) -> list[Group]:
