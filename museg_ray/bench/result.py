@@ -3,11 +3,9 @@
 import json
 from dataclasses import asdict, dataclass
 
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
-from museg_ray.terminal.console import SafeConsole
+from museg_ray.terminal.console import SafeConsole, make_table
 
 Row = dict[str, str | float]
 """Column -> value."""
@@ -50,7 +48,7 @@ class BenchResult:
         return json.dumps(content, indent=2) + "\n"
 
     def print(self, console: SafeConsole) -> None:
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1))
+        table = make_table()
         for column, value in self.rows[0].items():
             table.add_column(column, justify="left" if isinstance(value, str) else "right")
         for row in self.rows:

@@ -16,6 +16,7 @@ from museg_ray.config.schema import PhaseConfig
 from museg_ray.metrics import names
 from museg_ray.metrics.alarms import Alarm, alarm_name
 from museg_ray.shown_text import one_line
+from museg_ray.terminal.console import make_table
 
 PANEL_WIDTH = 88
 SPARK_WIDTH = 32
@@ -256,18 +257,14 @@ def closing_table(summary: Mapping[str, Any]) -> Table:
     Args:
         summary: the run's summary; reads `before`, `after`, `blind` and `swapped`, each metric -> value.
     """
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
+    table = make_table(
+        [""],
         title="Held-out videos, greedy answers",
-        title_justify="left",
-        title_style="bold",
         caption="blind    the fixed answer that scores best on the train videos\n"
         "swapped  every question asked of another video",
         caption_style="dim",
         caption_justify="left",
     )
-    table.add_column()
     for heading in ("before", "after", "change", "blind", "swapped"):
         table.add_column(heading, justify="right", min_width=7)
     for label, metric in CLOSING_ROWS:
