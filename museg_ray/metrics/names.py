@@ -107,3 +107,21 @@ ALARM_SKIPPED_UPDATES = _metric(
 
 ALARMS = tuple(name for name in METRICS if name.startswith("alarm/"))
 """1 while raised, 0 otherwise; `config.alarms` has the limits."""
+
+TIME_PARTS = {
+    "clips": TIME_CLIPS_S,
+    "rollout": TIME_ROLLOUT_S,
+    "reward": TIME_REWARD_S,
+    "learner": TIME_LEARNER_S,
+    "sync": TIME_SYNC_S,
+}
+"""What a step's time is shown as."""
+
+SCORES = (
+    ("miou", "mIoU", "overlap of predicted and true time, all queries"),
+    ("r1_at_05", "R1 at IoU 0.5", "of the first segment, queries with one segment"),
+    ("multi_f1_at_05", "multi-segment F1 at 0.5", "segments found at IoU 0.5, queries with several"),
+    ("count_accuracy", "right number of segments", "share of all queries"),
+    ("format_rate", "right format", "one think block, one valid answer block, nothing else"),
+)
+"""Of the evaluation: key, name, meaning."""

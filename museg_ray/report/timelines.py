@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from museg_ray.config.schema import VideoConfig
 from museg_ray.errors import VideoError
 from museg_ray.report.filmstrip import draw_strip, is_inside, num_tiles, tile_times, tile_width
-from museg_ray.report.run_folder import HeldoutAnswer, RunFolder, read_run
+from museg_ray.report.run_folder import Answer, RunFolder
 from museg_ray.report.style import (
     AFTER_COLOR,
     BEFORE_COLOR,
@@ -39,18 +39,14 @@ HEADER, QUESTION, STRIP, TIMES, SPACE = 0.85, 0.3, 0.55, 0.3, 0.28
 NUM_KEY_FRAMES = 8
 
 
-def draw_timelines(run_dir: Path) -> Path:
+def draw_timelines(run: RunFolder) -> Path:
     """Draw `timelines.png`: up to six held-out queries, at even ranks from the best answer to the worst.
 
     Without the evaluation after training, the answers before it are ranked and shown alone. Where a video cannot be
     read its strip is left out and the reason stands in its place.
-
-    Raises:
-        DataError: the folder holds no run.
     """
-    run = read_run(run_dir)
     with house_style():
-        return save_png(_timelines(run), run_dir / "timelines.png")
+        return save_png(_timelines(run), run.path / "timelines.png")
 
 
 def draw_grounding(
@@ -92,9 +88,9 @@ def _selection(clip: Clip) -> Figure:
     return figure
 
 
-def even_ranks(answers: Mapping[str, HeldoutAnswer]) -> list[HeldoutAnswer]:
+def even_ranks(answers: Mapping[str, Answer]) -> list[Answer]:
     """Answers at even ranks of IoU with the best and the worst, so that nobody picks the pretty ones."""
-    ranked = sorted(answers.values(), key=lambda answer: (-answer.iou, answer.query_id))
+    ranked = sorted(answers.values(), key=lambda answer: (-answer["iou"], answer["query_id"]))
     count = min(NUM_QUERIES, len(ranked))
     return [ranked[round(index * (len(ranked) - 1) / max(count - 1, 1))] for index in range(count)]
 
@@ -122,26 +118,26 @@ def _how_chosen(run: RunFolder, count: int) -> str:
     )
 
 
-def _tracks(run: RunFolder, answer: HeldoutAnswer) -> list[Track]:
-    rows = [Track("truth", answer.truth, TRUTH_COLOR)]
+def _tracks(run: RunFolder, answer: Answer) -> list[Track]:
+    rows = [Track("truth", answer["segments"], TRUTH_COLOR)]
     for label, answers, color in (("before", run.before, BEFORE_COLOR), ("after", run.after, AFTER_COLOR)):
-        if answer.query_id in answers:
-            given = answers[answer.query_id]
-            rows.append(Track(label, given.predicted, color, f"IoU {given.iou:.2f}"))
+        if answer["query_id"] in answers:
+            given = answers[answer["query_id"]]
+            rows.append(Track(label, given["predicted"], color, f"IoU {given['iou']:.2f}"))
     return rows
 
 
-def _draw_answer(figure: Figure, answer: HeldoutAnswer, tracks: Sequence[Track], top: float) -> None:
-    _write(figure, LEFT, top + 0.12, _one_line(answer.question, 78), fontsize=11, fontweight="bold")
-    _write(figure, WIDTH - RIGHT, top + 0.12, Path(answer.video).name, color=MUTED, fontsize=9, ha="right")
+def _draw_answer(figure: Figure, answer: Answer, tracks: Sequence[Track], top: float) -> None:
+    _write(figure, LEFT, top + 0.12, _one_line(answer["question"], 78), fontsize=11, fontweight="bold")
+    _write(figure, WIDTH - RIGHT, top + 0.12, Path(answer["video"]).name, color=MUTED, fontsize=9, ha="right")
     top += QUESTION
-    clip = _read_strip_clip(answer.video)
+    clip = _read_strip_clip(answer["video"])
     if clip is not None:
         duration_s = clip.duration_s
         times_s = tile_times(duration_s, num_tiles(clip, INNER, STRIP))
         draw_strip(figure, clip, times_s, (LEFT, top, INNER, STRIP))
     else:
-        duration_s = answer.duration_s or max(end_s for track in tracks for _, end_s in track.segments)
+        duration_s = answer["duration_s"] or max(end_s for track in tracks for _, end_s in track.segments)
         _write(figure, LEFT, top + STRIP / 2, "The video cannot be read here.", color=MUTED, style="italic")
     draw_tracks(figure, tracks, duration_s, LEFT, top + STRIP + 0.06, INNER)
 
