@@ -4,10 +4,9 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import RenderableType
@@ -41,11 +40,8 @@ PIPE_WIDTH = 120
 reward = typer.Typer(help="Rewards of responses: explained one by one, or computed for a file.", no_args_is_help=True)
 
 
-class RecipeName(StrEnum):
-    """`paper` trains; `reference` is the published code's, to compare with."""
-
-    PAPER = "paper"
-    REFERENCE = "reference"
+RecipeName = Literal["paper", "reference"]
+"""`paper` trains; `reference` is the published code's, to compare with."""
 
 
 @reward.command("explain")
@@ -78,12 +74,12 @@ def score_command(
         Path, typer.Argument(help="JSON lines with response and ground_truth, the list of true segments.")
     ],
     out: Annotated[Path, typer.Option(help="File of rewards to write, one JSON line a response, in order.")],
-    recipe: Annotated[RecipeName, typer.Option(help="Whose rewards.")] = RecipeName.PAPER,
+    recipe: Annotated[RecipeName, typer.Option(help="Whose rewards.")] = "paper",
 ) -> None:
     """Score a file of responses. The total of `paper` has the weights of phase 1: r_M + r_T + r_F."""
     rows = list(_read_rows(responses, recipe))
     console = SafeConsole()
-    score = partial(_paper_row, Recipe(RewardConfig())) if recipe is RecipeName.PAPER else _reference_row
+    score = partial(_paper_row, Recipe(RewardConfig())) if recipe == "paper" else _reference_row
     scored = [
         score(text, truth)
         for text, truth in track(rows, f"scoring {len(rows)} responses", console=console, transient=True)
@@ -202,7 +198,7 @@ def _read_row(line: str, recipe: RecipeName) -> tuple[str, tuple[Segment, ...]]:
     row = read_object(line, "response and ground_truth")
     response = required(row, "response")
     expect(isinstance(response, str), "response", response, "a text")
-    read = read_segments if recipe is RecipeName.PAPER else read_pairs  # the published code takes what comes
+    read = read_segments if recipe == "paper" else read_pairs  # the published code takes what comes
     return response, tuple(read(required(row, "ground_truth"), "ground_truth"))
 
 
@@ -219,7 +215,7 @@ def _reference_row(text: str, truth: tuple[Segment, ...]) -> dict[str, float | N
 
 
 def _summary(scored: list[dict[str, float | None]], recipe: RecipeName) -> Table:
-    table = make_table(["part"], ["mean", "least", "most"], title=f"recipe {recipe.value}")
+    table = make_table(["part"], ["mean", "least", "most"], title=f"recipe {recipe}")
     for name in scored[0] if scored else ():
         values = [value for row in scored if (value := row[name]) is not None]
         if values:

@@ -6,8 +6,8 @@ from museg_ray.config.schema import RewardConfig, RewardWeights
 from museg_ray.rewards.answer import ParsedResponse, parse_response
 from museg_ray.rewards.citation import MAX_CITATIONS, count_citations
 from museg_ray.rewards.format import format_problem
+from museg_ray.rewards.further import THRESHOLDS
 from museg_ray.rewards.matching import Match, match_segments
-from museg_ray.rewards.recall import THRESHOLDS
 from museg_ray.rewards.recipe import Recipe
 from museg_ray.rewards.segments import intersection, total_length, union
 from museg_ray.types import GroundingQuery, RewardParts, Segment
