@@ -33,7 +33,7 @@ from museg_ray.video.prepare import PreparedClip
 from museg_ray.video.store import FrameStore
 from museg_ray.weights.blob import weights_to_blob
 
-VICTIMS = ("engine", "actor", "raylet")
+KILLED = ("killed: engine", "killed: actor", "killed: raylet")
 DRAINED = "drained: node"
 NUM_GROUPS = 12
 SAMPLING = Sampling(group_size=8, temperature=1.0, max_completion_tokens=192)
@@ -55,12 +55,11 @@ def measure_recovery(tell: Callable[[str], None]) -> tuple[list[Row], list[Targe
     Raises:
         ResourceError: Ray or the second node does not start, or a replacement never serves.
     """
-    tell("starting two nodes and two engines")
-    with _two_nodes() as node:
-        deaths = asyncio.run(_measure_deaths(node, tell))
-    tell("the same once more, and telling the second node to go")
-    with _two_nodes() as node:
-        deaths.append(asyncio.run(_measure_drain(node)))
+    deaths = list[Death]()
+    for victims in (KILLED, (DRAINED,)):
+        tell("starting two nodes and two engines")
+        with _two_nodes() as node:
+            deaths += asyncio.run(_measure_each(victims, node, tell))
     rows = [row for death in deaths for row in death.rows()]
     targets = [
         at_most("slowest notice of a death, s", max(death.noticed_s for death in deaths), NOTICED_TARGET_S),
@@ -123,35 +122,29 @@ async def _engines(happened: list[Happening]) -> AsyncIterator[tuple[RolloutPool
             await pool.close()
 
 
-async def _measure_deaths(node: subprocess.Popen[bytes], tell: Callable[[str], None]) -> list[Death]:
+async def _measure_each(
+    victims: Sequence[str], node: subprocess.Popen[bytes], tell: Callable[[str], None]
+) -> list[Death]:
     deaths, happened = list[Death](), list[Happening]()
     async with _engines(happened) as (pool, clip):
-        for victim in VICTIMS:
-            tell(f"killing: {victim}")
+        for victim in victims:
+            tell(victim)
             happened.clear()
-            pid = _pid(victim, node)
-            deaths.append(await _measure(f"killed: {victim}", pid, signal.SIGKILL, pool, clip, happened))
+            deaths.append(await _measure(victim, node, pool, clip, happened))
     return deaths
 
 
-async def _measure_drain(node: subprocess.Popen[bytes]) -> Death:
-    happened = list[Happening]()
-    async with _engines(happened) as (pool, clip):
-        happened.clear()
-        return await _measure(DRAINED, node.pid, signal.SIGTERM, pool, clip, happened)
-
-
 async def _measure(
-    victim: str, pid: int, number: signal.Signals, pool: RolloutPool, clip: ClipHandle, happened: list[Happening]
+    victim: str, node: subprocess.Popen[bytes], pool: RolloutPool, clip: ClipHandle, happened: list[Happening]
 ) -> Death:
+    pid = _pid(victim, node)
     groups = asyncio.create_task(_sample(pool, clip, NUM_GROUPS))
     await asyncio.sleep(1.0)
     sent_s = time.monotonic()
-    os.kill(pid, number)
+    os.kill(pid, signal.SIGTERM if victim == DRAINED else signal.SIGKILL)
     sampled = await groups
-    deadline_s = sent_s + WAIT_S
     while not (joins := _of(happened, EventKind.JOIN)):
-        if time.monotonic() > deadline_s:
+        if time.monotonic() > sent_s + WAIT_S:
             raise ResourceError(f"After this no replacement served within {WAIT_S:g} s: {victim}.")
         await asyncio.sleep(0.1)
     noticed_s = _of(happened, EventKind.DRAIN if victim == DRAINED else EventKind.LOSS)[0][0] - sent_s
@@ -222,10 +215,12 @@ def _two_nodes() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _pid(victim: str, node: subprocess.Popen[bytes]) -> int:
-    """Of a process on the first node, or of the second node's raylet."""
-    if victim == "raylet":
-        return next(each.pid for each in psutil.Process(node.pid).children(recursive=True) if each.name() == "raylet")
-    of_second = {each.pid for each in psutil.Process(node.pid).children(recursive=True)}
+    """Of a process on the first node, of the second node's raylet, or of that node itself."""
+    of_second = {each.pid: each.name() for each in psutil.Process(node.pid).children(recursive=True)}
+    if victim == "killed: raylet":
+        return next(pid for pid, name in of_second.items() if name == "raylet")
+    if victim == DRAINED:
+        return node.pid
     family = psutil.Process().children(recursive=True)
     engine = next(each for each in family if "EngineCore" in each.name() and each.pid not in of_second)
-    return engine.pid if victim == "engine" else engine.ppid()
+    return engine.pid if victim == "killed: engine" else engine.ppid()

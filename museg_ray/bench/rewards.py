@@ -33,7 +33,7 @@ def bench_rewards(rounds: int) -> BenchResult:
     of 8, and is compared with the same groups scored in one process, without Ray.
     """
     cases, groups = golden_cases(), _groups(golden_cases())
-    queries = [GroundingQuery("golden", "golden.mp4", "the golden event", case.truth) for case in cases]
+    queries = [_query(case) for case in cases]
     recipe, scorer = Recipe(RewardConfig()), BatchScorer(RewardConfig())
     requests = [([response.text for response in group.responses], group.query, WEIGHTS) for group in groups]
     ways: list[Callable[[], object]] = [
@@ -71,7 +71,7 @@ def _groups(cases: Sequence[GoldenCase]) -> list[Group]:
     responses = [Response((1,), logprobs, case.response, True) for case in islice(cycle(cases), BATCH_RESPONSES)]
     return [
         Group(
-            issue=Issue(start // GROUP_SIZE, _query(start, cases[start % len(cases)]), phase="golden", seed=0),
+            issue=Issue(start // GROUP_SIZE, _query(cases[start % len(cases)]), phase="golden", seed=0),
             clip_key="golden",
             clip_duration_s=180.0,
             prompt_ids=(1,),
@@ -82,8 +82,8 @@ def _groups(cases: Sequence[GoldenCase]) -> list[Group]:
     ]
 
 
-def _query(start: int, case: GoldenCase) -> GroundingQuery:
-    return GroundingQuery(f"golden/{start}", "golden.mp4", "the golden event", case.truth)
+def _query(case: GoldenCase) -> GroundingQuery:
+    return GroundingQuery("golden", "golden.mp4", "the golden event", case.truth)
 
 
 async def _timed(rounds: int, ways: Sequence[Callable[[], object]], groups: Sequence[Group]) -> list[tuple[float, ...]]:

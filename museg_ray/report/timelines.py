@@ -49,9 +49,7 @@ def draw_timelines(run: RunFolder) -> Path:
         return save_png(_timelines(run), run.path / "timelines.png")
 
 
-def draw_grounding(
-    path: Path, clip: Clip, question: str, segments: Sequence[Segment], truth: Sequence[Segment] | None = None
-) -> Path:
+def draw_grounding(path: Path, clip: Clip, question: str, segments: Sequence[Segment]) -> Path:
     """Draw key frames of a clip above its time line; frames inside the predicted segments are framed.
 
     Args:
@@ -59,10 +57,9 @@ def draw_grounding(
         clip: the clip that the model saw.
         question: the title.
         segments: the model's answer; empty when it was invalid.
-        truth: ground truth, where it is known.
     """
     with house_style():
-        return save_png(_grounding(clip, question, segments, truth), path)
+        return save_png(_grounding(clip, question, segments), path)
 
 
 def draw_selection(path: Path, clip: Clip) -> Path:
@@ -113,9 +110,8 @@ def _how_chosen(run: RunFolder, count: int) -> str:
     if not count:
         return "No evaluation has finished yet."
     total, when = len(run.after or run.before), "after" if run.after else "before"
-    return (
-        f"{count} of {total} queries, at even ranks from the best answer {when} training (top) to the worst (bottom)."
-    )
+    ranks = f"at even ranks from the best answer {when} training (top) to the worst (bottom)"
+    return f"{count} of {total} queries, {ranks}."
 
 
 def _tracks(run: RunFolder, answer: Answer) -> list[Track]:
@@ -128,7 +124,14 @@ def _tracks(run: RunFolder, answer: Answer) -> list[Track]:
 
 
 def _draw_answer(figure: Figure, answer: Answer, tracks: Sequence[Track], top: float) -> None:
-    _write(figure, LEFT, top + 0.12, _one_line(answer["question"], 78), fontsize=11, fontweight="bold")
+    _write(
+        figure,
+        LEFT,
+        top + 0.12,
+        textwrap.shorten(answer["question"], 78, placeholder=" …"),
+        fontsize=11,
+        fontweight="bold",
+    )
     _write(figure, WIDTH - RIGHT, top + 0.12, Path(answer["video"]).name, color=MUTED, fontsize=9, ha="right")
     top += QUESTION
     clip = _read_strip_clip(answer["video"])
@@ -150,19 +153,16 @@ def _read_strip_clip(video: str) -> Clip | None:
         return None
 
 
-def _grounding(clip: Clip, question: str, segments: Sequence[Segment], truth: Sequence[Segment] | None) -> Figure:
-    tracks = [Track("answer", segments, AFTER_COLOR)]
-    if truth is not None:
-        tracks.append(Track("truth", truth, TRUTH_COLOR))
+def _grounding(clip: Clip, question: str, segments: Sequence[Segment]) -> Figure:
     title = textwrap.wrap(question, 78)
     strip = min(1.3, INNER / NUM_KEY_FRAMES * 0.94 / tile_width(clip, 1.0))
     strip_top = 0.32 + 0.26 * len(title)
     tracks_top = strip_top + strip + 0.72
-    figure = Figure(figsize=(WIDTH, tracks_top + len(tracks) * TRACK_INCHES + TIMES + 0.05))
+    figure = Figure(figsize=(WIDTH, tracks_top + TRACK_INCHES + TIMES + 0.05))
     for line, text in enumerate(title):
         _write(figure, LEFT, 0.32 + 0.26 * line, text, fontsize=14, fontweight="bold")
     _draw_key_frames(figure, clip, segments, (LEFT, strip_top, INNER, strip))
-    axes = draw_tracks(figure, tracks, clip.duration_s, LEFT, tracks_top, INNER)
+    axes = draw_tracks(figure, [Track("answer", segments, AFTER_COLOR)], clip.duration_s, LEFT, tracks_top, INNER)
     _label_segments(axes, segments, clip.duration_s)
     return figure
 
@@ -183,10 +183,6 @@ def _label_segments(axes: Axes, segments: Sequence[Segment], duration_s: float) 
     for (start_s, end_s), place_s in zip(segments, spread(middles_s, gap=0.13 * duration_s), strict=True):
         text = f"{start_s:.1f} to {end_s:.1f} s"
         axes.text(place_s, -0.55, text, ha="center", color=AFTER_COLOR, fontweight="bold")
-
-
-def _one_line(text: str, width: int) -> str:
-    return textwrap.shorten(text, width, placeholder=" …")
 
 
 def _write(figure: Figure, left: float, top: float, text: str, **look: Any) -> None:

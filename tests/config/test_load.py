@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from museg_ray.config import load_config, save_config
+from museg_ray.config.load import load_config, save_config
 from museg_ray.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

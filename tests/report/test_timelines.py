@@ -83,9 +83,7 @@ def test_an_invalid_answer_and_an_unknown_duration_are_drawn(make_run: Callable[
 
 def test_a_grounding_picture_has_dollars_in_its_title_and_segments_past_the_end(tmp_path: Path, clip: Clip):
     segments = [(1.0, 2.0), (11.0, 40.0), (20.0, 21.0)]
-    path = draw_grounding(
-        tmp_path / "plot.png", clip, "when does the $5 \\frac{ note fall? " * 5, segments, [(1.0, 3.0)]
-    )
+    path = draw_grounding(tmp_path / "plot.png", clip, "when does the $5 \\frac{ note fall? " * 5, segments)
     assert pixels(path).shape[1] == 1500
 
 
