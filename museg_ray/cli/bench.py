@@ -1,5 +1,6 @@
 """`museg bench`: benchmarks, each a table and, with --json, a file."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,8 +13,15 @@ from museg_ray.terminal.silence import silenced_libraries
 
 bench = typer.Typer(help="Benchmarks against the naive or the published way, in one run.", no_args_is_help=True)
 
+Tell = Callable[[str], None]
 Rounds = Annotated[int, typer.Option(min=1, help="Measurements; the median counts.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")]
+
+
+def _run(what: str, json_file: Path | None, measure: Callable[[Tell], BenchResult]) -> None:
+    with silenced_libraries() as terminal, SafeConsole(file=terminal).status(f"measuring {what} …") as status:
+        result = measure(status.update)
+    _show(result, json_file)
 
 
 def _show(result: BenchResult, json_file: Path | None) -> None:
@@ -44,9 +52,7 @@ def video(
     """Preparing clips against qwen-vl-utils: time, memory, tokens; and the bytes that a group moves to the engine."""
     from museg_ray.bench.video import bench_video
 
-    with silenced_libraries() as terminal, SafeConsole(file=terminal).status("measuring video …") as status:
-        result = bench_video(rounds, status.update)
-    _show(result, json_file)
+    _run("video", json_file, lambda tell: bench_video(rounds, tell))
 
 
 @bench.command()
@@ -64,9 +70,7 @@ def learner(
     """One update pass over a group, packed, against the published trainer's row by row: time, memory, equality."""
     from museg_ray.bench.learner import bench_learner
 
-    with silenced_libraries() as terminal, SafeConsole(file=terminal).status("measuring the learner …") as status:
-        result = bench_learner(model, device, rounds, status.update)
-    _show(result, json_file)
+    _run("the learner", json_file, lambda tell: bench_learner(model, device, rounds, tell))
 
 
 @bench.command()
@@ -77,6 +81,4 @@ def pipeline(
     """What the driver adds to rollouts and learner: overlap, its own time with many actors, its books, scaling."""
     from museg_ray.bench.pipeline import bench_pipeline
 
-    with silenced_libraries() as terminal, SafeConsole(file=terminal).status("measuring the pipeline …") as status:
-        result = bench_pipeline(status.update, is_real)
-    _show(result, json_file)
+    _run("the pipeline", json_file, lambda tell: bench_pipeline(tell, is_real))
