@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from museg_ray.cli.main import app
-from museg_ray.config import load_config
+from museg_ray.config.load import load_config
 from museg_ray.config.schema import FURTHER_REWARDS, AlarmConfig, RewardConfig, RewardWeights
 from museg_ray.metrics import names
 from museg_ray.metrics.alarms import alarm_name

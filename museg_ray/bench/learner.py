@@ -1,9 +1,5 @@
 """`museg bench learner`: one packed pass over a group against the published trainer's way, row by row."""
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,16 +7,17 @@ from statistics import median
 
 import torch
 
+from museg_ray.bench.apart import Facts, measure_apart
 from museg_ray.bench.learner_case import Shape
 from museg_ray.bench.learner_way import ROWS, Numbers
-from museg_ray.bench.result import BenchResult, Row, Target
+from museg_ray.bench.result import BenchResult, Row, Target, at_least, at_most
 from museg_ray.errors import ResourceError
 
 VIDEO_STEPS = (16, 56, 112)
 """Of each shape pairs of frames, 30 video tokens each: the last is MUSEG's."""
 SPEED_TARGET, MEMORY_TARGET, GAP_TARGET = 5.0, 0.25, 1e-4
 
-Facts = dict[str, float]
+WAY_MODULE = "museg_ray.bench.learner_way"
 Round = dict[str, Facts]
 """Way -> what one measurement of it found; `out_of_memory` alone where it did not fit."""
 
@@ -69,22 +66,11 @@ def measure_round(ways: Sequence[str], model: str, device: str, video_steps: int
     """Each way's facts, with how far its numbers are from those of the rows."""
     with tempfile.TemporaryDirectory(prefix="museg-bench-") as folder:
         files = {way: Path(folder) / f"{way}.pt" for way in ways}
-        facts = {way: _measure(way, model, device, video_steps, recompute, file) for way, file in files.items()}
+        case = [model, device, str(video_steps), str(int(recompute))]
+        facts = {way: measure_apart(way, WAY_MODULE, [*case, str(file)]) for way, file in files.items()}
         for way, file in files.items():
             if file.exists() and files[ROWS].exists():
                 facts[way] |= compare(torch.load(files[ROWS]), torch.load(file))
-    return facts
-
-
-def _measure(way: str, model: str, device: str, video_steps: int, recompute: bool, out: Path) -> Facts:
-    arguments = [way, model, device, str(video_steps), str(int(recompute)), str(out)]
-    command = [sys.executable, "-m", "museg_ray.bench.learner_way", *arguments]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode != 0:
-        last_line = done.stderr.strip().splitlines()[-1:]
-        raise ResourceError(f"Measuring {_label(way)} ended with exit code {done.returncode}: {last_line}")
-    facts: Facts = json.loads(done.stdout.splitlines()[-1])
     return facts
 
 
@@ -104,10 +90,7 @@ def make_row(video_steps: int, way: str, recompute: bool, measured: Sequence[Rou
     then against row by row, over all rounds: medians of times faster and of the share of memory, and the larger one of
     the two differences that `compare` finds.
     """
-    row: Row = {
-        "video": Shape(video_steps).video_tokens,
-        "way": _label(way) + (", recomputed" if recompute else ""),
-    }
+    row: Row = {"video": Shape(video_steps).video_tokens, "way": _label(way, recompute)}
     if _ran_out(measured, way):
         columns = ("MiB", "tokens", "patches", "faster", "memory", "Δ")
         return row | {"s": "out of memory"} | dict.fromkeys(columns, "")
@@ -117,7 +100,7 @@ def make_row(video_steps: int, way: str, recompute: bool, measured: Sequence[Rou
         ratios = {
             "faster": _speed(measured, way),
             "memory": _memory(measured, way),
-            "Δ": _rough(max(max(each["logprob_gap"], each["gradient_gap"]) for each in facts)),
+            "Δ": float(f"{max(max(each['logprob_gap'], each['gradient_gap']) for each in facts):.0e}"),  # little room
         }
     return row | {
         "s": median(each["seconds"] for each in facts),
@@ -138,28 +121,22 @@ def make_targets(measured: Sequence[Round], recompute: bool, is_exact: bool) -> 
     for way in measured[0]:
         if way == ROWS or _ran_out(measured, way) or _ran_out(measured, ROWS):
             continue
-        label = _label(way) + (", recomputed" if recompute else "")
-        speed, memory = _speed(measured, way), _memory(measured, way)
+        label = _label(way, recompute)
         targets += [
-            Target(f"{label}: times faster than row by row", speed, SPEED_TARGET, speed >= SPEED_TARGET),
-            Target(f"{label}: peak memory of the pass / row by row", memory, MEMORY_TARGET, memory <= MEMORY_TARGET),
+            at_least(f"{label}: times faster than row by row", _speed(measured, way), SPEED_TARGET),
+            at_most(f"{label}: peak memory of the pass / row by row", _memory(measured, way), MEMORY_TARGET),
         ]
         if is_exact:
-            gaps = {
-                "largest difference of a log-prob, nats": max(each[way]["logprob_gap"] for each in measured),
-                "relative difference of the gradient": max(each[way]["gradient_gap"] for each in measured),
-            }
-            targets += [Target(f"{label}: {name}", gap, GAP_TARGET, gap <= GAP_TARGET) for name, gap in gaps.items()]
+            logprob, gradient = (max(each[way][gap] for each in measured) for gap in ("logprob_gap", "gradient_gap"))
+            targets += [
+                at_most(f"{label}: largest difference of a log-prob, nats", logprob, GAP_TARGET),
+                at_most(f"{label}: relative difference of the gradient", gradient, GAP_TARGET),
+            ]
     return targets
 
 
-def _label(way: str) -> str:
-    return "row by row" if way == ROWS else way
-
-
-def _rough(gap: float) -> float:
-    """To one digit: a table has little room."""
-    return float(f"{gap:.0e}")
+def _label(way: str, recompute: bool) -> str:
+    return ("row by row" if way == ROWS else way) + (", recomputed" if recompute else "")
 
 
 def _ran_out(measured: Sequence[Round], way: str) -> bool:

@@ -16,7 +16,7 @@ from museg_ray.bench.pipeline_books import measure_books
 from museg_ray.bench.pipeline_real import measure_real_overlap
 from museg_ray.bench.pipeline_recovery import measure_recovery
 from museg_ray.bench.pipeline_run import GROUP_SIZE, Meter, Waits, make_config, train_fakes
-from museg_ray.bench.result import BenchResult, Row, Target
+from museg_ray.bench.result import BenchResult, Row, Target, at_most, compared
 from museg_ray.ledger.rollout_log import STEPS_PER_PART
 from museg_ray.metrics import names
 from museg_ray.simulate.loop import SimulatedLoop
@@ -94,10 +94,10 @@ def measure_overlap(sizes: Sizes, tell: Tell) -> Found:
             tell(f"a step at k = {max_staleness}, {case}")
             step_ms = _step_ms(sizes, rollout * sizes.wait_s, update * sizes.wait_s, max_staleness)
             what = f"step, k = {max_staleness} / longer wait"
-            row = _row(what, case, step_ms, 1e3 * sizes.wait_s * max(rollout, update))
+            row = compared(what, case, step_ms, 1e3 * sizes.wait_s * max(rollout, update))
             rows.append(row)
             if max_staleness:
-                targets.append(_at_most(f"{what}, {case}", float(row["ratio"]), OVERLAP_TARGET))
+                targets.append(at_most(f"{what}, {case}", float(row["ratio"]), OVERLAP_TARGET))
     return rows, targets
 
 
@@ -123,11 +123,11 @@ def measure_scaling(sizes: Sizes, tell: Tell) -> Found:
         for place in range(len(SCALING_ACTORS))
     ]
     rows = [
-        _row("step / one actor's share", f"rollout actors: {num_actors}", ms, step_ms[0] / num_actors)
+        compared("step / one actor's share", f"rollout actors: {num_actors}", ms, step_ms[0] / num_actors)
         for num_actors, ms in zip(SCALING_ACTORS, step_ms, strict=True)
     ]
     worst = max(abs(1.0 / float(row["ratio"]) - 1.0) for row in rows)
-    return rows, [_at_most("throughput of 1, 2 and 3 rollout actors, off their number by", worst, SCALING_TARGET)]
+    return rows, [at_most("throughput of 1, 2 and 3 rollout actors, off their number by", worst, SCALING_TARGET)]
 
 
 def measure_driver(sizes: Sizes, tell: Tell) -> Found:
@@ -138,10 +138,10 @@ def measure_driver(sizes: Sizes, tell: Tell) -> Found:
         tell(f"the driver with {num_actors:,} rollout actors")
         own_s, fakes_s = _process_time_s(sizes, num_actors)
         case = f"rollout actors: {num_actors:,}"
-        rows.append(_row("driver's CPU time / step", case, 1e3 * own_s, 1e3 * SIMULATED_STEP_S))
-        rows.append(_row("left out: fakes' / step", case, 1e3 * fakes_s, 1e3 * SIMULATED_STEP_S))
+        rows.append(compared("driver's CPU time / step", case, 1e3 * own_s, 1e3 * SIMULATED_STEP_S))
+        rows.append(compared("left out: fakes' / step", case, 1e3 * fakes_s, 1e3 * SIMULATED_STEP_S))
     name = f"{rows[-2]['measured']}, {rows[-2]['case']}, {sizes.prompts_per_step * GROUP_SIZE:,} responses"
-    return rows, [_at_most(name, float(rows[-2]["ratio"]), DRIVER_TARGET)]
+    return rows, [at_most(name, float(rows[-2]["ratio"]), DRIVER_TARGET)]
 
 
 def _process_time_s(sizes: Sizes, num_actors: int) -> tuple[float, float]:
@@ -167,21 +167,12 @@ def measure_late_books(sizes: Sizes, tell: Tell) -> Found:
     first, late = measure_books(sizes.num_issues, sizes.num_rounds)
     case = f"issue {sizes.num_issues:,}"
     rows = [
-        _row("step's books / first issue", case, late.step_ms, first.step_ms),
-        _row(f"slowest of {STEPS_PER_PART} / first", case, late.slowest_step_ms, first.slowest_step_ms),
-        _row("checkpoint / first issue", case, late.checkpoint_ms, first.checkpoint_ms),
-        _row("opening them / first issue", case, late.open_ms, first.open_ms),
+        compared("step's books / first issue", case, late.step_ms, first.step_ms),
+        compared(f"slowest of {STEPS_PER_PART} / first", case, late.slowest_step_ms, first.slowest_step_ms),
+        compared("checkpoint / first issue", case, late.checkpoint_ms, first.checkpoint_ms),
+        compared("opening them / first issue", case, late.open_ms, first.open_ms),
     ]
     return rows, [
-        _at_most(f"a step's books at {case}, ms", late.step_ms, BOOKS_TARGET_MS),
-        _at_most(f"a checkpoint's books at {case}, ms", late.checkpoint_ms, CHECKPOINT_TARGET_MS),
+        at_most(f"a step's books at {case}, ms", late.step_ms, BOOKS_TARGET_MS),
+        at_most(f"a checkpoint's books at {case}, ms", late.checkpoint_ms, CHECKPOINT_TARGET_MS),
     ]
-
-
-def _row(what: str, case: str, ms: float, against_ms: float) -> Row:
-    """`what` reads `this / that`: milliseconds of this and of that, and their ratio."""
-    return {"measured": what, "case": case, "ms": ms, "against": against_ms, "ratio": ms / against_ms}
-
-
-def _at_most(name: str, value: float, target: float) -> Target:
-    return Target(name, value, target, value <= target)

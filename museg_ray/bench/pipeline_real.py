@@ -9,7 +9,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from museg_ray.append_log import read_rows
-from museg_ray.bench.result import Row
+from museg_ray.bench.result import Row, compared
 from museg_ray.errors import ResourceError
 from museg_ray.metrics import names
 
@@ -48,13 +48,7 @@ def measure_real_overlap(tell: Callable[[str], None]) -> list[Row]:
                     median(step[names.TIME_LEARNER_S] + step[names.TIME_SYNC_S] for step in steps),
                 )
     return [
-        {
-            "measured": f"step, k = {max_staleness} / longer side",
-            "case": "real stack, this machine",
-            "ms": ms,
-            "against": longer_ms,
-            "ratio": ms / longer_ms,
-        }
+        compared(f"step, k = {max_staleness} / longer side", "real stack, this machine", ms, longer_ms)
         for max_staleness, ms in step_ms.items()
     ]
 

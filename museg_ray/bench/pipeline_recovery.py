@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import ray
 
-from museg_ray.bench.result import Row, Target
+from museg_ray.bench.result import Row, Target, at_most, compared
 from museg_ray.config.schema import Config, FleetConfig, ModelConfig, RolloutConfig, VideoConfig
 from museg_ray.errors import ResourceError
 from museg_ray.events import EventKind
@@ -33,7 +33,7 @@ from museg_ray.video.prepare import PreparedClip
 from museg_ray.video.store import FrameStore
 from museg_ray.weights.blob import weights_to_blob
 
-VICTIMS = ("engine", "actor", "raylet")
+KILLED = ("killed: engine", "killed: actor", "killed: raylet")
 DRAINED = "drained: node"
 NUM_GROUPS = 12
 SAMPLING = Sampling(group_size=8, temperature=1.0, max_completion_tokens=192)
@@ -55,17 +55,16 @@ def measure_recovery(tell: Callable[[str], None]) -> tuple[list[Row], list[Targe
     Raises:
         ResourceError: Ray or the second node does not start, or a replacement never serves.
     """
-    tell("starting two nodes and two engines")
-    with _two_nodes() as node:
-        deaths = asyncio.run(_measure_deaths(node, tell))
-    tell("the same once more, and telling the second node to go")
-    with _two_nodes() as node:
-        deaths.append(asyncio.run(_measure_drain(node)))
+    deaths = list[Death]()
+    for victims in (KILLED, (DRAINED,)):
+        tell("starting two nodes and two engines")
+        with _two_nodes() as node:
+            deaths += asyncio.run(_measure_each(victims, node, tell))
     rows = [row for death in deaths for row in death.rows()]
     targets = [
-        _at_most("slowest notice of a death, s", max(death.noticed_s for death in deaths), NOTICED_TARGET_S),
-        _at_most("slowest requeue after it, s", max(death.requeued_s for death in deaths), REQUEUED_TARGET_S),
-        _at_most("replacement, s beyond its start", max(death.beyond_start_s for death in deaths), REPLACED_TARGET_S),
+        at_most("slowest notice of a death, s", max(death.noticed_s for death in deaths), NOTICED_TARGET_S),
+        at_most("slowest requeue after it, s", max(death.requeued_s for death in deaths), REQUEUED_TARGET_S),
+        at_most("replacement, s beyond its start", max(death.beyond_start_s for death in deaths), REPLACED_TARGET_S),
     ]
     return rows, targets
 
@@ -91,27 +90,18 @@ class Death:
         return self.serves_s - self.start_s
 
     def rows(self) -> list[Row]:
-        twice = f"{self.num_twice} groups begun twice, <= {self.num_tokens_twice:,} tokens"
-        case = f"{self.victim}, {twice}"
+        case = f"{self.victim}, {self.num_twice} groups begun twice, <= {self.num_tokens_twice:,} tokens"
         return [
-            _row("noticed / target", case, self.noticed_s, NOTICED_TARGET_S),
-            _row("requeued / target", case, self.requeued_s, REQUEUED_TARGET_S),
-            _row("replacement serves / its start", case, self.serves_s, self.start_s),
+            compared("noticed / target", case, 1e3 * self.noticed_s, 1e3 * NOTICED_TARGET_S),
+            compared("requeued / target", case, 1e3 * self.requeued_s, 1e3 * REQUEUED_TARGET_S),
+            compared("replacement serves / its start", case, 1e3 * self.serves_s, 1e3 * self.start_s),
         ]
-
-
-def _row(what: str, case: str, took_s: float, against_s: float) -> Row:
-    """With the columns of the other rows of this bench."""
-    return {"measured": what, "case": case, "ms": 1e3 * took_s, "against": 1e3 * against_s, "ratio": took_s / against_s}
-
-
-def _at_most(name: str, value: float, target: float) -> Target:
-    return Target(name, value, target, value <= target)
 
 
 @asynccontextmanager
 async def _engines(happened: list[Happening]) -> AsyncIterator[tuple[RolloutPool, ClipHandle]]:
     """One on each node, with weights of version 1, and a clip to ask about."""
+    import torch
 
     def note(kind: EventKind, text: str, **fields: object) -> None:
         happened.append((time.monotonic(), kind, fields))
@@ -124,7 +114,7 @@ async def _engines(happened: list[Happening]) -> AsyncIterator[tuple[RolloutPool
         try:
             await pool.ready()
             ray.kill(spare)
-            policy = load_policy(PACKAGED_MODEL_DIR, dtype=_float32()).named_parameters()
+            policy = load_policy(PACKAGED_MODEL_DIR, dtype=torch.float32).named_parameters()
             await pool.publish(1, ray.put(weights_to_blob(policy)))
             await _sample(pool, clip, 1)
             yield pool, clip
@@ -132,35 +122,29 @@ async def _engines(happened: list[Happening]) -> AsyncIterator[tuple[RolloutPool
             await pool.close()
 
 
-async def _measure_deaths(node: subprocess.Popen[bytes], tell: Callable[[str], None]) -> list[Death]:
+async def _measure_each(
+    victims: Sequence[str], node: subprocess.Popen[bytes], tell: Callable[[str], None]
+) -> list[Death]:
     deaths, happened = list[Death](), list[Happening]()
     async with _engines(happened) as (pool, clip):
-        for victim in VICTIMS:
-            tell(f"killing: {victim}")
+        for victim in victims:
+            tell(victim)
             happened.clear()
-            pid = _pid(victim, node)
-            deaths.append(await _measure(f"killed: {victim}", pid, signal.SIGKILL, pool, clip, happened))
+            deaths.append(await _measure(victim, node, pool, clip, happened))
     return deaths
 
 
-async def _measure_drain(node: subprocess.Popen[bytes]) -> Death:
-    happened = list[Happening]()
-    async with _engines(happened) as (pool, clip):
-        happened.clear()
-        return await _measure(DRAINED, node.pid, signal.SIGTERM, pool, clip, happened)
-
-
 async def _measure(
-    victim: str, pid: int, number: signal.Signals, pool: RolloutPool, clip: ClipHandle, happened: list[Happening]
+    victim: str, node: subprocess.Popen[bytes], pool: RolloutPool, clip: ClipHandle, happened: list[Happening]
 ) -> Death:
+    pid = _pid(victim, node)
     groups = asyncio.create_task(_sample(pool, clip, NUM_GROUPS))
     await asyncio.sleep(1.0)
     sent_s = time.monotonic()
-    os.kill(pid, number)
+    os.kill(pid, signal.SIGTERM if victim == DRAINED else signal.SIGKILL)
     sampled = await groups
-    deadline_s = sent_s + WAIT_S
     while not (joins := _of(happened, EventKind.JOIN)):
-        if time.monotonic() > deadline_s:
+        if time.monotonic() > sent_s + WAIT_S:
             raise ResourceError(f"After this no replacement served within {WAIT_S:g} s: {victim}.")
         await asyncio.sleep(0.1)
     noticed_s = _of(happened, EventKind.DRAIN if victim == DRAINED else EventKind.LOSS)[0][0] - sent_s
@@ -201,12 +185,6 @@ def _stored_clip(folder: Path) -> ClipHandle:
     return ClipHandle(prepared, origin=None)
 
 
-def _float32() -> Any:
-    import torch
-
-    return torch.float32
-
-
 class _Spare:
     """Holds a CPU."""
 
@@ -237,10 +215,12 @@ def _two_nodes() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _pid(victim: str, node: subprocess.Popen[bytes]) -> int:
-    """Of a process on the first node, or of the second node's raylet."""
-    if victim == "raylet":
-        return next(each.pid for each in psutil.Process(node.pid).children(recursive=True) if each.name() == "raylet")
-    of_second = {each.pid for each in psutil.Process(node.pid).children(recursive=True)}
+    """Of a process on the first node, of the second node's raylet, or of that node itself."""
+    of_second = {each.pid: each.name() for each in psutil.Process(node.pid).children(recursive=True)}
+    if victim == "killed: raylet":
+        return next(pid for pid, name in of_second.items() if name == "raylet")
+    if victim == DRAINED:
+        return node.pid
     family = psutil.Process().children(recursive=True)
     engine = next(each for each in family if "EngineCore" in each.name() and each.pid not in of_second)
-    return engine.pid if victim == "engine" else engine.ppid()
+    return engine.pid if victim == "killed: engine" else engine.ppid()

@@ -33,7 +33,6 @@ from museg_ray.fleet.control import Mailbox
 from museg_ray.model.qwen_vl import PACKAGED_MODEL_DIR, load_tokenizer
 from museg_ray.rewards.pool import RewardPool
 from museg_ray.rewards.scorer import Outcome, pack_outcomes, unpack
-from museg_ray.rollout.engine import Sampling
 from museg_ray.rollout.pool import RolloutPool
 from museg_ray.runs.books import Books
 from museg_ray.simulate.learner import FakeLearner
@@ -44,9 +43,8 @@ from museg_ray.terminal.display import Display
 from museg_ray.train.issues import IssueSource
 from museg_ray.train.parts import Parts
 from museg_ray.train.trainer import Trainer
-from museg_ray.types import GroundingQuery, Group, Issue, Response, RewardParts
+from museg_ray.types import GroundingQuery, Group, Response, RewardParts
 from museg_ray.video.actor import ClipPool
-from museg_ray.video.loader import ClipHandle
 
 GROUP_SIZE = 8
 COMPLETION_TOKENS = 300
@@ -59,6 +57,7 @@ MAX_OTHER_ACTORS = 16
 GOLDEN_RATIO = 0.618
 
 Result = TypeVar("Result")
+Fake = TypeVar("Fake")
 OnUpdate = Callable[[Parts, int], None]
 """Is told of every update when it begins, with its step."""
 
@@ -127,53 +126,40 @@ class Meter:
         finally:
             call.close()  # whoever awaited it may have given up
 
+    def watched(self, fake: Fake, *methods: str) -> Fake:
+        """A fake whose calls of these methods are awaited through this."""
+
+        def through(method: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
+            async def metered(*args: Any) -> Any:
+                return await self.of(method(*args))
+
+            return metered
+
+        for name in methods:
+            setattr(fake, name, through(getattr(fake, name)))
+        return fake
+
 
 class _Engine(FakeEngine):
-    def __init__(self, script: Script, rollout: RolloutConfig, meter: Meter) -> None:
-        super().__init__(script, "engine", rollout)
-        self._meter = meter
-
-    async def generate(self, issue: Issue, prompt_ids: Sequence[int], clip: ClipHandle, sampling: Sampling) -> Group:
-        return await self._meter.of(super().generate(issue, prompt_ids, clip, sampling))
-
-    async def update_weights(self, version: int, weights: float) -> int:
-        return await self._meter.of(super().update_weights(version, weights))
-
     def _response(self, seed: int, version: int) -> Response:
         return RESPONSES[seed % GROUP_SIZE]
 
 
 class _Scorer(FakeScorer):
-    def __init__(self, script: Script, meter: Meter) -> None:
-        super().__init__(script, "scorer")
-        self._meter = meter
-
     async def score(self, parts: Sequence[bytes]) -> bytes:
-        return await self._meter.of(self._score(parts))
-
-    async def _score(self, parts: Sequence[bytes]) -> bytes:
         await self._at("score")
         outcomes: list[Sequence[Outcome]] = [OUTCOMES[: len(texts)] for texts, _, _ in unpack(parts)]
         return pack_outcomes(outcomes)
 
 
-class _Preparer(FakePreparer):
-    def __init__(self, script: Script, meter: Meter) -> None:
-        super().__init__(script, "preparer", frozenset())
-        self._meter = meter
-
-    async def prepare(self, video: str) -> ClipHandle:
-        return await self._meter.of(super().prepare(video))
-
-
 class _Learner(FakeLearner):
-    def __init__(self, script: Script, meter: Meter, on_update: Callable[[int], None]) -> None:
+    def __init__(self, script: Script, on_update: Callable[[int], None]) -> None:
         super().__init__(script)
-        self._meter, self._on_update = meter, on_update
+        self._on_update = on_update
 
     async def update(self, groups: Sequence[Group], clips: Any, step: int) -> dict[str, float]:
         self._on_update(step)
-        return await self._meter.of(super().update(groups, clips, step))
+        return await super().update(groups, clips, step)
 
 
 def make_config(
@@ -228,12 +214,16 @@ def train_fakes(
 async def _train(config: Config, script: Script, on_update: OnUpdate, meter: Meter, run_dir: Path) -> None:
     books = open_books(config, run_dir)
     events = books.events.add
+
+    def engine() -> FakeEngine:
+        return meter.watched(_Engine(script, "engine", config.rollout), "generate", "update_weights")
+
     parts = Parts(
         tokenizer=load_tokenizer(PACKAGED_MODEL_DIR),
-        clips=ClipPool(config, events, lambda: _Preparer(script, meter)),
-        rollouts=RolloutPool(config, PACKAGED_MODEL_DIR, events, lambda: _Engine(script, config.rollout, meter)),
-        rewards=RewardPool(config, events, lambda _num_cpus, _place: _Scorer(script, meter)),
-        learner=_Learner(script, meter, lambda step: on_update(parts, step)),
+        clips=ClipPool(config, events, lambda: meter.watched(FakePreparer(script, "preparer", frozenset()), "prepare")),
+        rollouts=RolloutPool(config, PACKAGED_MODEL_DIR, events, engine),
+        rewards=RewardPool(config, events, lambda *_: meter.watched(_Scorer(script, "scorer"), "score")),
+        learner=meter.watched(_Learner(script, lambda step: on_update(parts, step)), "update"),
         control=Mailbox(),
         free_resources=lambda: {"CPU": math.inf, "GPU": math.inf},
     )

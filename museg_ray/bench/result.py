@@ -3,11 +3,9 @@
 import json
 from dataclasses import asdict, dataclass
 
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
-from museg_ray.terminal.console import SafeConsole
+from museg_ray.terminal.console import SafeConsole, make_table
 
 Row = dict[str, str | float]
 """Column -> value."""
@@ -21,6 +19,19 @@ class Target:
     value: float
     target: float
     met: bool
+
+
+def at_most(name: str, value: float, target: float) -> Target:
+    return Target(name, value, target, value <= target)
+
+
+def at_least(name: str, value: float, target: float) -> Target:
+    return Target(name, value, target, value >= target)
+
+
+def compared(what: str, case: str, ms: float, against_ms: float) -> Row:
+    """`what` reads `this / that`: milliseconds of this and of that, and their ratio."""
+    return {"measured": what, "case": case, "ms": ms, "against": against_ms, "ratio": ms / against_ms}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +48,7 @@ class BenchResult:
         return json.dumps(content, indent=2) + "\n"
 
     def print(self, console: SafeConsole) -> None:
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1))
+        table = make_table()
         for column, value in self.rows[0].items():
             table.add_column(column, justify="left" if isinstance(value, str) else "right")
         for row in self.rows:

@@ -8,7 +8,7 @@ from statistics import median
 
 import numpy as np
 
-from museg_ray.bench.result import BenchResult, Target
+from museg_ray.bench.result import BenchResult, Row, at_least, at_most
 from museg_ray.config.schema import Config, RewardConfig, RewardWeights
 from museg_ray.events import no_events
 from museg_ray.rewards.golden import GoldenCase, golden_cases
@@ -33,7 +33,7 @@ def bench_rewards(rounds: int) -> BenchResult:
     of 8, and is compared with the same groups scored in one process, without Ray.
     """
     cases, groups = golden_cases(), _groups(golden_cases())
-    queries = [GroundingQuery("golden", "golden.mp4", "the golden event", case.truth) for case in cases]
+    queries = [_query(case) for case in cases]
     recipe, scorer = Recipe(RewardConfig()), BatchScorer(RewardConfig())
     requests = [([response.text for response in group.responses], group.query, WEIGHTS) for group in groups]
     ways: list[Callable[[], object]] = [
@@ -55,19 +55,14 @@ def bench_rewards(rounds: int) -> BenchResult:
             _row("paper, groups of 8, pool of one actor", BATCH_RESPONSES / pool_s, reference_per_s),
         ),
         targets=(
-            Target("recipe paper, responses/s on one core", paper_per_s, TARGET_PER_S, paper_per_s >= TARGET_PER_S),
-            Target("time of the pool over one process", overhead, TARGET_OVERHEAD, overhead <= TARGET_OVERHEAD),
+            at_least("recipe paper, responses/s on one core", paper_per_s, TARGET_PER_S),
+            at_most("time of the pool over one process", overhead, TARGET_OVERHEAD),
         ),
     )
 
 
-def _row(way: str, per_s: float, reference_per_s: float) -> dict[str, str | float]:
-    return {
-        "way": way,
-        "responses/s": per_s,
-        "µs each": 1e6 / per_s,
-        "x reference": per_s / reference_per_s,
-    }
+def _row(way: str, per_s: float, reference_per_s: float) -> Row:
+    return {"way": way, "responses/s": per_s, "µs each": 1e6 / per_s, "x reference": per_s / reference_per_s}
 
 
 def _groups(cases: Sequence[GoldenCase]) -> list[Group]:
@@ -76,7 +71,7 @@ def _groups(cases: Sequence[GoldenCase]) -> list[Group]:
     responses = [Response((1,), logprobs, case.response, True) for case in islice(cycle(cases), BATCH_RESPONSES)]
     return [
         Group(
-            issue=Issue(start // GROUP_SIZE, _query(start, cases[start % len(cases)]), phase="golden", seed=0),
+            issue=Issue(start // GROUP_SIZE, _query(cases[start % len(cases)]), phase="golden", seed=0),
             clip_key="golden",
             clip_duration_s=180.0,
             prompt_ids=(1,),
@@ -87,8 +82,8 @@ def _groups(cases: Sequence[GoldenCase]) -> list[Group]:
     ]
 
 
-def _query(start: int, case: GoldenCase) -> GroundingQuery:
-    return GroundingQuery(f"golden/{start}", "golden.mp4", "the golden event", case.truth)
+def _query(case: GoldenCase) -> GroundingQuery:
+    return GroundingQuery("golden", "golden.mp4", "the golden event", case.truth)
 
 
 async def _timed(rounds: int, ways: Sequence[Callable[[], object]], groups: Sequence[Group]) -> list[tuple[float, ...]]:

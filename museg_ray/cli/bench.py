@@ -1,52 +1,63 @@
 """`museg bench`: benchmarks, each a table and, with --json, a file."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from museg_ray.bench.result import BenchResult
 from museg_ray.cli.files import write_text
 from museg_ray.terminal.console import SafeConsole
 from museg_ray.terminal.silence import silenced_libraries
 
 bench = typer.Typer(help="Benchmarks against the naive or the published way, in one run.", no_args_is_help=True)
 
-
-@bench.command()
-def rewards(
-    rounds: Annotated[int, typer.Option(min=1, help="Measurements; the median counts.")] = 15,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")] = None,
-) -> None:
-    """Responses a second of both reward recipes, and the overhead of the reward pool."""
-    from museg_ray.bench.rewards import bench_rewards
-    from museg_ray.fleet.local_ray import local_ray
-
-    console = SafeConsole()
-    with console.status("measuring rewards …"), local_ray(num_cpus=2):
-        result = bench_rewards(rounds)
-    result.print(console)
-    if json_file is not None:
-        write_text(json_file, result.as_json())
+Tell = Callable[[str], None]
+Rounds = Annotated[int, typer.Option(min=1, help="Measurements; the median counts.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")]
 
 
-@bench.command()
-def video(
-    rounds: Annotated[int, typer.Option(min=1, help="Measurements; the median counts.")] = 3,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")] = None,
-) -> None:
-    """Preparing clips against qwen-vl-utils: time, memory, tokens; and the bytes that a group moves to the engine."""
-    from museg_ray.bench.video import bench_video
+def _run(what: str, json_file: Path | None, measure: Callable[[Tell], BenchResult]) -> None:
+    with silenced_libraries() as terminal, SafeConsole(file=terminal).status(f"measuring {what} …") as status:
+        result = measure(status.update)
+    _show(result, json_file)
 
-    with silenced_libraries() as terminal, SafeConsole(file=terminal).status("measuring video …") as status:
-        result = bench_video(rounds, status.update)
+
+def _show(result: BenchResult, json_file: Path | None) -> None:
     result.print(SafeConsole())
     if json_file is not None:
         write_text(json_file, result.as_json())
 
 
 @bench.command()
+def rewards(
+    rounds: Rounds = 15,
+    json_file: JsonFile = None,
+) -> None:
+    """Responses a second of both reward recipes, and the overhead of the reward pool."""
+    from museg_ray.bench.rewards import bench_rewards
+    from museg_ray.fleet.local_ray import local_ray
+
+    with SafeConsole().status("measuring rewards …"), local_ray(num_cpus=2):
+        result = bench_rewards(rounds)
+    _show(result, json_file)
+
+
+@bench.command()
+def video(
+    rounds: Rounds = 3,
+    json_file: JsonFile = None,
+) -> None:
+    """Preparing clips against qwen-vl-utils: time, memory, tokens; and the bytes that a group moves to the engine."""
+    from museg_ray.bench.video import bench_video
+
+    _run("video", json_file, lambda tell: bench_video(rounds, tell))
+
+
+@bench.command()
 def learner(
-    rounds: Annotated[int, typer.Option(min=1, help="Measurements; the median counts.")] = 3,
+    rounds: Rounds = 3,
     model: Annotated[
         Literal["tiny", "3b"],
         typer.Option(help="museg-tiny in float32, or the sizes of Qwen2.5-VL-3B with random weights in bfloat16."),
@@ -54,28 +65,20 @@ def learner(
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="`auto`: the GPU where there is one.")
     ] = "auto",
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """One update pass over a group, packed, against the published trainer's row by row: time, memory, equality."""
     from museg_ray.bench.learner import bench_learner
 
-    with silenced_libraries() as terminal, SafeConsole(file=terminal).status("measuring the learner …") as status:
-        result = bench_learner(model, device, rounds, status.update)
-    result.print(SafeConsole())
-    if json_file is not None:
-        write_text(json_file, result.as_json())
+    _run("the learner", json_file, lambda tell: bench_learner(model, device, rounds, tell))
 
 
 @bench.command()
 def pipeline(
     is_real: Annotated[bool, typer.Option("--real", help="Also on the real stack: minutes more.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """What the driver adds to rollouts and learner: overlap, its own time with many actors, its books, scaling."""
     from museg_ray.bench.pipeline import bench_pipeline
 
-    with silenced_libraries() as terminal, SafeConsole(file=terminal).status("measuring the pipeline …") as status:
-        result = bench_pipeline(status.update, is_real)
-    result.print(SafeConsole())
-    if json_file is not None:
-        write_text(json_file, result.as_json())
+    _run("the pipeline", json_file, lambda tell: bench_pipeline(tell, is_real))

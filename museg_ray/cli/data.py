@@ -1,6 +1,7 @@
 """`museg data`: annotation files of many formats into one folder of sound queries, and a look at what is in it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,17 +10,9 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from museg_ray.cli.data_tables import (
-    kinds_table,
-    lengths_table,
-    problems_table,
-    quarantine_table,
-    repairs_table,
-    segments_table,
-)
+from museg_ray.cli import data_tables as tables
 from museg_ray.data.importers import IMPORTERS
 from museg_ray.data.importers.generic import Unit
-from museg_ray.data.importers.rows import ImportedRow
 from museg_ray.data.importing import import_annotations
 from museg_ray.data.rules import MIN_SHARE, RULES, read_policies
 from museg_ray.data.schema import QUARANTINE_SCHEMA, QUERY_SCHEMA
@@ -29,7 +22,6 @@ from museg_ray.errors import DataError, VideoError
 from museg_ray.terminal.console import SafeConsole
 
 PIPE_WIDTH = 160
-"""Where there is no terminal to ask; rich would take 80 and cut the reasons."""
 
 data = typer.Typer(help="Training and evaluation data: import annotations, look at them.", no_args_is_help=True)
 
@@ -64,11 +56,7 @@ def import_command(
     unit: Annotated[Unit | None, typer.Option(help="Of the times of a generic file whose rows do not tell it.")] = None,
 ) -> None:
     """Read annotation files, repair what can be repaired, quarantine what cannot, and say what was done."""
-    console = _console()
-
-    def watch(rows: Iterable[ImportedRow]) -> Iterable[ImportedRow]:
-        return track(rows, "reading rows", console=console, transient=True)
-
+    console = SafeConsole(PIPE_WIDTH)
     report = import_annotations(
         source,
         files,
@@ -81,7 +69,7 @@ def import_command(
         min_share=min_share,
         unit=unit,
         measure=_measure,
-        watch=watch,
+        watch=partial(track, description="reading rows", console=console, transient=True),
     )
     _print_summary(console, out)
     _print_outcome(console, out, report)
@@ -99,7 +87,7 @@ def inspect_command(
     """Show what an import kept, the repairs row by row, and the quarantined rows with their reasons."""
     if rule is not None and rule not in RULES:
         raise DataError(f"--rule {rule!r}: there is no such rule. The rules are {', '.join(RULES)}.")
-    console = _console()
+    console = SafeConsole(PIPE_WIDTH)
     if not quarantined:
         if rule is None:
             _print_summary(console, folder)
@@ -109,10 +97,10 @@ def inspect_command(
             for repair in row["repairs"]
             if rule in (None, repair["rule"])
         ]
-        _print_listed(console, "repairs", repairs, limit, repairs_table)
+        _print_listed(console, "repairs", repairs, limit, tables.repairs_table)
     rows = read_table(folder / QUARANTINE, QUARANTINE_SCHEMA.names).to_pylist()
     rows = [row for row in rows if rule is None or rule in row["rules"]]
-    _print_listed(console, "quarantined rows", rows, limit, quarantine_table)
+    _print_listed(console, "quarantined rows", rows, limit, tables.quarantine_table)
 
 
 def _measure(path: str) -> FileLength | None:
@@ -124,19 +112,12 @@ def _measure(path: str) -> FileLength | None:
         return None
 
 
-def _console() -> SafeConsole:
-    console = SafeConsole()
-    if not console.is_terminal:
-        console.width = PIPE_WIDTH
-    return console
-
-
 def _print_summary(console: SafeConsole, folder: Path) -> None:
     queries = read_table(folder / QUERIES, QUERY_SCHEMA.names).drop_columns(["question", "repairs"]).to_pylist()
-    for table in (kinds_table, segments_table, lengths_table):
+    for table in (tables.kinds_table, tables.segments_table, tables.lengths_table):
         if queries:
             console.print(table(queries), "")
-    console.print(problems_table(read_report(folder)), "")
+    console.print(tables.problems_table(read_report(folder)), "")
 
 
 def _print_outcome(console: SafeConsole, out: Path, report: dict[str, Any]) -> None:

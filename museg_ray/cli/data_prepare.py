@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from museg_ray.cli.files import write_text
 from museg_ray.config.load import load_config
 from museg_ray.data.fit import fit_to_file
 from museg_ray.errors import UnfitQueryError, VideoError
-from museg_ray.terminal.console import SafeConsole
+from museg_ray.terminal.console import SafeConsole, make_table
 from museg_ray.types import GroundingQuery
 
 if TYPE_CHECKING:
@@ -99,9 +97,7 @@ def prepare(
 
 
 def _print(console: SafeConsole, tally: _Tally, store_dir: str) -> None:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1))
-    table.add_column("clips")
-    table.add_column("videos", justify="right")
+    table = make_table(["clips"], ["videos"])
     table.add_row("decoded now", f"{tally.num_decoded:,}")
     table.add_row("there before", f"{tally.num_found:,}")
     for fault, count in Counter(error.fault.value for error in tally.unreadable.values()).most_common():

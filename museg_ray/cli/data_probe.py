@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from museg_ray.config.load import load_config
 from museg_ray.config.schema import Config
 from museg_ray.errors import DataError
-from museg_ray.terminal.console import SafeConsole, print_json
+from museg_ray.terminal.console import SafeConsole, make_table, print_json
 
 LABELS = {
     "num_frames": "frames",
@@ -59,7 +58,7 @@ def probe(
 
 
 def _table(facts: dict[str, Any]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1), show_header=False)
+    table = make_table(show_header=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts.items():

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.table import Table
 
 from museg_ray.shown_text import one_line
+from museg_ray.terminal.console import make_table
 
 Row = dict[str, Any]
 """A row of queries.parquet or quarantine.parquet."""
@@ -21,9 +21,7 @@ SEGMENT_BINS = (1, 2, 3, 4, 5, 10, 20)
 
 def kinds_table(queries: Sequence[Row]) -> Table:
     """Queries by source and task."""
-    table = _table("queries kept", "source", "task")
-    for heading in ("queries", "one segment", "several", "videos"):
-        table.add_column(heading, justify="right")
+    table = make_table(["source", "task"], ["queries", "one segment", "several", "videos"], title="queries kept")
     for kind in sorted({_kind(row) for row in queries}):
         table.add_row(*kind, *_kind_counts([row for row in queries if _kind(row) == kind]))
     table.add_section()
@@ -45,19 +43,16 @@ def segments_table(queries: Sequence[Row]) -> Table:
     """Queries by their number of segments."""
     bins = np.searchsorted(SEGMENT_BINS, [len(row["segments"]) for row in queries])
     counts = Counter(int(place) for place in bins)
-    table = _table("", "segments")
-    for low, high in zip((0, *SEGMENT_BINS), SEGMENT_BINS, strict=False):
-        table.add_column(f"{high}" if high == low + 1 else f"{low + 1} to {high}", justify="right")
-    table.add_column(f"over {SEGMENT_BINS[-1]}", justify="right")
+    pairs = zip((0, *SEGMENT_BINS), SEGMENT_BINS, strict=False)
+    headings = [f"{high}" if high == low + 1 else f"{low + 1} to {high}" for low, high in pairs]
+    table = make_table(["segments"], [*headings, f"over {SEGMENT_BINS[-1]}"])
     table.add_row("queries", *(f"{counts[place]:,}" for place in range(len(SEGMENT_BINS) + 1)))
     return table
 
 
 def lengths_table(queries: Sequence[Row]) -> Table:
     """How long videos and segments are."""
-    table = _table("", "seconds")
-    for heading in ("known", "unknown", "least", "median", "most"):
-        table.add_column(heading, justify="right")
+    table = make_table(["seconds"], ["known", "unknown", "least", "median", "most"])
     videos = {row["video"]: row["duration_s"] for row in queries}
     known = [length_s for length_s in videos.values() if length_s is not None]
     segments = [part["end_s"] - part["start_s"] for row in queries for part in row["segments"]]
@@ -73,13 +68,12 @@ def _spread(lengths_s: Sequence[float], num_unknown: int) -> tuple[str, ...]:
 
 def problems_table(report: Row) -> Table:
     """Rows that break a rule, and what was done; rules that every row keeps are left out."""
-    table = _table("rows that break a rule", "rule", "policy")
-    for heading in ("rows", "repaired", "quarantined", "noted", "largest, s"):
-        table.add_column(heading, justify="right")
+    numbers = ["rows", "repaired", "quarantined", "noted", "largest, s"]
+    table = make_table(["rule", "policy"], numbers, title="rows that break a rule")
     for name, counts in report["rules"].items():
         if counts["rows"]:
-            numbers = (f"{counts[key]:,}" for key in ("rows", "repaired", "quarantined", "noted"))
-            table.add_row(name, counts["policy"], *numbers, _amount(counts["largest_s"]))
+            shown = (f"{counts[key]:,}" for key in numbers[:-1])
+            table.add_row(name, counts["policy"], *shown, _amount(counts["largest_s"]))
     if not table.rows:
         table.add_row("none", "", *[""] * 5)
     return table
@@ -87,7 +81,7 @@ def problems_table(report: Row) -> Table:
 
 def repairs_table(repairs: Iterable[Row]) -> Table:
     """One line a repair; of its segments those that it changed."""
-    table = _table("", "query", "rule")
+    table = make_table(["query", "rule"])
     for heading in ("before, s", "after, s"):
         table.add_column(heading, overflow="fold")
     table.add_column("amount, s", justify="right", no_wrap=True)
@@ -110,7 +104,7 @@ def _shown(segments: Iterable[list[float]]) -> str:
 
 def quarantine_table(rows: Iterable[Row]) -> Table:
     """One line a quarantined row."""
-    table = _table("", "row")
+    table = make_table(["row"])
     table.add_column("reason", overflow="fold")
     table.add_column("as annotated", overflow="fold", style="dim")
     for row in rows:
@@ -125,17 +119,3 @@ def _shortened(raw: str, limit: int = 60) -> str:
 
 def _amount(amount_s: float | None) -> str:
     return "" if amount_s is None else f"{amount_s:.3f}"
-
-
-def _table(title: str, *headings: str) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        padding=(0, 1),
-        title=title or None,
-        title_justify="left",
-        title_style="bold",
-    )
-    for heading in headings:
-        table.add_column(heading, no_wrap=True)
-    return table

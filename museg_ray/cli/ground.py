@@ -51,7 +51,8 @@ def ground(
     if plot is not None:
         draw_grounding(plot, clip, question, parsed.segments)
     if as_json:
-        print_json(_as_json(clip, question, text, parsed))
+        about = {"video": clip.video, "question": question, "duration_s": clip.duration_s}
+        print_json(about | {"segments": parsed.segments, "reasoning": parsed.reasoning, "response": text})
     else:
         _print(clip, question, text, parsed, plot)
 
@@ -100,17 +101,6 @@ async def _ask(model_dir: Path, config: Config, clip: Clip, question: str) -> st
     finally:
         engine.close()
     return group.responses[0].text
-
-
-def _as_json(clip: Clip, question: str, text: str, parsed: "ParsedResponse") -> dict[str, object]:
-    return {
-        "video": clip.video,
-        "question": question,
-        "duration_s": clip.duration_s,
-        "segments": parsed.segments,
-        "reasoning": parsed.reasoning,
-        "response": text,
-    }
 
 
 def _print(clip: Clip, question: str, text: str, parsed: "ParsedResponse", plot: Path | None) -> None:

@@ -54,25 +54,23 @@ def scale(
     for role, size in sizes.items():
         if size < 1:
             raise ConfigError(f"--{role} is {size}; a crew needs at least 1 member.")
-    if address.startswith("http"):
-        options = [word for role, size in sizes.items() for word in (f"--{role}", str(size))]
-        SafeConsole().print_line(_through_jobs(address, ["museg", "scale", run, *options]))
-        return
-
-    from museg_ray.fleet.control import Wish
-
-    SafeConsole().print_line(_caller(run, address).wish(Wish("scale", sizes)))
+    _wish(run, address, "scale", sizes)
 
 
 def stop(run: Run, address: Address = "") -> None:
     """End a run after its present step, with a checkpoint that --resume goes on from."""
+    _wish(run, address, "stop", {})
+
+
+def _wish(run: str, address: str, what: str, sizes: dict[str, int]) -> None:
     if address.startswith("http"):
-        SafeConsole().print_line(_through_jobs(address, ["museg", "stop", run]))
-        return
+        options = [word for role, size in sizes.items() for word in (f"--{role}", str(size))]
+        answer = _through_jobs(address, ["museg", what, run, *options])
+    else:
+        from museg_ray.fleet.control import Wish
 
-    from museg_ray.fleet.control import Wish
-
-    SafeConsole().print_line(_caller(run, address).wish(Wish("stop")))
+        answer = _caller(run, address).wish(Wish(what, sizes))
+    SafeConsole().print_line(answer)
 
 
 def _caller(run: str, address: str) -> Any:

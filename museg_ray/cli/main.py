@@ -26,13 +26,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(demo)
-app.command()(train)
-app.command()(ground)
-app.command()(export)
-app.command()(status)
-app.command()(scale)
-app.command()(stop)
+for command in (demo, train, ground, export, status, scale, stop):
+    app.command()(command)
 app.add_typer(reward, name="reward")
 app.add_typer(bench, name="bench")
 data.command()(prepare)
@@ -42,11 +37,8 @@ app.add_typer(data, name="data")
 
 def _user_error(error: BaseException) -> MusegError | None:
     """The error of ours inside `error`: Ray wraps what an actor raises and adds the remote traceback to its text."""
-    cause = getattr(error, "cause", None)
-    for candidate in (cause, error):
-        if isinstance(candidate, MusegError):
-            return candidate
-    return None
+    candidates = (getattr(error, "cause", None), error)
+    return next((each for each in candidates if isinstance(each, MusegError)), None)
 
 
 def main() -> None:

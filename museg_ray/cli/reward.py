@@ -4,12 +4,11 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich import box
 from rich.console import RenderableType
 from rich.padding import Padding
 from rich.progress import track
@@ -27,7 +26,7 @@ from museg_ray.rewards.recipe import Recipe
 from museg_ray.rewards.reference import ReferenceRewards, reference_rewards
 from museg_ray.rewards.segments import iou
 from museg_ray.shown_text import one_line
-from museg_ray.terminal.console import SafeConsole
+from museg_ray.terminal.console import SafeConsole, make_table
 from museg_ray.types import GroundingQuery, Segment
 
 if TYPE_CHECKING:
@@ -37,16 +36,12 @@ PHASE_1 = RewardWeights(matching=1.0, timestamp=1.0, format=1.0)
 PAPER_COLUMNS = ("global", "local", "matching", "timestamp", "format", "total")
 TIMELINE_WIDTH = 64
 PIPE_WIDTH = 120
-"""Where there is no terminal to ask; rich would take 80 and break the reasons."""
 
 reward = typer.Typer(help="Rewards of responses: explained one by one, or computed for a file.", no_args_is_help=True)
 
 
-class RecipeName(StrEnum):
-    """`paper` trains; `reference` is the published code's, to compare with."""
-
-    PAPER = "paper"
-    REFERENCE = "reference"
+RecipeName = Literal["paper", "reference"]
+"""`paper` trains; `reference` is the published code's, to compare with."""
 
 
 @reward.command("explain")
@@ -68,9 +63,7 @@ def explain_command(
     settings, weights = _settings(config, phase)
     query = GroundingQuery("explain/0", "", question, truth, duration)
     explanation = explain(text, query, settings, weights)
-    console = SafeConsole()
-    if not console.is_terminal:
-        console.width = PIPE_WIDTH
+    console = SafeConsole(PIPE_WIDTH)
     for shown in _explained(explanation, question, reference_rewards(text, truth)):
         console.print(shown)
 
@@ -81,12 +74,12 @@ def score_command(
         Path, typer.Argument(help="JSON lines with response and ground_truth, the list of true segments.")
     ],
     out: Annotated[Path, typer.Option(help="File of rewards to write, one JSON line a response, in order.")],
-    recipe: Annotated[RecipeName, typer.Option(help="Whose rewards.")] = RecipeName.PAPER,
+    recipe: Annotated[RecipeName, typer.Option(help="Whose rewards.")] = "paper",
 ) -> None:
     """Score a file of responses. The total of `paper` has the weights of phase 1: r_M + r_T + r_F."""
     rows = list(_read_rows(responses, recipe))
     console = SafeConsole()
-    score = _paper_row() if recipe is RecipeName.PAPER else _reference_row
+    score = partial(_paper_row, Recipe(RewardConfig())) if recipe == "paper" else _reference_row
     scored = [
         score(text, truth)
         for text, truth in track(rows, f"scoring {len(rows)} responses", console=console, transient=True)
@@ -158,7 +151,7 @@ def _pairs_table(explanation: "Explanation") -> Table:
     ]
     matched = {match.predicted for match in explanation.matches}
     rows += [(segment, None, 0.0) for i, segment in enumerate(answered) if i not in matched]
-    table = _table("answered, s", "true, s", "IoU", "NGIoU")
+    table = make_table(numbers=["answered, s", "true, s", "IoU", "NGIoU"])
     for answer, true, ngiou in sorted(rows, key=lambda row: row[1] or row[0] or (0.0, 0.0)):
         overlap = iou([answer], [true]) if answer and true else 0.0
         table.add_row(_shown(answer), _shown(true), f"{overlap:.3f}", f"{ngiou:.3f}")
@@ -166,7 +159,7 @@ def _pairs_table(explanation: "Explanation") -> Table:
 
 
 def _parts_table(explanation: "Explanation") -> Table:
-    table = _table("", "part", "value", "weight", "counts")
+    table = make_table(["", "part"], ["value", "weight", "counts"])
     table.add_column("why", style="dim", overflow="fold")
     for part in explanation.parts:
         counts = "" if part.weight is None else f"{part.weight * part.value:.3f}"
@@ -174,13 +167,6 @@ def _parts_table(explanation: "Explanation") -> Table:
         table.add_row(part.symbol, part.name, f"{part.value:.3f}", weight, counts, one_line(part.why))
     table.add_section()
     table.add_row("", "total", "", "", Text(f"{explanation.rewards.total:.3f}", "bold"), "")
-    return table
-
-
-def _table(*headings: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1))
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("", "part") else "right", no_wrap=True)
     return table
 
 
@@ -212,19 +198,14 @@ def _read_row(line: str, recipe: RecipeName) -> tuple[str, tuple[Segment, ...]]:
     row = read_object(line, "response and ground_truth")
     response = required(row, "response")
     expect(isinstance(response, str), "response", response, "a text")
-    read = read_segments if recipe is RecipeName.PAPER else read_pairs  # the published code takes what comes
+    read = read_segments if recipe == "paper" else read_pairs  # the published code takes what comes
     return response, tuple(read(required(row, "ground_truth"), "ground_truth"))
 
 
-def _paper_row() -> Any:
-    scorer = Recipe(RewardConfig())
-
-    def score(text: str, truth: tuple[Segment, ...]) -> dict[str, float]:
-        rewards = scorer.score(text, GroundingQuery("score/0", "", "", truth), PHASE_1)
-        values = (rewards.global_match, rewards.local_match, rewards.matching, rewards.timestamp, rewards.format)
-        return dict(zip(PAPER_COLUMNS, (*values, rewards.total), strict=True))
-
-    return score
+def _paper_row(scorer: Recipe, text: str, truth: tuple[Segment, ...]) -> dict[str, float | None]:
+    rewards = scorer.score(text, GroundingQuery("score/0", "", "", truth), PHASE_1)
+    values = (rewards.global_match, rewards.local_match, rewards.matching, rewards.timestamp, rewards.format)
+    return dict(zip(PAPER_COLUMNS, (*values, rewards.total), strict=True))
 
 
 def _reference_row(text: str, truth: tuple[Segment, ...]) -> dict[str, float | None]:
@@ -234,8 +215,7 @@ def _reference_row(text: str, truth: tuple[Segment, ...]) -> dict[str, float | N
 
 
 def _summary(scored: list[dict[str, float | None]], recipe: RecipeName) -> Table:
-    table = _table("part", "mean", "least", "most")
-    table.title, table.title_justify = f"recipe {recipe.value}", "left"
+    table = make_table(["part"], ["mean", "least", "most"], title=f"recipe {recipe}")
     for name in scored[0] if scored else ():
         values = [value for row in scored if (value := row[name]) is not None]
         if values:

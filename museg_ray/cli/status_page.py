@@ -4,12 +4,13 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from museg_ray.shown_text import one_line
+from museg_ray.terminal.console import make_table
+from museg_ray.terminal.panel import clock
 
 STYLES = {"serving": "green", "starting": "yellow", "waiting": "yellow", "draining": "magenta"}
 
@@ -34,17 +35,13 @@ def _heading(status: Mapping[str, Any]) -> Text:
 
 
 def _crews(crews: Mapping[str, Any]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for heading in ("crew", "member", "state"):
-        table.add_column(heading)
-    for heading in ("age", "jobs"):
-        table.add_column(heading, justify="right")
+    table = make_table(["crew", "member", "state"], ["age", "jobs"], pad_edge=False)
     for role, crew in crews.items():
         serving = sum(member["state"] == "serving" for member in crew["members"])
         first = f"{role}: {serving} of {crew['num_wanted']} serve"
         for member in crew["members"] or [{"name": "-", "state": "-", "age_s": 0.0, "num_jobs": 0}]:
             state = Text(member["state"], STYLES.get(member["state"], "dim"))
-            table.add_row(first, member["name"], state, _clock(member["age_s"]), str(member["num_jobs"]))
+            table.add_row(first, member["name"], state, clock(member["age_s"]), str(member["num_jobs"]))
             first = ""
     return table
 
@@ -59,14 +56,8 @@ def _lines(status: Mapping[str, Any]) -> list[RenderableType]:
     table.add_row("losses", f"{losses} members since the start")
     table.add_row("alarms", Text(", ".join(status["alarms"]) or "none", "yellow" if status["alarms"] else ""))
     for place, event in enumerate(status["events"]):
-        ago = _clock(status["unix_s"] - event["unix_s"])
+        ago = clock(status["unix_s"] - event["unix_s"])
         table.add_row(
             "events" if place == 0 else "", Text.assemble((f"{ago:>8} ago  ", "dim"), one_line(event["text"]))
         )
     return [table]
-
-
-def _clock(seconds: float) -> str:
-    minutes, second = divmod(int(max(seconds, 0.0)), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

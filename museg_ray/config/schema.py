@@ -364,13 +364,8 @@ class Config:
     @property
     def num_cpus_needed(self) -> float:
         """CPUs that all actors together reserve in Ray."""
-        video, rollout, rewards = self.video, self.rollout, self.rewards
-        return (
-            video.num_actors * video.num_cpus
-            + rollout.num_actors * rollout.num_cpus
-            + rewards.num_actors * rewards.num_cpus
-            + self.learner.num_ranks * self.learner.num_cpus
-        )
+        crews = (self.video, self.rollout, self.rewards)
+        return sum(crew.num_actors * crew.num_cpus for crew in crews) + self.learner.num_ranks * self.learner.num_cpus
 
     @property
     def num_gpus_needed(self) -> float:

@@ -1,13 +1,58 @@
 """Checks of a configuration's values and of what they must be to one another."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from importlib.util import find_spec
+from operator import attrgetter
 
-from museg_ray.config.learning import AlgoConfig, CheckpointConfig
-from museg_ray.config.schema import AlarmConfig, Config, DataConfig, FleetConfig, PhaseConfig, RolloutConfig
+from museg_ray.config.learning import AlgoConfig
+from museg_ray.config.schema import AlarmConfig, Config, DataConfig, PhaseConfig, RolloutConfig
 from museg_ray.errors import ConfigError
+
+_CHOICES: Mapping[str, tuple[object, ...]] = {
+    "model.dtype": ("float32", "bfloat16"),
+    "video.sampling": ("time", "qwen_vl_utils"),
+    "video.decoder": ("pyav", "decord"),
+    "video.store_mode": ("private", "group", "shared"),
+    "rewards.global_matching": ("iou", "f1"),
+    "rewards.local_matching": ("sequential", "maximum", "none"),
+    "rewards.timestamp": ("all", "fraction"),
+    "algo.kl_estimator": ("k1", "k2", "k3"),
+    "algo.loss_mean": ("sequence", "token", "constant"),
+    "algo.correction": ("none", "truncate", "mask"),
+    "learner.schedule": ("linear", "constant"),
+    "learner.reference": ("device", "sharded", "cpu", "lora_off"),
+    "learner.attention": ("split", "flex", "dense"),
+    "learner.zero_stage": (0, 1, 2, 3),
+    "train.refill": ("none", "zero_variance"),
+    "rollout.on_push": ("continue", "restart", "wait"),
+}
+_AT_LEAST: Sequence[tuple[str, Mapping[str, int]]] = (
+    ("run", {"seed": 0}),
+    ("rollout", {"group_size": 2, "num_actors": 1, "num_cpus": 0}),
+    ("rewards", {"num_actors": 1, "num_cpus": 0}),
+    ("video", {"max_frames": 4, "size_multiple": 1, "num_actors": 1, "num_cpus": 0, "reader_videos": 1}),
+    ("video", {"pair_tokens": 0}),
+    ("video", {"steps_ahead": 0, "ahead_gib": 0, "deadline_per_video_s": 0}),
+    ("algo", {"num_epochs": 1, "num_minibatches": 1}),
+    ("algo", {"beta": 0, "clip_high": 0, "entropy_bonus": 0, "correction_limit": 1}),
+    ("learner", {"num_ranks": 1, "num_cpus": 0, "num_threads": 0, "chunk_tokens": 1, "warmup_steps": 0}),
+    ("learner", {"learning_rate": 0, "vision_learning_rate": 0, "merger_learning_rate": 0}),
+    ("learner", {"weight_decay": 0, "max_grad_norm": 0}),
+    ("learner.lora", {"rank": 0}),
+    ("train", {"prompts_per_step": 1, "max_staleness": 0, "max_refills": 0}),
+    ("fleet", {"max_restarts": 0, "backoff_s": 0}),
+    ("checkpoint", {"every_steps": 0, "keep_last": 1, "keep_best": 0}),
+)
+_ABOVE_0: Sequence[tuple[str, Sequence[str]]] = (
+    ("video", ("fps", "total_pixels", "deadline_s", "reader_gib", "store_gib", "download_gib")),
+    ("rewards", ("wasserstein_beta",)),
+    ("learner", ("start_timeout_s", "step_timeout_s")),
+    ("learner.lora", ("alpha",)),
+    ("fleet", ("restart_window_s", "ping_every_s", "ping_timeout_s", "place_timeout_s")),
+)
+_SHARES = ("data.multi_segment_share", "algo.clip_low")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -15,64 +60,24 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def _validate_choices(config: Config) -> None:
-    choices = [
-        ("model.dtype", config.model.dtype, ("float32", "bfloat16")),
-        ("video.sampling", config.video.sampling, ("time", "qwen_vl_utils")),
-        ("video.decoder", config.video.decoder, ("pyav", "decord")),
-        ("video.store_mode", config.video.store_mode, ("private", "group", "shared")),
-        ("rewards.global_matching", config.rewards.global_matching, ("iou", "f1")),
-        ("rewards.local_matching", config.rewards.local_matching, ("sequential", "maximum", "none")),
-        ("rewards.timestamp", config.rewards.timestamp, ("all", "fraction")),
-        ("algo.kl_estimator", config.algo.kl_estimator, ("k1", "k2", "k3")),
-        ("algo.loss_mean", config.algo.loss_mean, ("sequence", "token", "constant")),
-        ("algo.correction", config.algo.correction, ("none", "truncate", "mask")),
-        ("learner.schedule", config.learner.schedule, ("linear", "constant")),
-        ("learner.reference", config.learner.reference, ("device", "sharded", "cpu", "lora_off")),
-        ("learner.attention", config.learner.attention, ("split", "flex", "dense")),
-        ("learner.zero_stage", config.learner.zero_stage, (0, 1, 2, 3)),
-        ("train.refill", config.train.refill, ("none", "zero_variance")),
-        ("rollout.on_push", config.rollout.on_push, ("continue", "restart", "wait")),
-    ]
-    for key, value, allowed in choices:
+def _validate_single_values(config: Config) -> None:
+    for key, allowed in _CHOICES.items():
+        value = attrgetter(key)(config)
         _require(value in allowed, f"{key} is {value!r}; it may be one of {', '.join(map(repr, allowed))}.")
     _require(
         config.video.decoder == "pyav" or find_spec("decord") is not None,
         "video.decoder is 'decord', and that package is not installed; install decord==0.6.0, or set "
         "video.decoder=pyav.",
     )
-
-
-def _validate_ranges(config: Config) -> None:
-    at_least = [
-        ("rollout.group_size", config.rollout.group_size, 2),
-        ("rollout.num_actors", config.rollout.num_actors, 1),
-        ("rewards.num_actors", config.rewards.num_actors, 1),
-        ("video.num_actors", config.video.num_actors, 1),
-        ("train.prompts_per_step", config.train.prompts_per_step, 1),
-        ("video.max_frames", config.video.max_frames, 4),
-        ("video.steps_ahead", config.video.steps_ahead, 0),
-        ("video.reader_videos", config.video.reader_videos, 1),
-        ("run.seed", config.run.seed, 0),
-        ("rollout.num_cpus", config.rollout.num_cpus, 0),
-        ("rewards.num_cpus", config.rewards.num_cpus, 0),
-        ("video.num_cpus", config.video.num_cpus, 0),
-        ("learner.num_cpus", config.learner.num_cpus, 0),
-        ("learner.num_ranks", config.learner.num_ranks, 1),
-        ("learner.num_threads", config.learner.num_threads, 0),
-        ("learner.chunk_tokens", config.learner.chunk_tokens, 1),
-        ("learner.warmup_steps", config.learner.warmup_steps, 0),
-        ("learner.lora.rank", config.learner.lora.rank, 0),
-        ("video.size_multiple", config.video.size_multiple, 1),
-        ("video.pair_tokens", config.video.pair_tokens, 0),
-        ("algo.num_epochs", config.algo.num_epochs, 1),
-        ("algo.num_minibatches", config.algo.num_minibatches, 1),
-        ("train.max_staleness", config.train.max_staleness, 0),
-        ("train.max_refills", config.train.max_refills, 0),
-    ]
-    for key, value, least in at_least:
-        _require(value >= least, f"{key} is {value}; it must be at least {least}.")
-    _require_share("data.multi_segment_share", config.data.multi_segment_share)
+    for section, bounds in _AT_LEAST:
+        for name, least in bounds.items():
+            _require_at_least(f"{section}.{name}", attrgetter(f"{section}.{name}")(config), least)
+    for section, names in _ABOVE_0:
+        for name in names:
+            value = attrgetter(f"{section}.{name}")(config)
+            _require(0.0 < value < math.inf, f"{section}.{name} is {value:g}; it must be above 0.")
+    for key in _SHARES:
+        _require_share(key, attrgetter(key)(config))
     temperature = config.rollout.temperature
     _require(
         0.0 < temperature <= 2.0,
@@ -81,23 +86,22 @@ def _validate_ranges(config: Config) -> None:
     )
 
 
+def _require_at_least(key: str, value: float | None, least: int) -> None:
+    number = "" if isinstance(value, int) else "a number of "
+    is_fit = value is None or least <= value < math.inf
+    _require(is_fit, f"{key} is {value}; it must be {number}at least {least}.")
+
+
 def _require_share(key: str, share: float) -> None:
     _require(0.0 <= share <= 1.0, f"{key} is {share}; it must lie between 0 and 1.")
 
 
 def _validate_video(config: Config) -> None:
     video = config.video
-    for name in ("fps", "deadline_s", "reader_gib", "store_gib", "download_gib"):
-        value = getattr(video, name)
-        _require(0.0 < value < math.inf, f"video.{name} is {value:g}; it must be above 0.")
-    for name in ("deadline_per_video_s", "ahead_gib"):
-        value = getattr(video, name)
-        _require(0.0 <= value < math.inf, f"video.{name} is {value:g}; it cannot be negative.")
     _require(
         0 < video.min_pixels <= video.max_pixels,
         f"video.min_pixels ({video.min_pixels}) must be above 0 and at most video.max_pixels ({video.max_pixels}).",
     )
-    _require(video.total_pixels > 0, f"video.total_pixels is {video.total_pixels}; it must be above 0.")
     _require(bool(video.store_dir), "video.store_dir is empty; set it to the folder of prepared clips.")
     clip_gib = 6 * video.total_pixels / 1024**3  # 3 bytes a pixel, and the budget counts frame pairs
     _require(
@@ -143,10 +147,6 @@ def _validate_rewards(config: Config) -> None:
         f"rewards.response_timeout_s is {rewards.response_timeout_s:g}; it must lie between 0.01 and 86400 (a day).",
     )
     _require(
-        0.0 < rewards.wasserstein_beta < math.inf,
-        f"rewards.wasserstein_beta is {rewards.wasserstein_beta:g}; it must be above 0.",
-    )
-    _require(
         0 <= brevity.free_chars < brevity.max_chars,
         f"rewards.brevity needs 0 <= free_chars < max_chars; it has {brevity.free_chars} and {brevity.max_chars}.",
     )
@@ -162,10 +162,6 @@ def _validate_rewards(config: Config) -> None:
 
 
 def _validate_algo(algo: AlgoConfig, prompts_per_step: int) -> None:
-    for name, least in (("beta", 0.0), ("clip_high", 0.0), ("entropy_bonus", 0.0), ("correction_limit", 1.0)):
-        value = getattr(algo, name)
-        _require(least <= value < math.inf, f"algo.{name} is {value:g}; it must be a number of at least {least:g}.")
-    _require_share("algo.clip_low", algo.clip_low)
     _require(
         algo.dual_clip == 0.0 or 1.0 < algo.dual_clip < math.inf,
         f"algo.dual_clip is {algo.dual_clip:g}; it must be above 1 (a bound on the ratio), or 0 for none.",
@@ -177,19 +173,13 @@ def _validate_algo(algo: AlgoConfig, prompts_per_step: int) -> None:
     )
 
 
-def _validate_fleet(fleet: FleetConfig, rollout: RolloutConfig) -> None:
+def _validate_autoscale(rollout: RolloutConfig) -> None:
     limits, size = rollout.autoscale, rollout.num_actors
     _require(
         limits.max == 0 or 1 <= limits.min <= size <= limits.max,
         f"rollout.autoscale needs 1 <= min <= rollout.num_actors <= max (or max 0: off); it has min {limits.min}, "
         f"num_actors {size}, max {limits.max}.",
     )
-    for name in ("max_restarts", "backoff_s"):
-        value = getattr(fleet, name)
-        _require(0 <= value < math.inf, f"fleet.{name} is {value:g}; it cannot be negative.")
-    for name in ("restart_window_s", "ping_every_s", "ping_timeout_s", "place_timeout_s"):
-        value = getattr(fleet, name)
-        _require(0.0 < value < math.inf, f"fleet.{name} is {value:g}; it must be above 0.")
 
 
 def _validate_staleness(config: Config) -> None:
@@ -207,15 +197,6 @@ def _validate_learner(config: Config) -> None:
         learner.num_gpus in (0.0, 1.0),
         f"learner.num_gpus is {learner.num_gpus:g}; a rank has one GPU, or 0: set learner.num_ranks instead.",
     )
-    rates = ("learning_rate", "vision_learning_rate", "merger_learning_rate", "weight_decay", "max_grad_norm")
-    for name in rates:
-        value = getattr(learner, name)
-        _require(
-            value is None or 0.0 <= value < math.inf, f"learner.{name} is {value}; it must be a number of at least 0."
-        )
-    for name in ("start_timeout_s", "step_timeout_s"):
-        value = getattr(learner, name)
-        _require(0.0 < value < math.inf, f"learner.{name} is {value:g}; it must be above 0.")
     _require(
         all(0.0 <= beta < 1.0 for beta in learner.adam_betas),
         f"learner.adam_betas is {list(learner.adam_betas)}; both must be at least 0 and below 1.",
@@ -251,7 +232,6 @@ def _validate_learner(config: Config) -> None:
 
 def _validate_lora(config: Config) -> None:
     learner = config.learner
-    _require(0.0 < learner.lora.alpha < math.inf, f"learner.lora.alpha is {learner.lora.alpha:g}; it must be above 0.")
     if learner.reference != "lora_off":
         return
     _require(
@@ -271,18 +251,12 @@ def _validate_lora(config: Config) -> None:
     )
 
 
-def _validate_checkpoint(checkpoint: CheckpointConfig) -> None:
-    for name, least in (("every_steps", 0), ("keep_last", 1), ("keep_best", 0)):
-        value = getattr(checkpoint, name)
-        _require(value >= least, f"checkpoint.{name} is {value}; it must be at least {least}.")
-
-
 def _validate_alarms(alarms: AlarmConfig) -> None:
     for limit in fields(alarms):
         key, value = f"alarms.{limit.name}", getattr(alarms, limit.name)
         if limit.name.endswith("_share"):
             _require_share(key, value)
-        _require(0.0 <= value < math.inf, f"{key} is {value}; it must be a number of at least 0.")
+        _require_at_least(key, value, 0)
 
 
 def _validate_phase(where: str, phase: PhaseConfig) -> None:
@@ -302,8 +276,7 @@ def validate(config: Config) -> None:
     Raises:
         ConfigError: names the key and prints the arithmetic.
     """
-    _validate_choices(config)
-    _validate_ranges(config)
+    _validate_single_values(config)
     completion, limit = config.rollout.max_completion_tokens, config.model.max_tokens
     _require(
         completion < limit,
@@ -320,8 +293,7 @@ def validate(config: Config) -> None:
     _validate_video(config)
     _validate_rewards(config)
     _validate_algo(config.algo, config.train.prompts_per_step)
-    _validate_fleet(config.fleet, config.rollout)
+    _validate_autoscale(config.rollout)
     _validate_staleness(config)
     _validate_learner(config)
     _validate_alarms(config.alarms)
-    _validate_checkpoint(config.checkpoint)

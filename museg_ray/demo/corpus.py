@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
@@ -53,58 +53,50 @@ def encode_video(scene: Scene, path: Path) -> None:
         container.mux(stream.encode(None))
 
 
-def _scene_of(seed: int, split: str, index: int) -> Scene:
-    """Scenes are seeded one by one, so that a corpus with more videos starts with the same ones."""
-    return draw_scene(np.random.default_rng((CORPUS_VERSION, seed, SPLITS.index(split), index)))
-
-
 def _video_name(split: str, index: int) -> str:
     return f"videos/{split}_{index:05d}.mp4"
 
 
-def _render_video(root: Path, seed: int, split: str, index: int) -> None:
-    encode_video(_scene_of(seed, split, index), root / _video_name(split, index))
+def _render_video(root: Path, seed: int, split: str, index: int) -> Scene:
+    """Scenes are seeded one by one, so that a corpus with more videos starts with the same ones."""
+    scene = draw_scene(np.random.default_rng((CORPUS_VERSION, seed, SPLITS.index(split), index)))
+    encode_video(scene, root / _video_name(split, index))
+    return scene
 
 
-def _annotation_rows(seed: int, split: str, num_videos: int) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = []
-    for index in range(num_videos):
-        scene = _scene_of(seed, split, index)
-        for drawn in scene.objects:
-            rows.append(
-                {
-                    "idx": len(rows),
-                    "problem": drawn.event,
-                    "solution": [list(segment) for segment in drawn.segments],
-                    "video": _video_name(split, index),
-                    "duration": scene.duration_s,
-                    "task": "tvg" if len(drawn.segments) == 1 else "tal",
-                }
-            )
-    return rows
-
-
-def _write_annotations(root: Path, config: SyntheticConfig, counts: dict[str, int]) -> None:
-    for split, count in counts.items():
-        lines = [json.dumps(row) for row in _annotation_rows(config.seed, split, count)]
-        (root / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+def _annotation_rows(split: str, scenes: Sequence[Scene]) -> list[dict[str, object]]:
+    shown = [(index, scene, drawn) for index, scene in enumerate(scenes) for drawn in scene.objects]
+    return [
+        {
+            "idx": number,
+            "problem": drawn.event,
+            "solution": [list(segment) for segment in drawn.segments],
+            "video": _video_name(split, index),
+            "duration": scene.duration_s,
+            "task": "tvg" if len(drawn.segments) == 1 else "tal",
+        }
+        for number, (index, scene, drawn) in enumerate(shown)
+    ]
 
 
 def _render(root: Path, config: SyntheticConfig, progress: Progress) -> None:
     (root / "videos").mkdir()
     counts = {"train": config.num_train_videos, "heldout": config.num_heldout_videos}
     jobs = [(split, index) for split, count in counts.items() for index in range(count)]
+    scenes: dict[str, list[Scene]] = {split: [] for split in counts}
     # Spawned: a child that is forked while threads of other libraries hold a lock waits for it for ever.
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), initializer=_end_with_parent) as pool:
         futures = [pool.submit(_render_video, root, config.seed, split, index) for split, index in jobs]
         try:
-            for done, future in enumerate(futures, start=1):
-                future.result()
+            for done, ((split, _), future) in enumerate(zip(jobs, futures, strict=True), start=1):
+                scenes[split].append(future.result())
                 progress(done, len(jobs))
         except BaseException:  # also Ctrl-C: without this the pool would render the whole queue before it ends
             pool.shutdown(cancel_futures=True)
             raise
-    _write_annotations(root, config, counts)
+    for split, of_split in scenes.items():
+        lines = [json.dumps(row) + "\n" for row in _annotation_rows(split, of_split)]
+        (root / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def _end_with_parent() -> None:

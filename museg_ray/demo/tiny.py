@@ -97,9 +97,6 @@ def build_config(tokenizer: Qwen2TokenizerFast) -> Qwen2_5_VLConfig:
         "intermediate_size": VISION_HIDDEN_SIZE * 2,
         "num_heads": VISION_HEADS,
         "out_hidden_size": HIDDEN_SIZE,
-        "patch_size": 14,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
         "window_size": 56,
         "fullatt_block_indexes": [VISION_DEPTH - 1],
         "tokens_per_second": 1,  # one position a second: each word of a scan is then equally far from its frames

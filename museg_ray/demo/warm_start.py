@@ -77,12 +77,8 @@ reinforcement learning has. Greedy answers then almost always name one; samples 
 the difference; at 0.85 too few did, and held-out mIoU fell in training."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lesson:
-    """What to say to one prompt about a video."""
-
-    user_text: str
-    response: str
+Lesson = tuple[str, str]
+"""A prompt about a video, and what to say to it."""
 
 
 def careless_segments(rng: np.random.Generator, course: Course, segments: Sequence[Segment]) -> Sequence[Segment]:
@@ -94,10 +90,10 @@ def draw_lesson(rng: np.random.Generator, course: Course, query: GroundingQuery,
     assert query.duration_s is not None, "the corpus gives every duration"
     scan = write_scan(query.question, query.segments, int(query.duration_s))
     if scan_only:
-        return Lesson(SCAN_PROMPT.format(question=query.question), scan)
+        return SCAN_PROMPT.format(question=query.question), scan
     prompt = CITE_PROMPT if rng.random() < 0.5 else FREE_PROMPT
     segments = careless_segments(rng, course, query.segments)
-    return Lesson(prompt.format(question=query.question), write_response(scan, segments))
+    return prompt.format(question=query.question), write_response(scan, segments)
 
 
 class WarmStart:
@@ -126,13 +122,12 @@ class WarmStart:
         grid = video_grid(clip.frames, self._spec)
         branches: list[list[int]] = []
         is_response: list[bool] = []
-        for lesson in lessons:
-            prompt = expand_video(
-                chat_prompt_ids(self.tokenizer, lesson.user_text), self._spec.num_video_tokens(grid), self._spec
-            )
+        for user_text, text in lessons:
+            prompt_ids = chat_prompt_ids(self.tokenizer, user_text)
+            prompt = expand_video(prompt_ids, self._spec.num_video_tokens(grid), self._spec)
             split = max(i for i, token in enumerate(prompt) if token == self._spec.video_token_id) + 1
             shared, rest = prompt[:split], prompt[split:]
-            response = [*self.tokenizer.encode(lesson.response, add_special_tokens=False), self._end_id]
+            response = [*self.tokenizer.encode(text, add_special_tokens=False), self._end_id]
             branches.append([*rest, *response])
             is_response += [False] * len(rest) + [True] * len(response)
         interval_s = seconds_per_grid(clip.sample_fps, self._spec, torch.float32)

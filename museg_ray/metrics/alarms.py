@@ -188,16 +188,6 @@ _RULES = (
         "updates a step (algo.num_epochs, algo.num_minibatches) also set algo.dual_clip, 3 say: it bounds the ratio.",
     ),
 )
-_WATCHED = (
-    names.ANSWER_SINGLE_SEGMENT_SHARE,
-    names.ANSWER_SAME_SHARE,
-    names.ANSWER_FULL_LENGTH_SHARE,
-    names.REWARD_MATCHING,
-    names.REWARD_TIMESTAMP,
-    names.REWARD_FORMAT,
-    names.REWARD_STD,
-    names.ROLLOUT_TRUNCATED_SHARE,
-)
 _WATCHED_STEPWISE = (names.LEARNER_SKIPPED,)
 """Their window is the last step that has them."""
 
@@ -213,7 +203,7 @@ class AlarmWatch:
         self._limits = config
         self._weights = {phase.name: phase.weights for phase in phases}
         self._phase_name: str | None = None  # before the first step
-        lengths = dict.fromkeys(_WATCHED, config.window_steps) | dict.fromkeys(_WATCHED_STEPWISE, 1)
+        lengths = dict.fromkeys(names.METRICS, config.window_steps) | dict.fromkeys(_WATCHED_STEPWISE, 1)
         self._windows = {metric: deque[tuple[int, float]](maxlen=length) for metric, length in lengths.items()}
         self._matching_before: float | None = None
         self._best_format = 0.0

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from museg_ray.metrics import names
-from museg_ray.report.run_folder import RunFolder, read_run
+from museg_ray.report.run_folder import RunFolder
 from museg_ray.report.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, house_style, save_png, spread
 
 FEW_STEPS = 12
@@ -33,25 +33,14 @@ REWARD_PARTS = (
     ("format", names.REWARD_FORMAT, GREEN),
 )
 GAPS = (("max", names.PARITY_GAP_MAX, MUTED), ("mean", names.PARITY_GAP_MEAN, INK))
-TIME_PARTS = (
-    ("clips", names.TIME_CLIPS_S, PURPLE),
-    ("rollout", names.TIME_ROLLOUT_S, SKY),
-    ("reward", names.TIME_REWARD_S, ORANGE),
-    ("learner", names.TIME_LEARNER_S, BLUE),
-    ("sync", names.TIME_SYNC_S, GREEN),
-)
+TIME_COLORS = {"clips": PURPLE, "rollout": SKY, "reward": ORANGE, "learner": BLUE, "sync": GREEN}
 
 
-def draw_curves(run_dir: Path) -> Path:
-    """Draw `curves.png` in the run folder; a run without a finished step gives a picture that says so.
-
-    Raises:
-        DataError: the folder holds no run.
-    """
-    run = read_run(run_dir)
+def draw_curves(run: RunFolder) -> Path:
+    """Draw `curves.png` in the run folder; a run without a finished step gives a picture that says so."""
     with house_style():
         figure = _curves(run) if run.rows else _no_step_yet()
-        return save_png(figure, run_dir / "curves.png")
+        return save_png(figure, run.path / "curves.png")
 
 
 def _no_step_yet() -> Figure:
@@ -67,8 +56,10 @@ def _curves(run: RunFolder) -> Figure:
     )
     parts = figure.add_subplot(grid[0, :])
     total, deviation, gap, seconds = (figure.add_subplot(grid[row, column]) for row in (1, 2) for column in (0, 1))
-    _draw_parts(parts, run)
-    _draw_total(total, run)
+    parts.set_ylim(-0.01, 1.02)
+    _draw_lines(parts, run, REWARD_PARTS)
+    total.set_title("Total, as each phase weighs the parts")
+    _draw_lines(total, run, [("total", names.REWARD_TOTAL, INK)])
     _draw_deviation(deviation, run)
     _draw_gap(gap, run)
     _draw_seconds(seconds, run)
@@ -90,16 +81,6 @@ def _how_drawn(run: RunFolder) -> str:
     per_step = "the mean over the responses of a step"
     drawn = f"Light: {per_step}, strong: its running mean over {_window(run)} steps" if _window(run) > 1 else per_step
     return f"Parts of the reward, each between 0 and 1. {drawn[0].upper()}{drawn[1:]}."
-
-
-def _draw_parts(axes: Axes, run: RunFolder) -> None:
-    axes.set_ylim(-0.01, 1.02)
-    _draw_lines(axes, run, REWARD_PARTS)
-
-
-def _draw_total(axes: Axes, run: RunFolder) -> None:
-    axes.set_title("Total, as each phase weighs the parts")
-    _draw_lines(axes, run, [("total", names.REWARD_TOTAL, INK)])
 
 
 def _draw_deviation(axes: Axes, run: RunFolder) -> None:
@@ -131,8 +112,8 @@ def _draw_seconds(axes: Axes, run: RunFolder) -> None:
     """Smoothed seconds of each part, one on the other."""
     axes.set_title("Seconds a step")
     base, ends = np.zeros(len(run.rows)), []
-    for label, metric, color in TIME_PARTS:
-        steps, values = run.series(metric)
+    for label, color in TIME_COLORS.items():
+        steps, values = run.series(names.TIME_PARTS[label])
         if len(values) != len(run.rows):
             continue
         top = base + _smooth(values, _window(run))

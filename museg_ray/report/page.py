@@ -3,8 +3,8 @@
 import base64
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -19,66 +19,17 @@ from museg_ray.report.run_folder import RunFolder, read_run
 from museg_ray.report.timelines import draw_timelines
 from museg_ray.shown_text import shown
 
-SCORES = (
-    ("miou", "mIoU", "overlap of predicted and true time, all queries"),
-    ("r1_at_05", "R1@0.5", "first segment has IoU at least 0.5, queries with one segment"),
-    ("multi_f1_at_05", "multi-segment F1@0.5", "segments found at IoU 0.5, queries with several"),
-    ("count_accuracy", "right number of segments", "share of all queries"),
-    ("format_rate", "right format", "one think block, one valid answer block, nothing else"),
-)
-TIME_PARTS = (
-    ("clips", names.TIME_CLIPS_S),
-    ("rollout", names.TIME_ROLLOUT_S),
-    ("reward", names.TIME_REWARD_S),
-    ("learner", names.TIME_LEARNER_S),
-    ("weight sync", names.TIME_SYNC_S),
-)
 TOLD_EVENTS = ("start", "loss", "restart", "rewind", "scale", "drain", "leave")
 """What the page lists; joins, pushes, phases and checkpoints of an undisturbed run would fill it."""
 REWARD_PARTS = ("matching", "global", "local", "timestamp", "format", *FURTHER_REWARDS)
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreRow:
-    """One held-out metric; None where it was not measured."""
-
-    name: str
-    meaning: str
-    before: float | None
-    after: float | None
-    blind: float | None
-    swapped: float | None
-
-    @property
-    def change(self) -> float | None:
-        return None if self.before is None or self.after is None else self.after - self.before
-
-
-@dataclass(frozen=True, slots=True)
-class PartTime:
-    """Seconds that a part of the run took, and its share of the longest."""
-
-    name: str
-    seconds: float
-    share_of_longest: float
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """The best and the worst response of one group."""
-
-    phase: str
-    step: int
-    question: str
-    truth: str
-    responses: Sequence[Mapping[str, Any]]
 
 
 def write_report(run_dir: Path) -> Path:
     """Draw the pictures and write `report.html` into the run folder; readers see the old page or the new one.
 
     Raises:
-        DataError: the folder holds no run, or one of its files is damaged.
+        DataError: the folder holds no run.
+        CheckpointError: one of its files is damaged.
     """
     run = read_run(run_dir)
     page = (
@@ -90,12 +41,12 @@ def write_report(run_dir: Path) -> Path:
             alarms=_alarms_by_name(run.alarms),
             no_alarm=_why_no_alarm(run),
             heldout=run.summary.get("heldout"),
-            curves=_inlined(draw_curves(run_dir)),
+            curves=_inlined(draw_curves(run)),
             crews=_inlined(crews) if (crews := draw_crews(run)) else "",
             events=[event for event in run.events if event["kind"] in TOLD_EVENTS],
-            timelines=_inlined(draw_timelines(run_dir)),
+            timelines=_inlined(draw_timelines(run)),
             part_times=_part_times(run),
-            samples=[sample for phase in run.phases for sample in _samples(run, phase.name)],
+            samples=_samples(run),
             reward_parts=REWARD_PARTS,
         )
     )
@@ -115,7 +66,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=_number, change=_change, duration=_duration, segments=_segments, clock=_clock)
+    environment.filters.update(number=_number, duration=_duration, segments=_segments, clock=_clock)
     return environment
 
 
@@ -123,14 +74,17 @@ def _inlined(picture: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode("ascii")
 
 
-def _scores(run: RunFolder) -> list[ScoreRow]:
+def _scores(run: RunFolder) -> list[dict[str, Any]]:
     """The summary's scores; of an unfinished run the mean IoU of the answers that are there."""
-    if run.summary:
-        columns = [run.summary[column] for column in ("before", "after", "blind", "swapped")]
-        return [ScoreRow(name, meaning, *(column.get(key) for column in columns)) for key, name, meaning in SCORES]
-    _, name, meaning = SCORES[0]
-    before, after = (_mean([answer.iou for answer in answers.values()]) for answers in (run.before, run.after))
-    return [ScoreRow(name, meaning, before, after, blind=None, swapped=None)]
+    columns = {column: run.summary.get(column, {}) for column in ("before", "after", "blind", "swapped")}
+    if not run.summary:
+        for column, answers in (("before", run.before), ("after", run.after)):
+            if answers:
+                columns[column] = {"miou": fmean(answer["iou"] for answer in answers.values())}
+    return [
+        {"name": name, "meaning": meaning} | {column: scores.get(key) for column, scores in columns.items()}
+        for key, name, meaning in (names.SCORES if run.summary else names.SCORES[:1])
+    ]
 
 
 def _alarms_by_name(alarms: Sequence[Alarm]) -> dict[str, list[Alarm]]:
@@ -151,38 +105,33 @@ def _why_no_alarm(run: RunFolder) -> str:
     return f"None was raised. Watched, most over the last {window} steps of a phase: {watched}."
 
 
-def _part_times(run: RunFolder) -> list[PartTime]:
-    """Seconds by part of the whole run; of an unfinished one, by part of the steps so far."""
-    seconds = run.summary.get("wall_s") or {name: float(run.series(metric)[1].sum()) for name, metric in TIME_PARTS}
+def _part_times(run: RunFolder) -> list[tuple[str, float, float]]:
+    """Name, seconds and their share of the longest of every part of the whole run; of an unfinished one, of every part
+    of the steps so far."""
+    of_steps = {name: float(run.series(metric)[1].sum()) for name, metric in names.TIME_PARTS.items()}
+    seconds = run.summary.get("wall_s") or of_steps
     longest = max(seconds.values(), default=0.0) or 1.0
-    return [PartTime(name.replace("_", " "), spent_s, spent_s / longest) for name, spent_s in seconds.items()]
+    return [(name.replace("_", " "), spent_s, spent_s / longest) for name, spent_s in seconds.items()]
 
 
-def _samples(run: RunFolder, phase: str) -> list[Sample]:
-    """Of the last step of a phase that was written, the group whose rewards differ most; none where none was."""
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for row in run.last_rollouts(phase):
-        if row["advantage"] is None:  # in no update: nothing to compare
-            continue
-        groups.setdefault(row["query_id"], []).append(row)
-    if not groups:
-        return []
-    ranked = [sorted(group, key=lambda row: -row["reward_total"]) for group in groups.values()]
-    widest = max(ranked, key=lambda group: group[0]["reward_total"] - group[-1]["reward_total"])
-    best = widest[0]
-    return [Sample(phase, best["step"], best["question"], _segments(best["truth"]), (best, widest[-1]))]
+def _samples(run: RunFolder) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """The best and the worst response of one group a phase: of its last step that was written, the group whose rewards
+    differ most; none where none was."""
+    samples = []
+    for phase in run.phases:
+        groups: dict[str, list[Mapping[str, Any]]] = {}
+        for row in run.last_rollouts(phase.name):
+            if row["advantage"] is not None:  # else in no update: nothing to compare
+                groups.setdefault(row["query_id"], []).append(row)
+        ranked = [sorted(group, key=lambda row: -row["reward_total"]) for group in groups.values()]
+        if ranked:
+            widest = max(ranked, key=lambda group: group[0]["reward_total"] - group[-1]["reward_total"])
+            samples.append((widest[0], widest[-1]))
+    return samples
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _change(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.3f}"
+def _number(value: float | None, form: str = ".3f") -> str:
+    return "-" if value is None else format(value, form)
 
 
 def _duration(seconds: float) -> str:

@@ -12,25 +12,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
+from museg_ray.append_log import read_rows
 from museg_ray.errors import DataError
 from museg_ray.metrics import names
 from museg_ray.metrics.alarms import Alarm
-from museg_ray.types import Segment
 
-
-@dataclass(frozen=True, slots=True)
-class HeldoutAnswer:
-    """A greedy answer to one held-out query."""
-
-    query_id: str
-    video: str
-    question: str
-    duration_s: float | None
-    """As annotated; None where the annotation has none."""
-    truth: tuple[Segment, ...]
-    predicted: tuple[Segment, ...]
-    """Empty when the answer was invalid."""
-    iou: float
+Answer = Mapping[str, Any]
+"""A greedy answer to one held-out query: a row of `evaluation/*.jsonl`. `predicted` is empty when it was invalid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +41,9 @@ class RunFolder:
     """metrics.jsonl, one a finished step."""
     summary: Mapping[str, Any]
     """summary.json; empty until the run ends."""
-    before: Mapping[str, HeldoutAnswer]
+    before: Mapping[str, Answer]
     """Answers by query id, before training."""
-    after: Mapping[str, HeldoutAnswer]
+    after: Mapping[str, Answer]
     alarms: Sequence[Alarm]
     """In the order in which they were raised; one that came back is there again."""
     events: Sequence[Mapping[str, Any]]
@@ -107,9 +95,8 @@ class RunFolder:
         last_step = pc.max(pq.read_table(parts, columns=["step"], filters=in_phase)["step"]).as_py()
         if last_step is None:
             return []
-        rows: list[dict[str, Any]] = pq.read_table(
-            parts, filters=in_phase & (pc.field("step") == last_step)
-        ).to_pylist()
+        is_last = in_phase & (pc.field("step") == last_step)
+        rows: list[dict[str, Any]] = pq.read_table(parts, filters=is_last).to_pylist()
         return rows
 
 
@@ -117,7 +104,8 @@ def read_run(run_dir: Path) -> RunFolder:
     """Read a run folder.
 
     Raises:
-        DataError: the folder holds no run, or one of its files is damaged (names file and line).
+        DataError: the folder holds no run.
+        CheckpointError: one of its files is damaged; names file and line.
     """
     config_path = run_dir / "config.yaml"
     if not config_path.is_file():
@@ -132,42 +120,16 @@ def read_run(run_dir: Path) -> RunFolder:
         path=run_dir,
         config_yaml=config_yaml,
         planned_steps=sum(phase["steps"] for phase in config["train"]["phases"]),
-        rows=_read_lines(run_dir / "metrics.jsonl"),
+        rows=list(read_rows(run_dir / "metrics.jsonl")),
         summary=json.loads(summary_path.read_text(encoding="utf-8")) if summary_path.is_file() else {},
         before=_read_answers(run_dir / "evaluation" / "before.jsonl"),
         after=_read_answers(run_dir / "evaluation" / "after.jsonl"),
-        alarms=[Alarm(**row) for row in _read_lines(run_dir / "alarms.jsonl")],
-        events=_read_lines(run_dir / "events.jsonl"),
+        alarms=[Alarm(**row) for row in read_rows(run_dir / "alarms.jsonl")],
+        events=list(read_rows(run_dir / "events.jsonl")),
         # A run from before there were alarms has no such section.
         alarm_window_steps=config.get("alarms", {}).get("window_steps", 0),
     )
 
 
-def _read_answers(path: Path) -> dict[str, HeldoutAnswer]:
-    return {row["query_id"]: _answer(row) for row in _read_lines(path)}
-
-
-def _answer(row: Mapping[str, Any]) -> HeldoutAnswer:
-    return HeldoutAnswer(
-        query_id=row["query_id"],
-        video=row["video"],
-        question=row["question"],
-        duration_s=row["duration_s"],
-        truth=tuple((start_s, end_s) for start_s, end_s in row["segments"]),
-        predicted=tuple((start_s, end_s) for start_s, end_s in row["predicted"]),
-        iou=row["iou"],
-    )
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """Rows of a .jsonl file; none where it does not exist. A last line without its end is of a run that was killed."""
-    if not path.is_file():
-        return []
-    *lines, _unfinished = path.read_text(encoding="utf-8").split("\n")
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number} is not JSON ({error}). The file is damaged; restore it.") from error
-    return rows
+def _read_answers(path: Path) -> dict[str, Answer]:
+    return {row["query_id"]: row for row in read_rows(path)}

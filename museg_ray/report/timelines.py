@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from museg_ray.config.schema import VideoConfig
 from museg_ray.errors import VideoError
 from museg_ray.report.filmstrip import draw_strip, is_inside, num_tiles, tile_times, tile_width
-from museg_ray.report.run_folder import HeldoutAnswer, RunFolder, read_run
+from museg_ray.report.run_folder import Answer, RunFolder
 from museg_ray.report.style import (
     AFTER_COLOR,
     BEFORE_COLOR,
@@ -39,23 +39,17 @@ HEADER, QUESTION, STRIP, TIMES, SPACE = 0.85, 0.3, 0.55, 0.3, 0.28
 NUM_KEY_FRAMES = 8
 
 
-def draw_timelines(run_dir: Path) -> Path:
+def draw_timelines(run: RunFolder) -> Path:
     """Draw `timelines.png`: up to six held-out queries, at even ranks from the best answer to the worst.
 
     Without the evaluation after training, the answers before it are ranked and shown alone. Where a video cannot be
     read its strip is left out and the reason stands in its place.
-
-    Raises:
-        DataError: the folder holds no run.
     """
-    run = read_run(run_dir)
     with house_style():
-        return save_png(_timelines(run), run_dir / "timelines.png")
+        return save_png(_timelines(run), run.path / "timelines.png")
 
 
-def draw_grounding(
-    path: Path, clip: Clip, question: str, segments: Sequence[Segment], truth: Sequence[Segment] | None = None
-) -> Path:
+def draw_grounding(path: Path, clip: Clip, question: str, segments: Sequence[Segment]) -> Path:
     """Draw key frames of a clip above its time line; frames inside the predicted segments are framed.
 
     Args:
@@ -63,10 +57,9 @@ def draw_grounding(
         clip: the clip that the model saw.
         question: the title.
         segments: the model's answer; empty when it was invalid.
-        truth: ground truth, where it is known.
     """
     with house_style():
-        return save_png(_grounding(clip, question, segments, truth), path)
+        return save_png(_grounding(clip, question, segments), path)
 
 
 def draw_selection(path: Path, clip: Clip) -> Path:
@@ -92,9 +85,9 @@ def _selection(clip: Clip) -> Figure:
     return figure
 
 
-def even_ranks(answers: Mapping[str, HeldoutAnswer]) -> list[HeldoutAnswer]:
+def even_ranks(answers: Mapping[str, Answer]) -> list[Answer]:
     """Answers at even ranks of IoU with the best and the worst, so that nobody picks the pretty ones."""
-    ranked = sorted(answers.values(), key=lambda answer: (-answer.iou, answer.query_id))
+    ranked = sorted(answers.values(), key=lambda answer: (-answer["iou"], answer["query_id"]))
     count = min(NUM_QUERIES, len(ranked))
     return [ranked[round(index * (len(ranked) - 1) / max(count - 1, 1))] for index in range(count)]
 
@@ -117,31 +110,37 @@ def _how_chosen(run: RunFolder, count: int) -> str:
     if not count:
         return "No evaluation has finished yet."
     total, when = len(run.after or run.before), "after" if run.after else "before"
-    return (
-        f"{count} of {total} queries, at even ranks from the best answer {when} training (top) to the worst (bottom)."
-    )
+    ranks = f"at even ranks from the best answer {when} training (top) to the worst (bottom)"
+    return f"{count} of {total} queries, {ranks}."
 
 
-def _tracks(run: RunFolder, answer: HeldoutAnswer) -> list[Track]:
-    rows = [Track("truth", answer.truth, TRUTH_COLOR)]
+def _tracks(run: RunFolder, answer: Answer) -> list[Track]:
+    rows = [Track("truth", answer["segments"], TRUTH_COLOR)]
     for label, answers, color in (("before", run.before, BEFORE_COLOR), ("after", run.after, AFTER_COLOR)):
-        if answer.query_id in answers:
-            given = answers[answer.query_id]
-            rows.append(Track(label, given.predicted, color, f"IoU {given.iou:.2f}"))
+        if answer["query_id"] in answers:
+            given = answers[answer["query_id"]]
+            rows.append(Track(label, given["predicted"], color, f"IoU {given['iou']:.2f}"))
     return rows
 
 
-def _draw_answer(figure: Figure, answer: HeldoutAnswer, tracks: Sequence[Track], top: float) -> None:
-    _write(figure, LEFT, top + 0.12, _one_line(answer.question, 78), fontsize=11, fontweight="bold")
-    _write(figure, WIDTH - RIGHT, top + 0.12, Path(answer.video).name, color=MUTED, fontsize=9, ha="right")
+def _draw_answer(figure: Figure, answer: Answer, tracks: Sequence[Track], top: float) -> None:
+    _write(
+        figure,
+        LEFT,
+        top + 0.12,
+        textwrap.shorten(answer["question"], 78, placeholder=" …"),
+        fontsize=11,
+        fontweight="bold",
+    )
+    _write(figure, WIDTH - RIGHT, top + 0.12, Path(answer["video"]).name, color=MUTED, fontsize=9, ha="right")
     top += QUESTION
-    clip = _read_strip_clip(answer.video)
+    clip = _read_strip_clip(answer["video"])
     if clip is not None:
         duration_s = clip.duration_s
         times_s = tile_times(duration_s, num_tiles(clip, INNER, STRIP))
         draw_strip(figure, clip, times_s, (LEFT, top, INNER, STRIP))
     else:
-        duration_s = answer.duration_s or max(end_s for track in tracks for _, end_s in track.segments)
+        duration_s = answer["duration_s"] or max(end_s for track in tracks for _, end_s in track.segments)
         _write(figure, LEFT, top + STRIP / 2, "The video cannot be read here.", color=MUTED, style="italic")
     draw_tracks(figure, tracks, duration_s, LEFT, top + STRIP + 0.06, INNER)
 
@@ -154,19 +153,16 @@ def _read_strip_clip(video: str) -> Clip | None:
         return None
 
 
-def _grounding(clip: Clip, question: str, segments: Sequence[Segment], truth: Sequence[Segment] | None) -> Figure:
-    tracks = [Track("answer", segments, AFTER_COLOR)]
-    if truth is not None:
-        tracks.append(Track("truth", truth, TRUTH_COLOR))
+def _grounding(clip: Clip, question: str, segments: Sequence[Segment]) -> Figure:
     title = textwrap.wrap(question, 78)
     strip = min(1.3, INNER / NUM_KEY_FRAMES * 0.94 / tile_width(clip, 1.0))
     strip_top = 0.32 + 0.26 * len(title)
     tracks_top = strip_top + strip + 0.72
-    figure = Figure(figsize=(WIDTH, tracks_top + len(tracks) * TRACK_INCHES + TIMES + 0.05))
+    figure = Figure(figsize=(WIDTH, tracks_top + TRACK_INCHES + TIMES + 0.05))
     for line, text in enumerate(title):
         _write(figure, LEFT, 0.32 + 0.26 * line, text, fontsize=14, fontweight="bold")
     _draw_key_frames(figure, clip, segments, (LEFT, strip_top, INNER, strip))
-    axes = draw_tracks(figure, tracks, clip.duration_s, LEFT, tracks_top, INNER)
+    axes = draw_tracks(figure, [Track("answer", segments, AFTER_COLOR)], clip.duration_s, LEFT, tracks_top, INNER)
     _label_segments(axes, segments, clip.duration_s)
     return figure
 
@@ -187,10 +183,6 @@ def _label_segments(axes: Axes, segments: Sequence[Segment], duration_s: float) 
     for (start_s, end_s), place_s in zip(segments, spread(middles_s, gap=0.13 * duration_s), strict=True):
         text = f"{start_s:.1f} to {end_s:.1f} s"
         axes.text(place_s, -0.55, text, ha="center", color=AFTER_COLOR, fontweight="bold")
-
-
-def _one_line(text: str, width: int) -> str:
-    return textwrap.shorten(text, width, placeholder=" …")
 
 
 def _write(figure: Figure, left: float, top: float, text: str, **look: Any) -> None:

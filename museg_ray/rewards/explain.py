@@ -6,8 +6,8 @@ from museg_ray.config.schema import RewardConfig, RewardWeights
 from museg_ray.rewards.answer import ParsedResponse, parse_response
 from museg_ray.rewards.citation import MAX_CITATIONS, count_citations
 from museg_ray.rewards.format import format_problem
+from museg_ray.rewards.further import THRESHOLDS
 from museg_ray.rewards.matching import Match, match_segments
-from museg_ray.rewards.recall import THRESHOLDS
 from museg_ray.rewards.recipe import Recipe
 from museg_ray.rewards.segments import intersection, total_length, union
 from museg_ray.types import GroundingQuery, RewardParts, Segment
@@ -57,14 +57,17 @@ def _parts(
     config: RewardConfig,
     weights: RewardWeights,
 ) -> tuple[ExplainedPart, ...]:
+    problem = response.answer_problem
     has_local = config.local_matching != "none"
     how_matched = "(r_G + r_L) / 2" if has_local else "r_G (rewards.local_matching is none)"
     how_format = format_problem(response) or "one think block, then one valid answer block, and nothing else"
     paper = (
-        ExplainedPart("r_G", "global", rewards.global_match, None, _why_global(response, truth, config)),
-        ExplainedPart("r_L", "local", rewards.local_match, None, _why_local(response, truth, config)),
+        ExplainedPart("r_G", "global", rewards.global_match, None, problem or _why_global(response, truth, config)),
+        ExplainedPart("r_L", "local", rewards.local_match, None, problem or _why_local(response, truth, config)),
         ExplainedPart("r_M", "matching", rewards.matching, weights.matching, how_matched),
-        ExplainedPart("r_T", "timestamp", rewards.timestamp, weights.timestamp, _why_timestamp(response, config)),
+        ExplainedPart(
+            "r_T", "timestamp", rewards.timestamp, weights.timestamp, problem or _why_timestamp(response, config)
+        ),
         ExplainedPart("r_F", "format", rewards.format, weights.format, how_format),
     )
     further = (
@@ -86,8 +89,6 @@ def _why_further(name: str, response: ParsedResponse, config: RewardConfig) -> s
 
 
 def _why_global(response: ParsedResponse, truth: tuple[Segment, ...], config: RewardConfig) -> str:
-    if response.answer_problem:
-        return response.answer_problem
     answered, true = union(response.segments), union(truth)
     shared_s, covered_s = total_length(intersection(answered, true)), total_length(union(answered + true))
     measure = "IoU" if config.global_matching == "iou" else "F1"
@@ -95,16 +96,12 @@ def _why_global(response: ParsedResponse, truth: tuple[Segment, ...], config: Re
 
 
 def _why_local(response: ParsedResponse, truth: tuple[Segment, ...], config: RewardConfig) -> str:
-    if response.answer_problem:
-        return response.answer_problem
     answered, true = len(response.segments), len(truth)
     order = "in order of time" if config.local_matching == "sequential" else "by best fit"
     return f"sum of NGIoU {order} / max({answered} answered, {true} true)"
 
 
 def _why_timestamp(response: ParsedResponse, config: RewardConfig) -> str:
-    if response.answer_problem:
-        return response.answer_problem
     counts = count_citations(response.segments, response.reasoning)
     absent = [f"{time_s:.10g}" for time_s, count in counts.items() if not count]
     too_often = [f"{time_s:.10g} ({count} times)" for time_s, count in counts.items() if count > MAX_CITATIONS]

@@ -1,37 +1,16 @@
 """The recipe `paper`: all rewards of one response (MUSEG, arXiv 2505.20715, section 4.2) and their weighted sum."""
 
 import math
-from functools import partial
 
 from museg_ray.config.schema import RewardConfig, RewardWeights
 from museg_ray.rewards.answer import ParsedResponse, parse_response
-from museg_ray.rewards.brevity import brevity_reward
 from museg_ray.rewards.citation import timestamp_reward
-from museg_ray.rewards.custom import Reward, load_reward
+from museg_ray.rewards.custom import Reward
 from museg_ray.rewards.format import format_reward
+from museg_ray.rewards.further import further_rewards
 from museg_ray.rewards.matching import global_reward, local_reward
-from museg_ray.rewards.recall import recall_reward
 from museg_ray.rewards.segments import union
-from museg_ray.rewards.tiou import tiou_reward
-from museg_ray.rewards.wasserstein import wasserstein_reward
 from museg_ray.types import GroundingQuery, RewardParts
-
-
-def further_rewards(config: RewardConfig) -> dict[str, Reward]:
-    """The rewards beyond the paper's, by the name that gives them a weight.
-
-    Raises:
-        ConfigError: `rewards.custom` cannot be imported.
-    """
-    rewards: dict[str, Reward] = {
-        "tiou": tiou_reward,
-        "recall": recall_reward,
-        "wasserstein": partial(wasserstein_reward, beta=config.wasserstein_beta),
-        "brevity": partial(brevity_reward, shape=config.brevity),
-    }
-    if config.custom:
-        rewards["custom"] = load_reward(config.custom)
-    return rewards
 
 
 class Recipe:

@@ -12,7 +12,10 @@ from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import NamedTuple
 
+from museg_ray.rewards.segments import union
 from museg_ray.types import Segment
+
+Segments = Sequence[Segment]
 
 _WHOLE = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
@@ -87,32 +90,23 @@ def _matching(text: str, truth: Sequence[Segment]) -> tuple[float, float]:
     return _or_0(_global_f1, predicted, truth), _or_0(_local_ngiou, predicted, truth)
 
 
-def _or_0(
-    part: Callable[[Sequence[Segment], Sequence[Segment]], float],
-    predicted: Sequence[Segment],
-    truth: Sequence[Segment],
-) -> float:
+def _or_0(part: Callable[[Segments, Segments], float], predicted: Segments, truth: Segments) -> float:
     try:
         return part(predicted, truth)
     except ZeroDivisionError:  # e.g. a true segment that is an answered one reversed
         return 0.0
 
 
-def _global_f1(predicted: Sequence[Segment], truth: Sequence[Segment]) -> float:
+def _global_f1(predicted: Segments, truth: Segments) -> float:
     """Predicted segments are merged before they are counted, true ones are not."""
-    merged: list[list[float]] = []
-    for start, end in sorted(predicted):
-        if merged and merged[-1][1] >= start:
-            merged[-1][1] = max(merged[-1][1], end)
-        else:
-            merged.append([start, end])
+    merged = union(predicted)
     shared = sum(max(0.0, min(end, t[1]) - max(start, t[0])) for t in truth for start, end in merged)
     precision = shared / (sum(end - start for start, end in merged) + _EPSILON)
     recall = shared / (sum(end - start for start, end in truth) + _EPSILON)
     return 2 * precision * recall / (precision + recall + _EPSILON)
 
 
-def _local_ngiou(predicted: Sequence[Segment], truth: Sequence[Segment]) -> float:
+def _local_ngiou(predicted: Segments, truth: Segments) -> float:
     values = [_ngiou(t, p) for t, p in zip_longest(truth, predicted, fillvalue=_ABSENT)]
     return sum(values) / len(values)
 

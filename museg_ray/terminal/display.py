@@ -151,25 +151,23 @@ class Display:
 
     def event(self, text: str) -> None:
         """Show what happened to a part of the run: who was lost, who joined, what was scaled."""
-        if self._is_live:
-            self._console.print(Text.assemble(("● ", "cyan"), (one_line(text), "dim")))
-        else:
-            self.line(f"event  {text}")
+        self._tell(Text.assemble(("● ", "cyan"), (one_line(text), "dim")), f"event  {text}")
 
     def alarm(self, alarm: Alarm) -> None:
         """Show an alarm that the last step raised: above the panel, which names it for as long as it holds."""
-        if self._is_live:
-            self._console.print(alarm_notice(alarm))
-            return
-        self.line(f"alarm  {alarm.name}, {alarm.steps}: {alarm.saw}")
-        self.line(f"       check: {alarm.check}")
+        seen = f"alarm  {alarm.name}, {alarm.steps}: {alarm.saw}"
+        self._tell(alarm_notice(alarm), seen, f"       check: {alarm.check}")
 
     def warn(self, text: str) -> None:
         """Show one line that should not be missed, above the panel."""
+        self._tell(Text.assemble(("! ", "bold yellow"), one_line(text)), f"warn   {text}")
+
+    def _tell(self, above_panel: RenderableType, *plain_lines: str) -> None:
         if self._is_live:
-            self._console.print(Text.assemble(("! ", "bold yellow"), one_line(text)))
+            self._console.print(above_panel)
             return
-        self.line(f"warn   {text}")
+        for line in plain_lines:
+            self.line(line)
 
     def closing(self, summary: Mapping[str, Any]) -> None:
         """Print the table before / after / change / blind / swapped from the run's summary."""
@@ -218,11 +216,11 @@ class Display:
 
     def _announce_end(self, stage: _Stage, succeeded: bool) -> None:
         seconds = time.monotonic() - stage.start_s
-        if not self._is_live:
-            self.line(f"{'ok' if succeeded else 'FAILED':6} {stage.text} ({seconds:.1f} s)")
-            return
         mark = ("✓ ", "green") if succeeded else ("✗ ", "bold red")
-        self._console.print(Text.assemble(mark, stage.text, (f"  {seconds:.1f} s", "dim")))
+        self._tell(
+            Text.assemble(mark, stage.text, (f"  {seconds:.1f} s", "dim")),
+            f"{'ok' if succeeded else 'FAILED':6} {stage.text} ({seconds:.1f} s)",
+        )
 
 
 def _first_step() -> _Stage:

@@ -12,10 +12,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from museg_ray.config.schema import PhaseConfig
+from museg_ray.config.schema import FURTHER_REWARDS, PhaseConfig
 from museg_ray.metrics import names
 from museg_ray.metrics.alarms import Alarm, alarm_name
 from museg_ray.shown_text import one_line
+from museg_ray.terminal.console import make_table
 
 PANEL_WIDTH = 88
 SPARK_WIDTH = 32
@@ -31,27 +32,10 @@ REWARD_ROWS = (
     ("    local", names.REWARD_LOCAL),
     ("  timestamp", names.REWARD_TIMESTAMP),
     ("  format", names.REWARD_FORMAT),
-    ("  tiou", names.REWARD_TIOU),
-    ("  recall", names.REWARD_RECALL),
-    ("  wasserstein", names.REWARD_WASSERSTEIN),
-    ("  brevity", names.REWARD_BREVITY),
-    ("  custom", names.REWARD_CUSTOM),
+    *((f"  {name}", f"reward/{name}") for name in FURTHER_REWARDS),
     ("spread in group", names.REWARD_STD),
 )
-TIME_PARTS = (
-    ("clips", names.TIME_CLIPS_S, "magenta"),
-    ("rollout", names.TIME_ROLLOUT_S, "cyan"),
-    ("reward", names.TIME_REWARD_S, "yellow"),
-    ("learner", names.TIME_LEARNER_S, "blue"),
-    ("sync", names.TIME_SYNC_S, "green"),
-)
-CLOSING_ROWS = (
-    ("mIoU", "miou"),
-    ("R1 at IoU 0.5", "r1_at_05"),
-    ("multi-segment F1 at 0.5", "multi_f1_at_05"),
-    ("right number of segments", "count_accuracy"),
-    ("right format", "format_rate"),
-)
+TIME_STYLES = {"clips": "magenta", "rollout": "cyan", "reward": "yellow", "learner": "blue", "sync": "green"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +202,7 @@ def _reward_table(progress: Progress) -> Table:
 
 def _time_lines(progress: Progress) -> Group:
     step_s = progress.recent(names.TIME_STEP_S)
-    parts = [(label, progress.recent(metric), style) for label, metric, style in TIME_PARTS]
+    parts = [(label, progress.recent(names.TIME_PARTS[label]), style) for label, style in TIME_STYLES.items()]
     parts.append(("rest", max(step_s - sum(seconds for _, seconds, _ in parts), 0.0), "dim"))
     whole_s = sum(seconds for _, seconds, _ in parts) or 1.0
     bar, gone_s, drawn = Text(), 0.0, 0
@@ -256,21 +240,17 @@ def closing_table(summary: Mapping[str, Any]) -> Table:
     Args:
         summary: the run's summary; reads `before`, `after`, `blind` and `swapped`, each metric -> value.
     """
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
+    table = make_table(
+        [""],
         title="Held-out videos, greedy answers",
-        title_justify="left",
-        title_style="bold",
         caption="blind    the fixed answer that scores best on the train videos\n"
         "swapped  every question asked of another video",
         caption_style="dim",
         caption_justify="left",
     )
-    table.add_column()
     for heading in ("before", "after", "change", "blind", "swapped"):
         table.add_column(heading, justify="right", min_width=7)
-    for label, metric in CLOSING_ROWS:
+    for metric, label, _ in names.SCORES:
         before, after = summary["before"].get(metric), summary["after"].get(metric)
         blind, swapped = summary["blind"].get(metric), summary["swapped"].get(metric)
         after_text = Text(_number(after), "bold")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from museg_ray.config import load_config, save_config
+from museg_ray.config.load import load_config, save_config
 from museg_ray.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -54,7 +54,7 @@ def test_an_unknown_key_inside_a_phase_is_refused(tmp_path: Path) -> None:
         ("rollout.max_completion_tokens=512", "leaves no room"),
         ("train.phases=[]", "train.phases is empty"),
         ("rollout.num_actors", "not of the form key=value"),
-        ("alarms.window_steps=-1", "alarms.window_steps is -1; it must be a number of at least 0"),
+        ("alarms.window_steps=-1", "alarms.window_steps is -1; it must be at least 0"),
         ("alarms.min_timestamp=.nan", "alarms.min_timestamp is nan"),
         ("alarms.matching_drop=-5", "alarms.matching_drop is -5"),
         ("rewards.num_cpus=-1", "rewards.num_cpus is -1"),

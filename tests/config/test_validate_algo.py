@@ -6,7 +6,7 @@ import pytest
 from museg_ray.algo.aggregation import LOSS_MEANS
 from museg_ray.algo.correction import CORRECTIONS
 from museg_ray.algo.kl import KL_ESTIMATORS
-from museg_ray.config import load_config
+from museg_ray.config.load import load_config
 from museg_ray.errors import ConfigError
 
 DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"

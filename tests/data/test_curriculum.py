@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from museg_ray.config import load_config
+from museg_ray.config.load import load_config
 from museg_ray.data.curriculum import Curriculum, load_curriculum, pass_order
 from museg_ray.data.sampler import QuerySampler
 from museg_ray.errors import ConfigError, DataError

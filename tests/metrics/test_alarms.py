@@ -4,8 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import pytest
 
-from museg_ray.config import PhaseConfig, RewardWeights
-from museg_ray.config.schema import AlarmConfig
+from museg_ray.config.schema import AlarmConfig, PhaseConfig, RewardWeights
 from museg_ray.metrics import names
 from museg_ray.metrics.alarms import Alarm, AlarmWatch, alarm_name
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from museg_ray.config import Config, PhaseConfig, RewardWeights, save_config
+from museg_ray.config.load import save_config
+from museg_ray.config.schema import Config, PhaseConfig, RewardWeights
 from museg_ray.ledger.rollout_log import RolloutLog
 from museg_ray.metrics import names
 from museg_ray.metrics.recorder import Recorder

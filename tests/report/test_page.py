@@ -76,7 +76,7 @@ def test_metrics_that_no_query_could_give_are_dashes(make_run: Callable[..., Pat
         del summary[column]["multi_f1_at_05"]
     (run_dir / "summary.json").write_text(json.dumps(summary))
     html = write_report(run_dir).read_text()
-    row = html[html.index("multi-segment F1@0.5") :].split("</tr>")[0]
+    row = html[html.index("multi-segment F1 at 0.5") :].split("</tr>")[0]
     assert re.findall(r"<td[^>]*>([^<]*)</td>", row) == ["-"] * 5
 
 

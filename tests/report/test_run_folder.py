@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from museg_ray.errors import DataError
+from museg_ray.errors import CheckpointError, DataError
 from museg_ray.metrics import names
 from museg_ray.metrics.alarms import Alarm
 from museg_ray.report.run_folder import PhaseSpan, read_run
@@ -38,7 +38,7 @@ def test_a_damaged_line_is_named_by_file_and_number(make_run: Callable[..., Path
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     lines[1] = "{"
     (run_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    with pytest.raises(DataError, match=r"metrics\.jsonl, line 2"):
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl, line 2"):
         read_run(run_dir)
 
 

@@ -11,12 +11,15 @@ from scipy.stats import wasserstein_distance as scipy_distance
 from museg_ray.config.schema import BrevityConfig
 from museg_ray.errors import ConfigError, RewardError
 from museg_ray.rewards.answer import ParsedResponse, parse_response
-from museg_ray.rewards.brevity import brevity_reward
 from museg_ray.rewards.custom import load_reward
-from museg_ray.rewards.recall import recall_reward
+from museg_ray.rewards.further import (
+    brevity_reward,
+    recall_reward,
+    tiou_reward,
+    wasserstein_distance,
+    wasserstein_reward,
+)
 from museg_ray.rewards.segments import union
-from museg_ray.rewards.tiou import tiou_reward
-from museg_ray.rewards.wasserstein import wasserstein_distance, wasserstein_reward
 from museg_ray.types import GroundingQuery, Segment
 
 QUERY = GroundingQuery("test/0", "video.mp4", "the red circle is visible", ((10.0, 20.0),))

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from museg_ray.rewards.matching import Match, global_reward, local_reward, match_segments
-from museg_ray.rewards.ngiou import ngiou
+from museg_ray.rewards.matching import Match, global_reward, local_reward, match_segments, ngiou
 from museg_ray.types import Segment
 
 times_s = st.floats(0, 1e6)

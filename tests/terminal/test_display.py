@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from museg_ray.config import PhaseConfig
+from museg_ray.config.schema import PhaseConfig
 from museg_ray.metrics import names
 from museg_ray.metrics.alarms import Alarm
 from museg_ray.terminal.console import SafeConsole

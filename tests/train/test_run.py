@@ -12,7 +12,7 @@ import vllm
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from museg_ray.checkpoints.folder import list_checkpoints, verify
-from museg_ray.config import load_config
+from museg_ray.config.load import load_config
 from museg_ray.data.prompts import render_prompt
 from museg_ray.ledger.ledger import read_ledger
 from museg_ray.model.export import export_checkpoint

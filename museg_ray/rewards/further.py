@@ -1,0 +1,106 @@
+"""The further rewards but `custom`: plain IoU, R1@t as steps, nearness on the time axis, shortness."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+from museg_ray.config.schema import BrevityConfig, RewardConfig
+from museg_ray.rewards.answer import ParsedResponse
+from museg_ray.rewards.custom import Reward, load_reward
+from museg_ray.rewards.segments import iou, total_length, union
+from museg_ray.types import GroundingQuery, Segment
+
+THRESHOLDS = (0.3, 0.5, 0.7)
+"""The IoUs at which Charades-STA and its successors count a hit."""
+
+
+def further_rewards(config: RewardConfig) -> dict[str, Reward]:
+    """The rewards beyond the paper's, by the name that gives them a weight.
+
+    Raises:
+        ConfigError: `rewards.custom` cannot be imported.
+    """
+    rewards: dict[str, Reward] = {
+        "tiou": tiou_reward,
+        "recall": recall_reward,
+        "wasserstein": partial(wasserstein_reward, beta=config.wasserstein_beta),
+        "brevity": partial(brevity_reward, shape=config.brevity),
+    }
+    if config.custom:
+        rewards["custom"] = load_reward(config.custom)
+    return rewards
+
+
+def tiou_reward(response: ParsedResponse, query: GroundingQuery) -> float:
+    """|∪P ∩ ∪G| / |∪P ∪ ∪G| of covered seconds, in [0, 1]; 0 for an invalid answer.
+
+    By itself it is the only reward of TimeLens (arXiv 2512.14698); beside `matching` it weighs r_G more.
+    """
+    return iou(response.segments, query.segments)
+
+
+def recall_reward(response: ParsedResponse, query: GroundingQuery) -> float:
+    """(1 / 3) Σ_t [IoU(P, G) >= t] over t = 0.3, 0.5, 0.7, in [0, 1]; 0 for an invalid answer.
+
+    For one predicted and one true segment this is the mean of R1@t, the metric that single-segment benchmarks report
+    (TALL, arXiv 1705.02101, section 4.2); for several the IoU is that of the covered time.
+    """
+    overlap = iou(response.segments, query.segments)
+    return sum(overlap >= threshold for threshold in THRESHOLDS) / len(THRESHOLDS)
+
+
+def brevity_reward(response: ParsedResponse, _query: GroundingQuery, shape: BrevityConfig) -> float:
+    """1 up to `free_chars` characters, 0 from `max_chars` on, linear between, in [0, 1]; 0 for an invalid answer.
+
+    Only valid answers earn it: an empty response would be the shortest of all. In characters, since the reward is
+    about what the model wrote and knows no tokenizer.
+
+    Source: the soft overlong punishment of DAPO (arXiv 2503.14476, equation 13), raised by 1.
+    """
+    if not response.segments:
+        return 0.0
+    excess = (len(response.text) - shape.free_chars) / (shape.max_chars - shape.free_chars)
+    return 1.0 - min(max(excess, 0.0), 1.0)
+
+
+def wasserstein_reward(response: ParsedResponse, query: GroundingQuery, beta: float) -> float:
+    """exp(-beta W1(P, G) / |∪P ∪ ∪G|), in [0, 1]; 1 for equal covered time, 0 for an invalid answer.
+
+    W1 is the Wasserstein-1 distance in seconds between the uniform distributions over the covered time of answer and
+    truth. It does not depend on where covered time is cut into segments, and it falls smoothly with the distance,
+    where IoU is 0 everywhere.
+
+    Source: reward `twass` of TimeLens2 (arXiv 2607.17423), beta 3 in its published code.
+    """
+    if not response.segments:
+        return 0.0
+    covered_s = total_length(union((*response.segments, *query.segments)))
+    return math.exp(-beta * wasserstein_distance(union(response.segments), union(query.segments)) / covered_s)
+
+
+def wasserstein_distance(a: Sequence[Segment], b: Sequence[Segment]) -> float:
+    """W1 = ∫ |F_a - F_b| dt in seconds, at least 0, between uniform distributions over two non-empty disjoint unions.
+
+    Both distribution functions are linear between neighbouring boundaries, so the integral is exact: a trapezium where
+    their difference keeps its sign, two triangles where it changes.
+    """
+    times_s = sorted({time_s for segment in (*a, *b) for time_s in segment})
+    gaps = [p - q for p, q in zip(_distribution(a, times_s), _distribution(b, times_s), strict=True)]
+    distance_s = 0.0
+    for index in range(len(times_s) - 1):
+        left, right = gaps[index], gaps[index + 1]
+        mean = abs(left + right) / 2 if left * right >= 0 else (left**2 + right**2) / (2 * (abs(left) + abs(right)))
+        distance_s += mean * (times_s[index + 1] - times_s[index])
+    return distance_s
+
+
+def _distribution(disjoint: Sequence[Segment], times_s: Sequence[float]) -> list[float]:
+    """Share of the covered time that lies before each of the sorted times, [T] -> [T]; boundaries are among them."""
+    total_s, before_s, index, shares = total_length(disjoint), 0.0, 0, []
+    for time_s in times_s:
+        while index < len(disjoint) and disjoint[index][1] <= time_s:
+            before_s += disjoint[index][1] - disjoint[index][0]
+            index += 1
+        inside_s = max(0.0, time_s - disjoint[index][0]) if index < len(disjoint) else 0.0
+        shares.append((before_s + inside_s) / total_s)
+    return shares
