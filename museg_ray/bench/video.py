@@ -66,25 +66,11 @@ def bench_video(rounds: int, tell: Tell) -> BenchResult:
 
 def _round(video: Path, warm_up: Path, store: Path) -> dict[str, Facts]:
     store.mkdir()
-<<<<<<< HEAD
-    return {way: _measure(way, video, warm_up, store) for way in ("store", "decord", "qwen_vl_utils", "touch")}
-
-
-def _measure(way: str, video: Path, warm_up: Path, store: Path) -> Facts:
-    command = [sys.executable, "-m", "museg_ray.bench.video_way", way, str(video), str(warm_up), str(store)]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode != 0:
-        raise ResourceError(f"Measuring {way} failed: {done.stderr.strip().splitlines()[-1:]}")
-    facts: Facts = json.loads(done.stdout.splitlines()[-1])
-    return facts
-=======
     paths = [str(video), str(warm_up), str(store)]
     return {
         way: measure_apart(way, WAY_MODULE, paths, CUDA_VISIBLE_DEVICES="")
-        for way in ("store", "qwen_vl_utils", "touch")
+        for way in ("store", "decord", "qwen_vl_utils", "touch")
     }
->>>>>>> 657c6d6440419b605e351b841e20e9e91b5c3c3b
 
 
 def _rows(name: str, measured: list[dict[str, Facts]]) -> list[Row]:
