@@ -6,7 +6,6 @@ import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
@@ -19,8 +18,9 @@ from museg_ray.files import whole_file
 from museg_ray.model.prompt import chat_prompt_ids
 from museg_ray.rewards.recipe import Recipe
 from museg_ray.rollout.engine import Sampling
-from museg_ray.types import EVALUATION, GroundingQuery, Group, Issue, RewardParts
-from museg_ray.video.loader import ClipHandle
+from museg_ray.rollout.pool import RolloutPool
+from museg_ray.types import EVALUATION, GroundingQuery, Issue, RewardParts
+from museg_ray.video.actor import ClipPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,21 +87,13 @@ def swap_videos(queries: Sequence[GroundingQuery]) -> list[GroundingQuery]:
     return swapped
 
 
-class ClipSource(Protocol):
-    async def get(self, video: str) -> ClipHandle: ...
-
-
-class GroupSource(Protocol):
-    async def sample(self, issue: Issue, prompt_ids: Sequence[int], clip: ClipHandle, sampling: Sampling) -> Group: ...
-
-
 async def evaluate(
     queries: Sequence[GroundingQuery],
     prompt: str,
     max_completion_tokens: int,
     tokenizer: PreTrainedTokenizerBase,
-    clips: ClipSource,
-    rollouts: GroupSource,
+    clips: ClipPool,
+    rollouts: RolloutPool,
     has_own_videos: bool = True,
 ) -> Evaluation:
     """One greedy response to each query, scored as in the paper, whatever the run trains on.

@@ -177,7 +177,7 @@ class _Session:
                 if before is None:
                     before = await evaluate_on("before", "held-out videos, before", queries.heldout)
                 export = partial(self._export, parts.learner)
-                if not await self._train(queries, source, trainer, checkpointer, books, export):
+                if not await self._train(source, trainer, checkpointer, books, export):
                     return None
                 after = await evaluate_on("after", "held-out videos, after", queries.heldout)
                 others = swap_videos(after.fitted(queries.heldout))
@@ -220,13 +220,7 @@ class _Session:
             save_config(self._config, self._run_dir / MODEL_DIR / MODEL_CONFIG_FILE)
 
     async def _train(
-        self,
-        queries: RunQueries,
-        source: IssueSource,
-        trainer: Trainer,
-        checkpointer: Checkpointer,
-        books: Books,
-        export: Act,
+        self, source: IssueSource, trainer: Trainer, checkpointer: Checkpointer, books: Books, export: Act
     ) -> bool:
         """All steps that are left, the checkpoint of the last one, whole, and the model; False where the run was
         stopped."""
