@@ -20,7 +20,6 @@ EVALUATION = "evaluation"
 """In place of a phase's name: of issues that are not trained on."""
 
 FloatArray = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.int64]
 ByteArray = npt.NDArray[np.uint8]
 
 
@@ -190,12 +189,6 @@ class Group:
             outcomes=self.rewards,
             advantages=self.advantages[kept],
         )
-
-    def token_versions(self, index: int) -> IntArray:
-        """[C] Version of the weights that sampled each token of a response."""
-        response = self.responses[index]
-        spans = response.spans or (VersionSpan(self.weight_version, len(response.token_ids)),)
-        return np.repeat([span.version for span in spans], [span.num_tokens for span in spans])
 
     @property
     def oldest_version(self) -> int:

@@ -149,16 +149,12 @@ def read_state(path: Path) -> DriverState:
         values = json.loads(path.read_text(encoding="utf-8"))
         found = values.pop("format")
         if found == STATE_FORMAT:
-            read = {"trainer": _trainer_state(values["trainer"]), "books": _book_marks(values["books"])}
-            return DriverState(**values | read)
+            untold = [(fault, message) for fault, message in values["trainer"]["untold"]]
+            trainer = TrainerState(**values["trainer"] | {"untold": untold})
+            return DriverState(**values | {"trainer": trainer, "books": _book_marks(values["books"])})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error}).") from None
     raise CheckpointError(f"{path} is of format {found}; this version of museg_ray reads {STATE_FORMAT}.")
-
-
-def _trainer_state(values: Mapping[str, Any]) -> TrainerState:
-    untold = [(fault, message) for fault, message in values["untold"]]
-    return TrainerState(**dict(values) | {"untold": untold})
 
 
 def _book_marks(values: Mapping[str, Any]) -> BookMarks:

@@ -51,6 +51,8 @@ ASKED = Deadline(35.0)
 SCORE_TIMEOUTS = 4.0
 """A reward actor ends a call by itself after at most three `response_timeout_s`; the deadline is for a process that
 does nothing at all."""
+IN_A_STEP = ("load", "update", "score", "export_weights", "start_phase", "begin_checkpoint", "finish_checkpoint")
+"""Calls of the learner's ranks that may take as long as a step."""
 UNREAD_S = 1.0
 """An answer may lie there unread, where this process has stood still itself: stopped, or its machine suspended."""
 
@@ -83,14 +85,7 @@ def deadlines(config: Config) -> Mapping[str, Deadline]:
         "learner.open_store": FIRST_ANSWER,
         "learner.first_answer": FIRST_ANSWER,
         "learner.start": Deadline(learner.start_timeout_s, "learner.start_timeout_s"),
-        "learner.load": step,
-        "learner.update": step,
-        "learner.score": step,
-        "learner.export_weights": step,
-        "learner.start_phase": step,
-        "learner.begin_checkpoint": step,
-        "learner.finish_checkpoint": step,
-        "learner.export_model": step,
+        **{f"learner.{method}": step for method in (*IN_A_STEP, "export_model")},
         "learner.ping": ping,
         "mailbox.leave_status": ping,
         "mailbox.next_wish": ASKED,

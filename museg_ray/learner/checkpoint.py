@@ -119,16 +119,10 @@ class LearnerState:
             CheckpointError: it cannot be read.
         """
         self._shards = Shards(folder)
-
-    @property
-    def has_reference(self) -> bool:
+        self.has_reference = bool(self._shards.facts["has_reference"])
         """It holds a KL reference of its own."""
-        return bool(self._shards.facts["has_reference"])
-
-    @property
-    def num_skipped(self) -> int:
+        self.num_skipped = int(self._shards.facts["num_skipped"])
         """Updates in a row that were skipped."""
-        return int(self._shards.facts["num_skipped"])
 
     def load_weights(self, policy: PolicyModel) -> None:
         """Into a policy whose trained parameters are those that require gradients, before DeepSpeed has it.

@@ -57,7 +57,7 @@ class LedgerRow:
     """Weights that its group was begun with; None when there was no group."""
 
 
-class Ledger:
+class Ledger(AppendLog):
     """Every issue from its draw to its end. In memory are the open ones alone: the millionth costs what the first did.
 
     Invariant: an issue ends exactly once. Twice would count a group's gradient twice, never would lose a query
@@ -69,7 +69,7 @@ class Ledger:
         Raises:
             ResourceError: the file cannot be read or written.
         """
-        self._log = AppendLog(path)
+        super().__init__(path)
         self._issues: _Issues | None = None
 
     @property
@@ -93,7 +93,7 @@ class Ledger:
             assert issue.issue_id == next_id, f"issue {issue.issue_id} came where {next_id} was next"
             rows.append(_issued_row(issue))
             opened[next_id] = _opened(rows[-1])
-        self._log.append(rows)
+        self.append(rows)
         known.open |= opened
         known.num += len(opened)
 
@@ -113,19 +113,8 @@ class Ledger:
         assert issue_id in known.open, f"issue {issue_id} was never issued, or has ended already"
         assert reason or outcome is Outcome.TRAINED, f"issue {issue_id} {outcome} without a reason"
         row = {"event": outcome.value, "issue_id": issue_id, "reason": reason, "weight_version": weight_version}
-        self._log.append([row | {"unix_s": time.time()}])
+        self.append([row | {"unix_s": time.time()}])
         del known.open[issue_id]
-
-    def mark(self) -> Watermark:
-        """How far it went; all of it is on the disk when this returns."""
-        return self._log.mark()
-
-    def check(self, mark: Watermark) -> None:
-        """
-        Raises:
-            CheckpointError: the file does not hold what it held at `mark`.
-        """
-        self._log.check(mark)
 
     def rewind(self, mark: Watermark) -> None:
         """Drop what came after `mark`: what has ended since is open again.
@@ -133,11 +122,8 @@ class Ledger:
         Raises:
             CheckpointError: as `check`.
         """
-        self._log.rewind(mark)
+        super().rewind(mark)
         self._issues = None
-
-    def close(self) -> None:
-        self._log.close()
 
     def _read(self) -> "_Issues":
         """Once it is asked for: a run that goes on takes the file back first, and what a failing machine left behind
@@ -147,7 +133,7 @@ class Ledger:
             CheckpointError: a line is damaged.
         """
         if self._issues is None:
-            self._issues = _read_issues(self._log)
+            self._issues = _read_issues(self)
         return self._issues
 
 

@@ -179,8 +179,6 @@ def test_the_versions_of_tokens_are_logged_where_they_differ(tmp_path: Path) -> 
     group = a_group()
     mixed = replace(group.responses[1], spans=(VersionSpan(4, 1), VersionSpan(5, 2)))
     group = replace(group, responses=(group.responses[0], mixed))
-    assert group.token_versions(0).tolist() == [4, 4, 4]
-    assert group.token_versions(1).tolist() == [4, 5, 5]
     assert group.oldest_version == 4
     log = RolloutLog(tmp_path / "rollouts.parquet")
     log.append([group])
@@ -264,9 +262,9 @@ def test_quarantine_names_query_and_fault_and_goes_back(tmp_path: Path) -> None:
     quarantine.add(a_group())
     assert not quarantine.path.exists(), "nothing is wrong with it"
     quarantine.add_query(an_issue(), VideoError("7.mp4 is cut off", VideoFault.CUT_OFF))
-    mark = quarantine.log.mark()
+    mark = quarantine.mark()
     quarantine.add_query(an_issue(), PoisonQueryError("it ended two engines"))
     lines = quarantine.path.read_text().splitlines()
     assert ['"fault": "cut_off"' in lines[0], '"fault": "killed_engines"' in lines[1]] == [True, True]
-    quarantine.log.rewind(mark)
+    quarantine.rewind(mark)
     assert quarantine.path.read_text().splitlines() == lines[:1]
