@@ -43,7 +43,10 @@ class Evaluation:
 
     def scores(self, query_ids: Collection[str]) -> GroundingScores:
         """Of the answers to these queries alone."""
-        return scores(answered for answered in self.answered if answered.query.query_id in query_ids)
+        chosen = [answered for answered in self.answered if answered.query.query_id in query_ids]
+        return grounding_scores(
+            [GroundingAnswer(a.parts.predicted, a.query.segments, bool(a.parts.format)) for a in chosen]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +133,6 @@ async def evaluate(
     if unreadable and len(unreadable) == len(results):
         raise VideoError(f"None of the {len(results)} held-out videos can be read. {unreadable[-1]}")
     return Evaluation([result for result in results if isinstance(result, Answered)], unreadable)
-
-
-def scores(answered: Iterable[Answered]) -> GroundingScores:
-    return grounding_scores(
-        [GroundingAnswer(a.parts.predicted, a.query.segments, bool(a.parts.format)) for a in answered]
-    )
 
 
 def write_answers(answered: Iterable[Answered], path: Path) -> None:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -92,18 +92,8 @@ class Mailbox:
             self._answers[number].set_result(text)
 
 
-class Control(Protocol):
-    """The driver's side of a mailbox."""
-
-    async def leave_status(self, status: dict[str, Any]) -> None: ...
-
-    async def next_wish(self) -> tuple[int, Wish] | None: ...
-
-    async def answer(self, number: int, text: str) -> None: ...
-
-
 class RayControl:
-    """A mailbox on Ray, and the file in the run's folder that tells where. Both end with the driver."""
+    """The driver's side: a mailbox on Ray, and the file in the run's folder that tells where. Both end with it."""
 
     def __init__(self, run_dir: Path, deadlines: Mapping[str, Deadline]) -> None:
         self._deadlines = deadlines

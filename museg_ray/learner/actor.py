@@ -15,7 +15,7 @@ from museg_ray.config.learning import LearnerConfig
 from museg_ray.config.schema import Config, PhaseConfig
 from museg_ray.errors import LearnerLostError, MusegError
 from museg_ray.fleet.deadlines import DeadlineMissed, deadlines, within
-from museg_ray.fleet.errors import put
+from museg_ray.fleet.errors import first_line, put
 from museg_ray.fleet.places import ANYWHERE, Place, Places
 from museg_ray.learner.rank import Rank
 from museg_ray.types import Clip, Group
@@ -316,9 +316,5 @@ async def _result(reference: Awaitable[Result]) -> Result:
         raise
     except RayActorError as error:
         raise LearnerLostError(
-            f"a learner process died ({_first_line(error)}); its worker log has the reason"
+            f"a learner process died ({first_line(error)}); its worker log has the reason"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

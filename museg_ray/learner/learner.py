@@ -159,10 +159,6 @@ class Learner:
         reference = self._reference if self._has_reference_of_its_own else None
         return Snapshot.take(self._engine, reference, self._rank, self._num_skipped)
 
-    def close(self) -> None:
-        """Let go of DeepSpeed's hooks and buffers."""
-        self._engine.destroy()
-
     def _start_policy(self, state: LearnerState | None) -> PolicyModel:
         learner = self._config.learner
         policy = self._load()

@@ -13,12 +13,11 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Qwen2_5_VLForConditionalGeneration,
     Qwen2VLVideoProcessor,
-    Qwen3VLForConditionalGeneration,
     Qwen3VLVideoProcessor,
 )
 
@@ -37,10 +36,6 @@ FORBIDDEN_LOGIT_BIAS = -100.0
 vLLM's `logit_bias` accepts; the learner adds the same and not minus infinity, so that both distributions are equal
 and the log-prob of a forbidden token stays finite."""
 
-_MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
-    "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
-    "qwen3_vl": Qwen3VLForConditionalGeneration,
-}
 _VIDEO_PROCESSORS = {"qwen2_5_vl": Qwen2VLVideoProcessor, "qwen3_vl": Qwen3VLVideoProcessor}
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 _PROCESSOR_FILES = (("processor_config.json",), ("preprocessor_config.json",))
@@ -131,8 +126,8 @@ def _check_config(folder: Path) -> None:
     if not file.is_file():
         raise ModelError(f"model folder {folder} has no config.json; is it a Hugging Face model folder?")
     model_type = _read_field(file, "model_type")
-    if model_type not in _MODEL_CLASSES:
-        accepted = " or ".join(map(repr, _MODEL_CLASSES))
+    if model_type not in _VIDEO_PROCESSORS:
+        accepted = " or ".join(map(repr, _VIDEO_PROCESSORS))
         raise ModelError(f"{file} says model_type {model_type!r}; museg_ray trains {accepted} (Qwen2.5-VL, Qwen3-VL).")
 
 
@@ -156,19 +151,15 @@ def _check_one_of(folder: Path, alternatives: tuple[tuple[str, ...], ...], what:
         raise ModelError(f"model folder {folder} has no {what} ({wanted}); copy the {what} files of the model there.")
 
 
-def load_policy(path: Path, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
+def load_policy(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The model with its weights in `dtype`, in evaluation mode.
-
-    Args:
-        attention: transformers' `attn_implementation`, by name, for tower and language model.
 
     Raises:
         ModelError: the weights cannot be read or are not all there (transformers only warns, and trains noise).
     """
-    model_class = _MODEL_CLASSES[AutoConfig.from_pretrained(path).model_type]
     try:
-        model, report = model_class.from_pretrained(
-            path, dtype=dtype, attn_implementation=attention, output_loading_info=True
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(

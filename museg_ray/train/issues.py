@@ -50,9 +50,11 @@ class IssueSource:
             DataError: the states belong to other queries, weights, curriculum or seed.
         """
         self._num_issued = num_issued
-        accept = self._config.run.accept_changed_data
-        _restore(self._samplers, self._beginning[0], reached.sampler_states if reached else {}, accept)
-        _restore(self._refills, self._beginning[1], reached.refill_states if reached else {}, accept)
+        reached_states = (reached.sampler_states, reached.refill_states) if reached else ({}, {})
+        samplers = (self._samplers, self._refills)
+        for of_kind, beginning, states in zip(samplers, self._beginning, reached_states, strict=True):
+            for path, sampler in of_kind.items():  # files that only later phases name have no state yet
+                sampler.restore(states.get(path, beginning[path]), self._config.run.accept_changed_data)
 
     def plans(self, first_step: int) -> Iterator[StepPlan]:
         """The plan of every step from `first_step` on, each drawn when it is asked for."""
@@ -99,17 +101,6 @@ class IssueSource:
 
 def _states(samplers: Mapping[str, QuerySampler]) -> dict[str, SamplerState]:
     return {path: sampler.state() for path, sampler in samplers.items()}
-
-
-def _restore(
-    samplers: Mapping[str, QuerySampler],
-    beginning: Mapping[str, SamplerState],
-    states: Mapping[str, SamplerState],
-    accept_changed_data: bool,
-) -> None:
-    """Files that only later phases name have no state yet: they stay at their beginning."""
-    for path, sampler in samplers.items():
-        sampler.restore(states.get(path, beginning[path]), accept_changed_data)
 
 
 def issue_seed(run_seed: int, issue_id: int) -> int:

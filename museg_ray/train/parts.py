@@ -19,7 +19,7 @@ from museg_ray.config.schema import Config, PhaseConfig
 from museg_ray.ending import cancelled_by_signal
 from museg_ray.errors import LearnerError, LearnerLostError
 from museg_ray.events import EventKind, EventSink, no_events
-from museg_ray.fleet.control import Control, RayControl
+from museg_ray.fleet.control import Mailbox, RayControl
 from museg_ray.fleet.deadlines import deadlines
 from museg_ray.fleet.places import Places
 from museg_ray.learner.actor import LearnerHandle
@@ -73,7 +73,8 @@ class Parts:
     rollouts: RolloutPool
     rewards: RewardPool
     learner: LearnerPart
-    control: Control
+    control: RayControl | Mailbox
+    """The mailbox of wishes; itself where the driver has it in its own process."""
     free_resources: Callable[[], Mapping[str, float]]
     """CPUs and GPUs that nobody has reserved."""
 
