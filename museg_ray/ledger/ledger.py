@@ -4,7 +4,7 @@ import json
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
@@ -91,8 +91,9 @@ class Ledger(AppendLog):
         known, opened, rows = self._read(), dict[int, OpenIssue](), list[Row]()
         for next_id, issue in enumerate(issues, start=known.num):
             assert issue.issue_id == next_id, f"issue {issue.issue_id} came where {next_id} was next"
-            rows.append(_issued_row(issue))
-            opened[next_id] = _opened(rows[-1])
+            query = issue.query
+            opened[next_id] = OpenIssue(next_id, query.query_id, query.video, issue.phase, issue.step)
+            rows.append({"event": ISSUED, **asdict(opened[next_id]), "seed": issue.seed, "unix_s": time.time()})
         self.append(rows)
         known.open |= opened
         known.num += len(opened)
@@ -192,19 +193,6 @@ def _end(issue: LedgerRow, row: Row) -> None:
         raise ValueError(f"issue {issue.issue_id} has ended already")
     issue.outcome, issue.reason, issue.weight_version = Outcome(row["event"]), row["reason"], row["weight_version"]
     issue.ended_unix_s = row["unix_s"]
-
-
-def _issued_row(issue: Issue) -> Row:
-    return {
-        "event": ISSUED,
-        "issue_id": issue.issue_id,
-        "query_id": issue.query.query_id,
-        "video": issue.query.video,
-        "phase": issue.phase,
-        "step": issue.step,
-        "seed": issue.seed,
-        "unix_s": time.time(),
-    }
 
 
 def _opened(row: Row) -> OpenIssue:

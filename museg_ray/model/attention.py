@@ -10,7 +10,7 @@ call these functions; `language_model(..., spans=pack.spans)` reaches them as a 
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -123,22 +123,16 @@ def visibility(spans: Sequence[Span], device: torch.device) -> torch.Tensor:
     return is_visible & (span[None] == span[:, None]) & torch.ones_like(is_visible).tril()
 
 
-_last_mask: tuple[object, BlockMask] | None = None
-
-
+@lru_cache(maxsize=1)
 def _block_mask(spans: tuple[Span, ...], device: torch.device) -> BlockMask:
     """FlexAttention's form of `visibility`. All layers of a pass ask for the same one, so the last one is kept."""
-    global _last_mask
-    key = (spans, device)
-    if _last_mask is None or _last_mask[0] != key:
-        span, completion = _owners(spans, device)
+    span, completion = _owners(spans, device)
 
-        def sees(batch: Any, head: Any, row: Any, column: Any) -> torch.Tensor:
-            is_own = (completion[column] == -1) | (completion[column] == completion[row])
-            return (row >= column) & (span[row] == span[column]) & is_own
+    def sees(batch: Any, head: Any, row: Any, column: Any) -> torch.Tensor:
+        is_own = (completion[column] == -1) | (completion[column] == completion[row])
+        return (row >= column) & (span[row] == span[column]) & is_own
 
-        _last_mask = key, create_block_mask(sees, None, None, len(span), len(span), device=device)
-    return _last_mask[1]
+    return create_block_mask(sees, None, None, len(span), len(span), device=device)
 
 
 def _for_layers(attend: Callable[..., torch.Tensor]) -> Callable[..., tuple[torch.Tensor, None]]:

@@ -64,10 +64,8 @@ class IssueSource:
         """The next issues, one a query, for a step of a phase."""
         ids = range(self._num_issued, self._num_issued + len(queries))
         self._num_issued = ids.stop
-        return [
-            Issue(issue_id, query, phase, self._seed(issue_id), step)
-            for issue_id, query in zip(ids, queries, strict=True)
-        ]
+        run_seed, numbered = self._config.run.seed, zip(ids, queries, strict=True)
+        return [Issue(id_, query, phase, issue_seed(run_seed, id_), step) for id_, query in numbered]
 
     def refill(self, step: int, phase: str, count: int) -> list[Issue]:
         """Issues of `count` other queries for a step whose own taught nothing."""
@@ -93,10 +91,7 @@ class IssueSource:
                 f"The ledger left query {left.query_id} open, but {path} has no such query: put its row back, or begin "
                 "anew by run.restart=true without run.resume, which moves what is there aside as a whole."
             )
-        return Issue(left.issue_id, query, left.phase, self._seed(left.issue_id), left.step)
-
-    def _seed(self, issue_id: int) -> int:
-        return issue_seed(self._config.run.seed, issue_id)
+        return Issue(left.issue_id, query, left.phase, issue_seed(self._config.run.seed, left.issue_id), left.step)
 
 
 def _states(samplers: Mapping[str, QuerySampler]) -> dict[str, SamplerState]:

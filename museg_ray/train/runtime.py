@@ -4,7 +4,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 import ray
 
@@ -15,12 +15,6 @@ from museg_ray.fleet.places import needs
 
 LOCAL_SPARE_CPUS = 64
 """Of a Ray of our own, for members that `museg scale` adds."""
-
-
-def _local(config: Config) -> AbstractContextManager[None]:
-    """Reservations are logical: a machine with fewer cores than the config reserves runs it all the same, slower."""
-    num_cpus = max(os.cpu_count() or 1, math.ceil(config.num_cpus_needed)) + LOCAL_SPARE_CPUS
-    return local_ray(num_cpus)
 
 
 @contextmanager
@@ -68,6 +62,8 @@ def ray_session(config: Config) -> Iterator[None]:
     # Ray's own answer to SIGTERM, which it puts in place first of all, exits without a word from wherever it is.
     ray._private.utils.set_sigterm_handler = lambda handler: None
     address = os.environ.get("RAY_ADDRESS")
-    with _cluster(address) if address is not None else _local(config):
+    # Reservations are logical: a machine with fewer cores than the config reserves runs it all the same, slower.
+    num_cpus = max(os.cpu_count() or 1, math.ceil(config.num_cpus_needed)) + LOCAL_SPARE_CPUS
+    with _cluster(address) if address is not None else local_ray(num_cpus):
         check_capacity(config, ray.cluster_resources())
         yield
