@@ -73,8 +73,7 @@ class Batcher:
         Raises:
             LearnerError: a log-prob of the rollout is not finite.
         """
-        is_kept = [[self._kept(response.token_ids) for response in group.responses] for group in groups]
-        num_tokens = [[int(kept.sum()) for kept in of_group] for of_group in is_kept]
+        num_tokens = [[self._num_kept(response.token_ids) for response in group.responses] for group in groups]
         weights = token_weights(self._config.algo.loss_mean, num_tokens, self._config.rollout.max_completion_tokens)
         plans = self._plans(groups)
         num_chunks = [max(self._num_chunks(plan, groups) for plan in place) for place in zip(*plans, strict=True)]
@@ -106,8 +105,8 @@ class Batcher:
         num_tokens = sum(part.num_tokens - len(groups[part.group].prompt_ids) for part in plan)
         return max(1, math.ceil(num_tokens / self._config.learner.chunk_tokens))
 
-    def _kept(self, token_ids: Sequence[int]) -> torch.Tensor:
-        return self._is_allowed(torch.tensor(token_ids, dtype=torch.long, device=self._device))
+    def _num_kept(self, token_ids: Sequence[int]) -> int:
+        return int(self._is_allowed(torch.tensor(token_ids, dtype=torch.long, device=self._device)).sum())
 
     def _micro_batch(
         self,

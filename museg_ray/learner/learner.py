@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from museg_ray.algo.loss import LossTokens, grpo_loss
-from museg_ray.config.learning import LearnerConfig
 from museg_ray.config.schema import Config, PhaseConfig
 from museg_ray.errors import LearnerError
 from museg_ray.learner.batch import Batcher, MicroBatch
@@ -144,7 +143,8 @@ class Learner:
         """
         self._version = version
         learner = self._config.learner
-        frozen = _frozen_parts(learner)
+        trained = {Part.LANGUAGE: True, Part.TOWER: learner.train_vision, Part.MERGER: learner.train_merger}
+        frozen = {part for part in Part if not trained[part]}
         weights = dict(policy_weights(self._engine, learner, self._rank.index == 0, frozen))
         return weights_to_blob(weights.items(), frozen) if self._rank.index == 0 else None
 
@@ -274,8 +274,3 @@ class Learner:
                 f"Loss or gradient of the last {MAX_SKIPPED_UPDATES} updates, up to step {step}, was not finite: the "
                 "model diverged. Lower learner.learning_rate, or set model.dtype to float32."
             )
-
-
-def _frozen_parts(learner: LearnerConfig) -> set[Part]:
-    frozen = {Part.TOWER: not learner.train_vision, Part.MERGER: not learner.train_merger}
-    return {part for part, is_frozen in frozen.items() if is_frozen}

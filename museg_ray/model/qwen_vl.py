@@ -37,8 +37,11 @@ vLLM's `logit_bias` accepts; the learner adds the same and not minus infinity, s
 and the log-prob of a forbidden token stays finite."""
 
 _VIDEO_PROCESSORS = {"qwen2_5_vl": Qwen2VLVideoProcessor, "qwen3_vl": Qwen3VLVideoProcessor}
-_TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-_PROCESSOR_FILES = (("processor_config.json",), ("preprocessor_config.json",))
+_NEEDED_FILES: dict[str, list[tuple[str, ...]]] = {
+    "tokenizer": [("tokenizer.json",), ("vocab.json", "merges.txt")],
+    "processor": [("processor_config.json",), ("preprocessor_config.json",)],
+}
+"""Of a model folder: all of one of these."""
 _COMPANION_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -109,8 +112,12 @@ def resolve_model_path(path: str) -> Path:
         raise ModelError(f"model folder {folder} does not exist; {advice}.")
     _check_config(folder)
     _check_weights(folder)
-    _check_one_of(folder, _TOKENIZER_FILES, "tokenizer")
-    _check_one_of(folder, _PROCESSOR_FILES, "processor")
+    for what, alternatives in _NEEDED_FILES.items():
+        if not any(all((folder / name).is_file() for name in names) for names in alternatives):
+            wanted = " or ".join(" with ".join(names) for names in alternatives)
+            raise ModelError(
+                f"model folder {folder} has no {what} ({wanted}); copy the {what} files of the model there."
+            )
     return folder
 
 
@@ -143,12 +150,6 @@ def _check_weights(folder: Path) -> None:
             )
     elif not any(folder.glob("*.safetensors")):
         raise ModelError(f"model folder {folder} has no weights (*.safetensors); download or export them there.")
-
-
-def _check_one_of(folder: Path, alternatives: tuple[tuple[str, ...], ...], what: str) -> None:
-    if not any(all((folder / name).is_file() for name in names) for names in alternatives):
-        wanted = " or ".join(" with ".join(names) for names in alternatives)
-        raise ModelError(f"model folder {folder} has no {what} ({wanted}); copy the {what} files of the model there.")
 
 
 def load_policy(path: Path, dtype: torch.dtype) -> PreTrainedModel:

@@ -11,7 +11,7 @@ import numpy as np
 from museg_ray.config.schema import PhaseConfig
 from museg_ray.metrics import names
 from museg_ray.simulate.script import Script
-from museg_ray.types import FloatArray, Group
+from museg_ray.types import Group
 
 SHARD = "shard-00000-of-00001.safetensors"
 GAP = 1e-7
@@ -53,7 +53,8 @@ class FakeLearner:
         assert groups and {group.clip_key for group in groups} <= clips.keys()
         for group in groups:
             assert len(group.responses) == len(group.rewards) == len(group.advantages) > 1
-        pull = sum(float(group.advantages @ _lengths(group)) for group in groups)
+        lengths = [np.array([len(response.text) for response in group.responses], np.float32) for group in groups]
+        pull = sum(float(group.advantages @ of_group) for group, of_group in zip(groups, lengths, strict=True))
         self.moment = 0.9 * self.moment + pull
         self.weight += (0.01 * self.moment + 0.1 * self.random.random()) / step
         learned = {names.LEARNER_LOSS: self.weight, names.LEARNER_KL: abs(self.weight - self.reference)}
@@ -119,7 +120,3 @@ class FakeLearner:
                 await self._script.moment("learner", "write")
         (folder / "rng-00000.pt").write_text("in the shard")
         (folder / "learner.json").write_text(json.dumps({"format": 1, "num_shards": 1}))
-
-
-def _lengths(group: Group) -> FloatArray:  # [G]
-    return np.array([len(response.text) for response in group.responses], dtype=np.float32)

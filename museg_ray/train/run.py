@@ -159,7 +159,9 @@ class _Session:
 
     async def _train_and_evaluate(self, queries: RunQueries) -> dict[str, object] | None:
         """Everything that needs the parts; returns the summary, or None where the run was stopped before its end."""
-        source, before = IssueSource(self._config, queries.train), self._before(queries)
+        source, before = IssueSource(self._config, queries.train), None
+        if self._resumed:  # it cannot be made again: the model has trained
+            before = read_answers(queries.heldout, self._answers_path("before"))
         checkpoint = self._resumed.checkpoint.learner_dir if self._resumed else None
         books = Books(self._config, self._run_dir, self._display, self._notes, self._opened.run_id)
         books.events.add(EventKind.START, f"a driver starts: pid {os.getpid()} on {socket.gethostname()}")
@@ -186,10 +188,6 @@ class _Session:
             books.close()
             remove_leftovers(self._run_dir / CHECKPOINTS_DIR, self._opened.run_id)  # of a checkpoint that was given up
         return self._write_summary(queries, {"before": before, "after": after, "swapped": swapped})
-
-    def _before(self, queries: RunQueries) -> Evaluation | None:
-        """The evaluation before training, where the run is resumed. It cannot be made again: the model has trained."""
-        return read_answers(queries.heldout, self._answers_path("before")) if self._resumed else None
 
     def _answers_path(self, name: str) -> Path:
         return self._run_dir / EVALUATION_DIR / f"{name}.jsonl"
