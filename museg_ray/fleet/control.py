@@ -115,8 +115,7 @@ class RayControl:
     async def next_wish(self) -> tuple[int, Wish] | None:
         # Taken back where the driver gives up waiting: a call that nobody awaits would swallow the next wish.
         try:
-            wish: tuple[int, Wish] | None = await self._ask("next_wish")
-            return wish
+            return await self._ask("next_wish")
         except MemberLost:
             await asyncio.sleep(AGAIN_S)
             return None
@@ -212,7 +211,6 @@ def running_runs() -> list[str]:
 
 def _read_control(run_dir: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads((run_dir / CONTROL_FILE).read_text(encoding="utf-8"))
+        return json.loads((run_dir / CONTROL_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found

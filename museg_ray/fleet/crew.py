@@ -346,9 +346,8 @@ class Crew(Generic[W]):
     async def _end(self, member: Member[W]) -> None:
         member.state = MemberState.GONE
         try:
-            await within(self.deadlines["close"], "its end", member.worker.close())
-        except (MemberLost, MusegError, RayError):
-            pass  # it is killed all the same
+            with suppress(MemberLost, MusegError, RayError):  # it is killed all the same
+                await within(self.deadlines["close"], "its end", member.worker.close())
         finally:
             member.worker.kill()
 

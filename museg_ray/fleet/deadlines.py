@@ -31,10 +31,6 @@ class Deadline:
         """For `count` calls that wait for one another."""
         return replace(self, limit_s=self.limit_s * count)
 
-    def missed(self, what: str) -> str:
-        """What there is to say of a call (`what` in words) that was not done by then."""
-        return f"{what} took longer than {self.limit_s:g} s{f' ({self.setting})' if self.setting else ''}"
-
 
 FIRST_ANSWER = Deadline(1800.0)
 """For a process that has its place to come up: a job's environment may have to be installed on its machine first."""
@@ -62,8 +58,7 @@ def deadlines(config: Config) -> Mapping[str, Deadline]:
     rollout, learner, fleet = config.rollout, config.learner, config.fleet
     ping = Deadline(fleet.ping_timeout_s, "fleet.ping_timeout_s")
     request = Deadline(
-        rollout.request_timeout_s,
-        "rollout.request_timeout_s, which may be too short for rollout.max_completion_tokens",
+        rollout.request_timeout_s, "rollout.request_timeout_s, which may be too short for rollout.max_completion_tokens"
     )
     step = Deadline(learner.step_timeout_s, "learner.step_timeout_s")
     score = Deadline(SCORE_TIMEOUTS * config.rewards.response_timeout_s, "rewards.response_timeout_s, four times")
@@ -96,7 +91,8 @@ async def within(deadline: Deadline, what: str, call: Awaitable[Result]) -> Resu
         if not task.done():
             await asyncio.wait({task}, timeout=UNREAD_S)
         if not task.done():
-            raise DeadlineMissed(deadline.missed(what))
+            setting = f" ({deadline.setting})" if deadline.setting else ""
+            raise DeadlineMissed(f"{what} took longer than {deadline.limit_s:g} s{setting}")
         return task.result()
     finally:
         task.cancel()

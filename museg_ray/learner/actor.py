@@ -247,8 +247,7 @@ class LearnerHandle:
         middle of what they do together."""
         shared = put(groups)  # once, however many ranks read them
         await self._all("load", shared, clips)
-        found: dict[str, float] = (await self._all(method, shared, *args))[0]
-        return found
+        return (await self._all(method, shared, *args))[0]
 
     async def _all(self, method: str, *args: Any) -> list[Any]:
         """What each rank returns."""

@@ -25,7 +25,7 @@ from museg_ray.learner.deepspeed_engine import (
 )
 from museg_ray.learner.process_group import join_process_group
 from museg_ray.learner.rank import Rank
-from museg_ray.learner.schedule import run_learning_rate_factor, schedule_spans
+from museg_ray.learner.schedule import learning_rate_factor, schedule_spans
 from museg_ray.learner.tally import Tally
 from museg_ray.learner.weights import copy_weights, policy_weights
 from museg_ray.metrics import names
@@ -201,7 +201,7 @@ class Learner:
         """Of the language model's weights; the other rates have the same factor."""
         train, learner = self._config.train, self._config.learner
         spans = schedule_spans(train.phases)
-        factor = run_learning_rate_factor(step - 1, spans, learner.warmup_steps, learner.schedule)
+        factor = learning_rate_factor(step - 1, spans, learner.warmup_steps, learner.schedule)
         set_learning_rate(self._engine, factor)
         return learner.learning_rate * factor
 

@@ -266,10 +266,7 @@ def forbidden_token_ids(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> 
 
 
 def save_policy(
-    model: PreTrainedModel,
-    source_dir: Path,
-    out_dir: Path,
-    weights: Mapping[str, torch.Tensor] | None = None,
+    model: PreTrainedModel, source_dir: Path, out_dir: Path, weights: Mapping[str, torch.Tensor] | None = None
 ) -> None:
     """Write a Hugging Face folder that stock transformers and stock vLLM load. `out_dir` is replaced as a whole: a
     crash leaves the old folder or the new one, never a mixture.

@@ -24,13 +24,7 @@ MOST_NAMED = 4
 
 
 def run_status(
-    config: Config,
-    parts: Parts,
-    books: Books,
-    step: int,
-    steps: "StepMaker",
-    works: Sequence[StepWork],
-    doing: str,
+    config: Config, parts: Parts, books: Books, step: int, steps: "StepMaker", works: Sequence[StepWork], doing: str
 ) -> dict[str, Any]:
     """Plain values, ready for JSON.
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 
 from museg_ray.checkpoints.state import TrainerState
@@ -114,10 +115,8 @@ class StepMaker:
 
     async def _update(self, groups: Sequence[Group], work: StepWork, step: int) -> dict[str, float]:
         learner, clips = self._parts.learner, {made.group.clip_key: made.clip for made in work.in_order}
-        try:
+        with suppress(VideoError):  # one left the store meanwhile, or the machine that has it: prepared once more
             return await learner.update(groups, clips, step)
-        except VideoError:  # one left the store meanwhile, or the machine that has it: prepared once more
-            pass
         try:
             again = await asyncio.gather(*(self._parts.clips.get(group.query.video, anew=True) for group in groups))
             clips = {clip.prepared.key: clip for clip in again}
