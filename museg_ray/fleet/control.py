@@ -13,6 +13,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -53,7 +54,7 @@ class Mailbox:
         self._status: dict[str, Any] = {}
         self._wishes: asyncio.Queue[tuple[int, Wish]] = asyncio.Queue()
         self._answers: dict[int, asyncio.Future[str]] = {}
-        self._num_wishes = 0
+        self._numbers = count()
 
     async def leave_status(self, status: dict[str, Any]) -> None:
         self._status = status
@@ -67,8 +68,7 @@ class Mailbox:
         Raises:
             TimeoutError: it has not answered within `ANSWER`.
         """
-        number = self._num_wishes
-        self._num_wishes += 1
+        number = next(self._numbers)
         answer = self._answers[number] = asyncio.get_running_loop().create_future()
         await self._wishes.put((number, wish))
         try:

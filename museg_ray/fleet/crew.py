@@ -89,11 +89,6 @@ class Crew(Generic[W]):
             self._serving = [member for member in self.members if member.state is MemberState.SERVING]
         return self._serving
 
-    @property
-    def num_queued(self) -> int:
-        """Jobs that wait for a member."""
-        return self._leases.num_waiting
-
     def resize(self, size: int) -> None:
         """Have `size` members from now on: what is too many leaves, first those that do not serve yet."""
         assert size >= 1, "a crew needs a member"
@@ -220,7 +215,7 @@ class Crew(Generic[W]):
 
     def status(self) -> CrewStatus:
         members = [member.status() for member in self.members]
-        return CrewStatus(self.num_wanted, self._num_losses, self.num_queued, members)
+        return CrewStatus(self.num_wanted, self._num_losses, self._leases.num_waiting, members)
 
     # a member's life --------------------------------------------------------------------------------------------------
 

@@ -263,12 +263,8 @@ class Learner:
         """
         norm = apply_gradients(self._engine, self._config.learner.max_grad_norm)
         torch.distributed.all_reduce(loss)
-        if norm is not None:
-            self._num_skipped = 0
-            tally.add_update(loss.item(), norm)
-            return
-        self._num_skipped += 1
-        tally.add_skipped()
+        tally.add_update(loss.item(), norm)
+        self._num_skipped = 0 if norm is not None else self._num_skipped + 1
         if self._num_skipped == MAX_SKIPPED_UPDATES:
             raise LearnerError(
                 f"Loss or gradient of the last {MAX_SKIPPED_UPDATES} updates, up to step {step}, was not finite: the "

@@ -47,13 +47,13 @@ class Tally:
         if len(sizes):
             self._gap_max = torch.maximum(self._gap_max, sizes.max())
 
-    def add_update(self, update_loss: float, norm: float) -> None:
-        """An update that was made, with the loss and the gradient norm of all ranks."""
-        self._losses.append(update_loss)
-        self._norms.append(norm)
-
-    def add_skipped(self) -> None:
-        self._num_skipped += 1
+    def add_update(self, update_loss: float, norm: float | None) -> None:
+        """An update with the loss and the gradient norm of all ranks; None: it was left out."""
+        if norm is None:
+            self._num_skipped += 1
+        else:
+            self._losses.append(update_loss)
+            self._norms.append(norm)
 
     def parity(self) -> dict[str, float]:
         """The `parity/*` metrics over all ranks: infinite where a gap is not finite."""

@@ -4,10 +4,9 @@ A family is a set of functions without state. They call the model's own submodul
 looks for video placeholders in the completions too.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -29,22 +28,18 @@ class VideoFeatures:
     """[V, hidden] each: added to the hidden states after the language model's first layers (DeepStack, Qwen3-VL)."""
 
 
-class Family(ABC):
+class Family(Protocol):
     """One family of vision-language models. `model` is its `...ForConditionalGeneration`."""
 
-    @abstractmethod
     def tower(self, model: PreTrainedModel, patches: torch.Tensor, grids: Grids) -> TowerStates:
         """The vision tower up to its mergers. `patches` [patches, C] from `patchify`, videos one after another."""
 
-    @abstractmethod
     def merge(self, model: PreTrainedModel, states: TowerStates, grids: Grids) -> VideoFeatures:
         """The mergers, on what `tower` gave for the same grids."""
 
-    @abstractmethod
     def features(self, model: PreTrainedModel, patches: torch.Tensor, grids: Grids) -> VideoFeatures:
         """Tower and mergers in one, with gradients through both."""
 
-    @abstractmethod
     def mergers(self, model: PreTrainedModel) -> Sequence[nn.Module]:
         """The modules between tower and language model, in the order in which the tower calls them; all else under
         `model.model.visual` is the tower."""

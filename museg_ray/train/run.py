@@ -183,7 +183,7 @@ class _Session:
                     return None
                 after = await evaluate_on("after", "held-out videos, after", queries.heldout)
                 others = swap_videos(after.fitted(queries.heldout))
-                swapped = await evaluate_on("swapped", "swapped videos", others, has_own_videos=False)
+                swapped = await evaluate_on("swapped", "swapped videos", others)
         finally:
             books.close()
             remove_leftovers(self._run_dir / CHECKPOINTS_DIR, self._opened.run_id)  # of a checkpoint that was given up
@@ -193,18 +193,13 @@ class _Session:
         return self._run_dir / EVALUATION_DIR / f"{name}.jsonl"
 
     async def _evaluate(
-        self,
-        parts: Parts,
-        trainer: Trainer,
-        name: str,
-        text: str,
-        queries: Sequence[GroundingQuery],
-        has_own_videos: bool = True,
+        self, parts: Parts, trainer: Trainer, name: str, text: str, queries: Sequence[GroundingQuery]
     ) -> Evaluation:
+        """`name`: before, after or swapped (the videos)."""
         prompt, max_tokens = self._config.evaluation_prompt, self._config.evaluation.max_completion_tokens
         with self.stage(f"evaluate_{name}", text):
             evaluation = evaluate(
-                queries, prompt, max_tokens, parts.tokenizer, parts.clips, parts.rollouts, has_own_videos
+                queries, prompt, max_tokens, parts.tokenizer, parts.clips, parts.rollouts, name != "swapped"
             )
             found = await trainer.beside(f"evaluation of {text}", evaluation)
         for error in found.unreadable:
