@@ -95,8 +95,9 @@ def publish(partial: Path) -> Checkpoint:
         CheckpointError: a file of the learner's is not there, though its rank has written it.
     """
     _check_files(partial)
-    files = {path.relative_to(partial).as_posix(): _described(path) for path in _files(partial)}
-    _write_synced(partial / MANIFEST_FILE, json.dumps({"format": MANIFEST_FORMAT, "files": files}, indent=1))
+    manifest, paths = partial / MANIFEST_FILE, sorted(path for path in partial.rglob("*") if path.is_file())
+    files = {path.relative_to(partial).as_posix(): _described(path) for path in paths if path != manifest}
+    _write_synced(manifest, json.dumps({"format": MANIFEST_FORMAT, "files": files}, indent=1))
     for folder, _, _ in os.walk(partial):
         sync(Path(folder))
     whole = partial.with_name(partial.name.partition(PARTIAL)[0])
@@ -256,10 +257,6 @@ def _ranked(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
     newest = max(scored, key=lambda each: each[2], default=None)
     compared = [each for each in scored if newest is not None and each[0] == newest[0]]
     return [checkpoint for *_, checkpoint in sorted(compared, key=lambda each: each[1:3])]
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_FILE)
 
 
 def _described(path: Path) -> dict[str, object]:

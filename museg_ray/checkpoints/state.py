@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -149,20 +149,11 @@ def read_state(path: Path) -> DriverState:
         values = json.loads(path.read_text(encoding="utf-8"))
         found = values.pop("format")
         if found == STATE_FORMAT:
-            read = {"trainer": _trainer_state(values["trainer"]), "books": _book_marks(values["books"])}
-            return DriverState(**values | read)
+            untold = [(fault, message) for fault, message in values["trainer"]["untold"]]
+            trainer = TrainerState(**values["trainer"] | {"untold": untold})
+            rollouts = PartsMark(**values["books"].pop("rollouts"))
+            books = BookMarks(rollouts=rollouts, **{name: Watermark(**mark) for name, mark in values["books"].items()})
+            return DriverState(**values | {"trainer": trainer, "books": books})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error}).") from None
     raise CheckpointError(f"{path} is of format {found}; this version of museg_ray reads {STATE_FORMAT}.")
-
-
-def _trainer_state(values: Mapping[str, Any]) -> TrainerState:
-    untold = [(fault, message) for fault, message in values["untold"]]
-    return TrainerState(**dict(values) | {"untold": untold})
-
-
-def _book_marks(values: Mapping[str, Any]) -> BookMarks:
-    marks: dict[str, Any] = {
-        name: PartsMark(**mark) if name == "rollouts" else Watermark(**mark) for name, mark in values.items()
-    }
-    return BookMarks(**marks)

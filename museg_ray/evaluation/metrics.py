@@ -1,6 +1,6 @@
 """Grounding metrics over a set of queries: how well predicted segments answer "when does this happen?"."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -45,10 +45,6 @@ class GroundingScores:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def _first_is_hit(answer: GroundingAnswer) -> bool:
-    return iou(answer.predicted[:1], answer.truth) >= IOU_THRESHOLD
-
-
 def segment_f1(predicted: Sequence[Segment], truth: Sequence[Segment]) -> float:
     """F1 at IoU 0.5 in [0, 1]: 2 k / (n + m), k the most pairs with IoU >= 0.5 in a one-to-one matching.
 
@@ -59,9 +55,8 @@ def segment_f1(predicted: Sequence[Segment], truth: Sequence[Segment]) -> float:
     return float(2 * num_pairs / (len(predicted) + len(truth)))
 
 
-def _mean(values: Iterable[float]) -> float | None:
-    collected = list(values)
-    return float(np.mean(collected)) if collected else None
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
 
 
 def grounding_scores(answers: Sequence[GroundingAnswer]) -> GroundingScores:
@@ -71,8 +66,8 @@ def grounding_scores(answers: Sequence[GroundingAnswer]) -> GroundingScores:
     multi = [answer for answer in answers if len(answer.truth) > 1]
     return GroundingScores(
         miou=float(np.mean([iou(answer.predicted, answer.truth) for answer in answers])),
-        r1_at_05=_mean(_first_is_hit(answer) for answer in single),
-        multi_f1_at_05=_mean(segment_f1(answer.predicted, answer.truth) for answer in multi),
+        r1_at_05=_mean([iou(answer.predicted[:1], answer.truth) >= IOU_THRESHOLD for answer in single]),
+        multi_f1_at_05=_mean([segment_f1(answer.predicted, answer.truth) for answer in multi]),
         count_accuracy=float(np.mean([len(answer.predicted) == len(answer.truth) for answer in answers])),
         format_rate=float(np.mean([answer.well_formed for answer in answers])),
     )

@@ -7,7 +7,6 @@ import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
@@ -20,8 +19,9 @@ from museg_ray.files import whole_file
 from museg_ray.model.prompt import chat_prompt_ids
 from museg_ray.rewards.recipe import Recipe
 from museg_ray.rollout.engine import Sampling
-from museg_ray.types import EVALUATION, GroundingQuery, Group, Issue, RewardParts
-from museg_ray.video.loader import ClipHandle
+from museg_ray.rollout.pool import RolloutPool
+from museg_ray.types import EVALUATION, GroundingQuery, Issue, RewardParts
+from museg_ray.video.actor import ClipPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,10 @@ class Evaluation:
 
     def scores(self, query_ids: Collection[str]) -> GroundingScores:
         """Of the answers to these queries alone."""
-        return scores(answered for answered in self.answered if answered.query.query_id in query_ids)
+        chosen = [answered for answered in self.answered if answered.query.query_id in query_ids]
+        return grounding_scores(
+            [GroundingAnswer(a.parts.predicted, a.query.segments, bool(a.parts.format)) for a in chosen]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,21 +91,13 @@ def swap_videos(queries: Sequence[GroundingQuery]) -> list[GroundingQuery]:
     return swapped
 
 
-class ClipSource(Protocol):
-    async def get(self, video: str) -> ClipHandle: ...
-
-
-class GroupSource(Protocol):
-    async def sample(self, issue: Issue, prompt_ids: Sequence[int], clip: ClipHandle, sampling: Sampling) -> Group: ...
-
-
 async def evaluate(
     queries: Sequence[GroundingQuery],
     prompt: str,
     max_completion_tokens: int,
     tokenizer: PreTrainedTokenizerBase,
-    clips: ClipSource,
-    rollouts: GroupSource,
+    clips: ClipPool,
+    rollouts: RolloutPool,
     has_own_videos: bool = True,
 ) -> Evaluation:
     """One greedy response to each query, scored as in the paper, whatever the run trains on.
@@ -139,12 +134,6 @@ async def evaluate(
     if unreadable and len(unreadable) == len(results):
         raise VideoError(f"None of the {len(results)} held-out videos can be read. {unreadable[-1]}")
     return Evaluation([result for result in results if isinstance(result, Answered)], unreadable)
-
-
-def scores(answered: Iterable[Answered]) -> GroundingScores:
-    return grounding_scores(
-        [GroundingAnswer(a.parts.predicted, a.query.segments, bool(a.parts.format)) for a in answered]
-    )
 
 
 def write_answers(answered: Iterable[Answered], path: Path) -> None:

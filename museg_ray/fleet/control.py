@@ -13,9 +13,10 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -53,7 +54,7 @@ class Mailbox:
         self._status: dict[str, Any] = {}
         self._wishes: asyncio.Queue[tuple[int, Wish]] = asyncio.Queue()
         self._answers: dict[int, asyncio.Future[str]] = {}
-        self._num_wishes = 0
+        self._numbers = count()
 
     async def leave_status(self, status: dict[str, Any]) -> None:
         self._status = status
@@ -67,8 +68,7 @@ class Mailbox:
         Raises:
             TimeoutError: it has not answered within `ANSWER`.
         """
-        number = self._num_wishes
-        self._num_wishes += 1
+        number = next(self._numbers)
         answer = self._answers[number] = asyncio.get_running_loop().create_future()
         await self._wishes.put((number, wish))
         try:
@@ -92,18 +92,8 @@ class Mailbox:
             self._answers[number].set_result(text)
 
 
-class Control(Protocol):
-    """The driver's side of a mailbox."""
-
-    async def leave_status(self, status: dict[str, Any]) -> None: ...
-
-    async def next_wish(self) -> tuple[int, Wish] | None: ...
-
-    async def answer(self, number: int, text: str) -> None: ...
-
-
 class RayControl:
-    """A mailbox on Ray, and the file in the run's folder that tells where. Both end with the driver."""
+    """The driver's side: a mailbox on Ray, and the file in the run's folder that tells where. Both end with it."""
 
     def __init__(self, run_dir: Path, deadlines: Mapping[str, Deadline]) -> None:
         self._deadlines = deadlines
@@ -125,8 +115,7 @@ class RayControl:
     async def next_wish(self) -> tuple[int, Wish] | None:
         # Taken back where the driver gives up waiting: a call that nobody awaits would swallow the next wish.
         try:
-            wish: tuple[int, Wish] | None = await self._ask("next_wish")
-            return wish
+            return await self._ask("next_wish")
         except MemberLost:
             await asyncio.sleep(AGAIN_S)
             return None
@@ -222,7 +211,6 @@ def running_runs() -> list[str]:
 
 def _read_control(run_dir: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads((run_dir / CONTROL_FILE).read_text(encoding="utf-8"))
+        return json.loads((run_dir / CONTROL_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found

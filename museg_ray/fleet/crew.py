@@ -10,10 +10,10 @@ Restarts are bounded: a crew that fails again and again has failed as a whole, f
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from itertools import count
-from typing import Any, Generic
+from typing import Generic
 
 from ray.exceptions import RayError
 
@@ -89,18 +89,13 @@ class Crew(Generic[W]):
             self._serving = [member for member in self.members if member.state is MemberState.SERVING]
         return self._serving
 
-    @property
-    def num_queued(self) -> int:
-        """Jobs that wait for a member."""
-        return self._leases.num_waiting
-
     def resize(self, size: int) -> None:
         """Have `size` members from now on: what is too many leaves, first those that do not serve yet."""
         assert size >= 1, "a crew needs a member"
         if size != self.num_wanted and self.num_wanted:
             self._events(EventKind.SCALE, f"{self._role}: {self.num_wanted} to {size} members", role=self._role)
         self.num_wanted = size
-        staying = [m for m in self.members if m.state in (MemberState.STARTING, MemberState.SERVING)]
+        staying = self._staying
         staying.sort(key=lambda m: (m.is_least, m.state is not MemberState.STARTING, m.num_jobs))
         for member in staying[: max(0, len(staying) - size)]:
             self.drain(member, "fewer are wanted")
@@ -144,9 +139,8 @@ class Crew(Generic[W]):
         try:
             yield await lease.member
         finally:
-            self._leases.end(lease)
-            if lease.member.done() and not lease.member.cancelled() and not lease.member.exception():
-                self._leave_if_idle(lease.member.result())
+            if member := self._leases.end(lease):
+                self._leave_if_idle(member)
             self._leases.grant(self.serving)
             self.on_change()
 
@@ -209,28 +203,26 @@ class Crew(Generic[W]):
     async def close(self) -> None:
         """End all members: first by asking them, then by killing them."""
         self._is_closed = True
-        self.failure = self.failure or ResourceError(f"The {self._role} actors were closed.")
+        closed = ResourceError(f"The {self._role} actors were closed.")
+        self.failure = self.failure or closed
         for task in self._tasks:
             task.cancel()
         members, self.members, self._serving = self.members, [], None
         for member in members:
-            member.lose(f"The {self._role} actors were closed.")  # before it is: what it says then may be anything
+            member.lose(str(closed))  # before it is: what it says then may be anything
         await asyncio.gather(*(self._end(member) for member in members), *self._leaving)
-        self._leases.fail(ResourceError(f"The {self._role} actors were closed."))
+        self._leases.fail(closed)
 
     def status(self) -> CrewStatus:
         members = [member.status() for member in self.members]
-        return CrewStatus(self.num_wanted, self._num_losses, self.num_queued, members)
+        return CrewStatus(self.num_wanted, self._num_losses, self._leases.num_waiting, members)
 
     # a member's life --------------------------------------------------------------------------------------------------
 
     def _fill(self) -> None:
         """Start as many as are wanted and missing."""
-        while not self._is_closed and self.failure is None:
-            if self._num_missing <= 0:
-                return
-            pause_s = self._pause_s()
-            if pause_s:
+        while not self._is_closed and self.failure is None and len(self._staying) < self.num_wanted:
+            if pause_s := self._pause_s():
                 if self._pause is None:
                     self._pause = asyncio.get_running_loop().call_later(pause_s, self._after_pause)
                 return
@@ -239,19 +231,20 @@ class Crew(Generic[W]):
     def _start_one(self) -> None:
         member = Member(f"{self._role}-{next(self._numbers)}", self._make(), now_s())
         self.members.append(member)
-        self._spawn(self._live(member))
+        task = asyncio.create_task(self._live(member))
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
 
     def _after_pause(self) -> None:
         """One more is started; whoever else is missing waits for the next pause."""
         self._pause = None
-        if not self._is_closed and self.failure is None and self._num_missing:
+        if not self._is_closed and self.failure is None and len(self._staying) < self.num_wanted:
             self._start_one()
             self._fill()
 
     @property
-    def _num_missing(self) -> int:
-        staying = [m for m in self.members if m.state in (MemberState.STARTING, MemberState.SERVING)]
-        return self.num_wanted - len(staying)
+    def _staying(self) -> list[Member[W]]:
+        return [m for m in self.members if m.state in (MemberState.STARTING, MemberState.SERVING)]
 
     async def _live(self, member: Member[W]) -> None:
         try:
@@ -261,26 +254,25 @@ class Crew(Generic[W]):
             prepared = await self._prepare(member) if self._prepare else ""
         except DeadlineMissed as error:
             self._start_failed(member, ResourceError(f"{error}; see its log in Ray's log folder."))
-            return
         except MemberLost as error:
             self.lose(member, str(error))
-            return
         except MusegError as error:
             self._start_failed(member, error)
-            return
         except Exception:
             if member in self.members:  # else it was put away meanwhile, and says so in its own way
                 raise
-            return
-        if member.state is not MemberState.STARTING:
-            return
+        else:
+            if member.state is MemberState.STARTING:
+                self._serve(member, prepared)
+                await self._watch(member)
+
+    def _serve(self, member: Member[W], prepared: str) -> None:
         member.state = MemberState.SERVING
         self._serving = None
         self._failed_start = ""
         text = f"{member.name} serves after {self._age_s(member):.1f} s{prepared}"
         self._events(EventKind.JOIN, text, role=self._role, member=member.name, start_s=self._age_s(member))
         self._tell()
-        await self._watch(member)
 
     async def _watch(self, member: Member[W]) -> None:
         while True:
@@ -349,9 +341,8 @@ class Crew(Generic[W]):
     async def _end(self, member: Member[W]) -> None:
         member.state = MemberState.GONE
         try:
-            await within(self.deadlines["close"], "its end", member.worker.close())
-        except (MemberLost, MusegError, RayError):
-            pass  # it is killed all the same
+            with suppress(MemberLost, MusegError, RayError):  # it is killed all the same
+                await within(self.deadlines["close"], "its end", member.worker.close())
         finally:
             member.worker.kill()
 
@@ -364,11 +355,6 @@ class Crew(Generic[W]):
         self._leases.grant(self.serving)
         self._changed.set()
         self.on_change()
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         """What a member's life raises is a fault of ours: nobody may wait for that member for ever."""

@@ -31,10 +31,6 @@ class Deadline:
         """For `count` calls that wait for one another."""
         return replace(self, limit_s=self.limit_s * count)
 
-    def missed(self, what: str) -> str:
-        """What there is to say of a call (`what` in words) that was not done by then."""
-        return f"{what} took longer than {self.limit_s:g} s{f' ({self.setting})' if self.setting else ''}"
-
 
 FIRST_ANSWER = Deadline(1800.0)
 """For a process that has its place to come up: a job's environment may have to be installed on its machine first."""
@@ -51,6 +47,8 @@ ASKED = Deadline(35.0)
 SCORE_TIMEOUTS = 4.0
 """A reward actor ends a call by itself after at most three `response_timeout_s`; the deadline is for a process that
 does nothing at all."""
+IN_A_STEP = ("load", "update", "score", "export_weights", "start_phase", "begin_checkpoint", "finish_checkpoint")
+"""Calls of the learner's ranks that may take as long as a step."""
 UNREAD_S = 1.0
 """An answer may lie there unread, where this process has stood still itself: stopped, or its machine suspended."""
 
@@ -60,8 +58,7 @@ def deadlines(config: Config) -> Mapping[str, Deadline]:
     rollout, learner, fleet = config.rollout, config.learner, config.fleet
     ping = Deadline(fleet.ping_timeout_s, "fleet.ping_timeout_s")
     request = Deadline(
-        rollout.request_timeout_s,
-        "rollout.request_timeout_s, which may be too short for rollout.max_completion_tokens",
+        rollout.request_timeout_s, "rollout.request_timeout_s, which may be too short for rollout.max_completion_tokens"
     )
     step = Deadline(learner.step_timeout_s, "learner.step_timeout_s")
     score = Deadline(SCORE_TIMEOUTS * config.rewards.response_timeout_s, "rewards.response_timeout_s, four times")
@@ -69,34 +66,16 @@ def deadlines(config: Config) -> Mapping[str, Deadline]:
         "rollout.start": Deadline(FIRST_ANSWER.limit_s + rollout.start_timeout_s),
         "rollout.generate": request,
         "rollout.update_weights": Deadline(rollout.request_timeout_s, "rollout.request_timeout_s"),
-        "rollout.ping": ping,
-        "rollout.close": CLOSE,
-        "reward.start": FIRST_ANSWER,
         "reward.score": score,
-        "reward.ping": ping,
-        "reward.close": CLOSE,
-        "clips.start": FIRST_ANSWER,
         "clips.prepare": PREPARE,
         "clips.send": FETCH,
-        "clips.ping": ping,
-        "clips.close": CLOSE,
-        "learner.open_store": FIRST_ANSWER,
-        "learner.first_answer": FIRST_ANSWER,
         "learner.start": Deadline(learner.start_timeout_s, "learner.start_timeout_s"),
-        "learner.load": step,
-        "learner.update": step,
-        "learner.score": step,
-        "learner.export_weights": step,
-        "learner.start_phase": step,
-        "learner.begin_checkpoint": step,
-        "learner.finish_checkpoint": step,
-        "learner.export_model": step,
-        "learner.ping": ping,
-        "mailbox.leave_status": ping,
-        "mailbox.next_wish": ASKED,
-        "mailbox.answer": ping,
-        "mailbox.status": ASKED,
-        "mailbox.wish": ASKED,
+        **{f"learner.{method}": step for method in (*IN_A_STEP, "export_model")},
+        **dict.fromkeys(("reward.start", "clips.start", "learner.open_store", "learner.first_answer"), FIRST_ANSWER),
+        **dict.fromkeys(("rollout.close", "reward.close", "clips.close"), CLOSE),
+        **dict.fromkeys(("rollout.ping", "reward.ping", "clips.ping", "learner.ping"), ping),
+        **dict.fromkeys(("mailbox.leave_status", "mailbox.answer"), ping),
+        **dict.fromkeys(("mailbox.next_wish", "mailbox.status", "mailbox.wish"), ASKED),
     }
 
 
@@ -112,7 +91,8 @@ async def within(deadline: Deadline, what: str, call: Awaitable[Result]) -> Resu
         if not task.done():
             await asyncio.wait({task}, timeout=UNREAD_S)
         if not task.done():
-            raise DeadlineMissed(deadline.missed(what))
+            setting = f" ({deadline.setting})" if deadline.setting else ""
+            raise DeadlineMissed(f"{what} took longer than {deadline.limit_s:g} s{setting}")
         return task.result()
     finally:
         task.cancel()

@@ -62,14 +62,16 @@ class Leases(Generic[W]):
         for waiting in held_up:
             heapq.heappush(self._waiting, waiting)
 
-    def end(self, lease: Lease[W]) -> None:
-        """Its job is over, or its asker has given up."""
+    def end(self, lease: Lease[W]) -> Member[W] | None:
+        """Its job is over, or its asker has given up; the member that it had."""
         if lease.reserved is not None:
             lease.reserved.is_reserved = False
         if lease.member.done() and not lease.member.cancelled() and not lease.member.exception():
             member = lease.member.result()
             member.num_jobs -= 1
             member.load -= lease.size
+            return member
+        return None
 
     def fail(self, error: Exception) -> None:
         """All who wait get the error."""

@@ -16,7 +16,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PREFIX = f"museg-{os.getuid()}-"
@@ -54,15 +54,9 @@ def remove_dead(base: Path) -> None:
         entry = folder.lstat()
         if not stat.S_ISDIR(entry.st_mode) or entry.st_uid != os.getuid():
             continue
-        try:
-            descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_NOFOLLOW)
-        except OSError:  # not one of ours, or one that is just being made
-            continue
-        with os.fdopen(descriptor) as lock:
-            try:
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:  # its driver lives
-                continue
+        # Where that fails it is not one of ours, is just being made, or its driver lives.
+        with suppress(OSError), os.fdopen(os.open(folder / LOCK_FILE, os.O_RDWR | os.O_NOFOLLOW)) as lock:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _remove(folder)
 
 

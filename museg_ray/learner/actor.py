@@ -15,7 +15,7 @@ from museg_ray.config.learning import LearnerConfig
 from museg_ray.config.schema import Config, PhaseConfig
 from museg_ray.errors import LearnerLostError, MusegError
 from museg_ray.fleet.deadlines import DeadlineMissed, deadlines, within
-from museg_ray.fleet.errors import put
+from museg_ray.fleet.errors import first_line, put
 from museg_ray.fleet.places import ANYWHERE, Place, Places
 from museg_ray.learner.rank import Rank
 from museg_ray.types import Clip, Group
@@ -247,8 +247,7 @@ class LearnerHandle:
         middle of what they do together."""
         shared = put(groups)  # once, however many ranks read them
         await self._all("load", shared, clips)
-        found: dict[str, float] = (await self._all(method, shared, *args))[0]
-        return found
+        return (await self._all(method, shared, *args))[0]
 
     async def _all(self, method: str, *args: Any) -> list[Any]:
         """What each rank returns."""
@@ -316,9 +315,5 @@ async def _result(reference: Awaitable[Result]) -> Result:
         raise
     except RayActorError as error:
         raise LearnerLostError(
-            f"a learner process died ({_first_line(error)}); its worker log has the reason"
+            f"a learner process died ({first_line(error)}); its worker log has the reason"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -73,8 +73,7 @@ class Batcher:
         Raises:
             LearnerError: a log-prob of the rollout is not finite.
         """
-        is_kept = [[self._kept(response.token_ids) for response in group.responses] for group in groups]
-        num_tokens = [[int(kept.sum()) for kept in of_group] for of_group in is_kept]
+        num_tokens = [[self._num_kept(response.token_ids) for response in group.responses] for group in groups]
         weights = token_weights(self._config.algo.loss_mean, num_tokens, self._config.rollout.max_completion_tokens)
         plans = self._plans(groups)
         num_chunks = [max(self._num_chunks(plan, groups) for plan in place) for place in zip(*plans, strict=True)]
@@ -106,8 +105,8 @@ class Batcher:
         num_tokens = sum(part.num_tokens - len(groups[part.group].prompt_ids) for part in plan)
         return max(1, math.ceil(num_tokens / self._config.learner.chunk_tokens))
 
-    def _kept(self, token_ids: Sequence[int]) -> torch.Tensor:
-        return self._is_allowed(torch.tensor(token_ids, dtype=torch.long, device=self._device))
+    def _num_kept(self, token_ids: Sequence[int]) -> int:
+        return int(self._is_allowed(torch.tensor(token_ids, dtype=torch.long, device=self._device)).sum())
 
     def _micro_batch(
         self,
@@ -137,8 +136,9 @@ class Batcher:
 
         rollout = np.concatenate([logprobs for logprobs, _, _ in per_token])
         rollout_logprobs = torch.tensor(rollout, dtype=torch.float32, device=self._device)[kept]
-        if not rollout_logprobs.isfinite().all():
-            raise self._broken_rollout([group for group, _, _ in chosen])
+        if not (is_finite := rollout_logprobs.isfinite()).all():
+            places = spread([place for place, (_, _, responses) in enumerate(chosen) for _ in responses])
+            raise _broken_rollout(chosen[int(places[~is_finite][0])][0])
         return MicroBatch(
             pack=pack,
             clips=tuple(clips[group.clip_key] for group, _, _ in chosen),
@@ -148,18 +148,6 @@ class Batcher:
             rollout_logprobs=rollout_logprobs,
             is_current=spread(is_current).bool(),
             num_chunks=num_chunks,
-        )
-
-    def _broken_rollout(self, groups: Sequence[Group]) -> LearnerError:
-        group = next(
-            group
-            for group in groups
-            for response in group.responses
-            if not np.isfinite(response.logprobs)[self._kept(response.token_ids).cpu().numpy()].all()
-        )
-        return LearnerError(
-            f"A rollout log-prob of query {group.query.query_id} (weights {group.weight_version}) is not finite: the "
-            "engine computed nonsense. Set model.dtype to float32, or look into the rollout actor's log."
         )
 
     def _row(self, group: Group, responses: Sequence[int], clip: Clip) -> Row:
@@ -176,6 +164,13 @@ class Batcher:
         none = torch.empty(0, device=self._device)
         pack = pack_rows([row], self._spec.video_token_id).to(self._device)
         return MicroBatch(pack, (clip,), none.long(), none, none, none, none.bool(), num_chunks, is_filler=True)
+
+
+def _broken_rollout(group: Group) -> LearnerError:
+    return LearnerError(
+        f"A rollout log-prob of query {group.query.query_id} (weights {group.weight_version}) is not finite: the "
+        "engine computed nonsense. Set model.dtype to float32, or look into the rollout actor's log."
+    )
 
 
 def _is_current(group: Group, index: int, version: int) -> bool:

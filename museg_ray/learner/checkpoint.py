@@ -11,8 +11,9 @@ that fit one stage and one number of ranks.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,9 @@ class Snapshot:
         num_updates = _num_updates(engine)
         if num_updates:
             _link_moments(engine)
-        share = _Share(rank)
-        for name, parameter in _trained(engine):
-            for kind, tensor in _full_state(engine, parameter, has_moments=num_updates > 0):
-                share.offer(f"{kind}/{name}", tensor)
-        if reference is not None:
-            for name, weight in module_weights(reference, is_wanted=True):
-                share.offer(f"reference/{name}", weight)
+        weights = module_weights(reference, is_wanted=True) if reference is not None else ()
+        of_reference = ((f"reference/{name}", weight) for name, weight in weights)
+        tensors = _share(chain(_full_state(engine, has_moments=num_updates > 0), of_reference), rank)
         facts = {
             "format": FORMAT,
             "num_shards": rank.count,
@@ -74,7 +71,7 @@ class Snapshot:
             "num_skipped": num_skipped,
             "has_reference": reference is not None,
         }
-        return cls(rank, share.tensors, _random_state(), facts)
+        return cls(rank, tensors, _random_state(), facts)
 
     def write(self, folder: Path) -> None:
         """Write this rank's files into a folder that is there.
@@ -94,20 +91,16 @@ class Snapshot:
             ) from error
 
 
-class _Share:
+def _share(tensors: Iterable[tuple[str, torch.Tensor]], rank: Rank) -> dict[str, torch.Tensor]:
     """What one rank keeps of tensors that all ranks are offered in the same order: the next one goes to the rank that
     has the fewest bytes."""
-
-    def __init__(self, rank: Rank) -> None:
-        self._rank = rank
-        self._sizes_bytes = [0] * rank.count
-        self.tensors: dict[str, torch.Tensor] = {}
-
-    def offer(self, name: str, tensor: torch.Tensor) -> None:
-        owner = self._sizes_bytes.index(min(self._sizes_bytes))
-        self._sizes_bytes[owner] += tensor.numel() * tensor.element_size()
-        if owner == self._rank.index:
-            self.tensors[name] = tensor.detach().to("cpu", copy=True)
+    sizes_bytes, kept = [0] * rank.count, dict[str, torch.Tensor]()
+    for name, tensor in tensors:
+        owner = sizes_bytes.index(min(sizes_bytes))
+        sizes_bytes[owner] += tensor.numel() * tensor.element_size()
+        if owner == rank.index:
+            kept[name] = tensor.detach().to("cpu", copy=True)
+    return kept
 
 
 class LearnerState:
@@ -119,16 +112,10 @@ class LearnerState:
             CheckpointError: it cannot be read.
         """
         self._shards = Shards(folder)
-
-    @property
-    def has_reference(self) -> bool:
+        self.has_reference = bool(self._shards.facts["has_reference"])
         """It holds a KL reference of its own."""
-        return bool(self._shards.facts["has_reference"])
-
-    @property
-    def num_skipped(self) -> int:
+        self.num_skipped = int(self._shards.facts["num_skipped"])
         """Updates in a row that were skipped."""
-        return int(self._shards.facts["num_skipped"])
 
     def load_weights(self, policy: PolicyModel) -> None:
         """Into a policy whose trained parameters are those that require gradients, before DeepSpeed has it.
@@ -189,19 +176,19 @@ def _num_updates(engine: deepspeed.DeepSpeedEngine) -> int:
     return steps.pop() if steps else 0
 
 
-def _full_state(
-    engine: deepspeed.DeepSpeedEngine, parameter: nn.Parameter, has_moments: bool
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Whole float32 tensors of one parameter, by kind."""
-    moments = MOMENTS if has_moments else ()
+def _full_state(engine: deepspeed.DeepSpeedEngine, has_moments: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    """Whole float32 tensors of every trained parameter, as KIND/NAME."""
+    is_whole = engine.zero_optimization_stage() == 0
+    for name, parameter in _trained(engine):
+        yield f"weights/{name}", parameter if is_whole else safe_get_full_fp32_param(parameter)
+        for moment in MOMENTS if has_moments else ():
+            yield f"{moment}/{name}", _moment(engine, parameter, moment)
+
+
+def _moment(engine: deepspeed.DeepSpeedEngine, parameter: nn.Parameter, moment: str) -> torch.Tensor:
     if engine.zero_optimization_stage() == 0:
-        yield "weights", parameter
-        state = adamw_of(engine).state[parameter]
-        yield from ((moment, state[moment]) for moment in moments)
-        return
-    yield "weights", safe_get_full_fp32_param(parameter)
-    for moment in moments:
-        yield moment, safe_get_full_optimizer_state(parameter, moment)
+        return adamw_of(engine).state[parameter][moment]
+    return safe_get_full_optimizer_state(parameter, moment)
 
 
 def _make_moments(engine: deepspeed.DeepSpeedEngine, num_updates: int) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from museg_ray.algo.loss import LossTokens, grpo_loss
-from museg_ray.config.learning import LearnerConfig
 from museg_ray.config.schema import Config, PhaseConfig
 from museg_ray.errors import LearnerError
 from museg_ray.learner.batch import Batcher, MicroBatch
@@ -26,7 +25,7 @@ from museg_ray.learner.deepspeed_engine import (
 )
 from museg_ray.learner.process_group import join_process_group
 from museg_ray.learner.rank import Rank
-from museg_ray.learner.schedule import run_learning_rate_factor, schedule_spans
+from museg_ray.learner.schedule import learning_rate_factor, schedule_spans
 from museg_ray.learner.tally import Tally
 from museg_ray.learner.weights import copy_weights, policy_weights
 from museg_ray.metrics import names
@@ -144,7 +143,8 @@ class Learner:
         """
         self._version = version
         learner = self._config.learner
-        frozen = _frozen_parts(learner)
+        trained = {Part.LANGUAGE: True, Part.TOWER: learner.train_vision, Part.MERGER: learner.train_merger}
+        frozen = {part for part in Part if not trained[part]}
         weights = dict(policy_weights(self._engine, learner, self._rank.index == 0, frozen))
         return weights_to_blob(weights.items(), frozen) if self._rank.index == 0 else None
 
@@ -158,10 +158,6 @@ class Learner:
         """A copy of this rank's share of all that training has changed, for a checkpoint."""
         reference = self._reference if self._has_reference_of_its_own else None
         return Snapshot.take(self._engine, reference, self._rank, self._num_skipped)
-
-    def close(self) -> None:
-        """Let go of DeepSpeed's hooks and buffers."""
-        self._engine.destroy()
 
     def _start_policy(self, state: LearnerState | None) -> PolicyModel:
         learner = self._config.learner
@@ -205,7 +201,7 @@ class Learner:
         """Of the language model's weights; the other rates have the same factor."""
         train, learner = self._config.train, self._config.learner
         spans = schedule_spans(train.phases)
-        factor = run_learning_rate_factor(step - 1, spans, learner.warmup_steps, learner.schedule)
+        factor = learning_rate_factor(step - 1, spans, learner.warmup_steps, learner.schedule)
         set_learning_rate(self._engine, factor)
         return learner.learning_rate * factor
 
@@ -267,19 +263,10 @@ class Learner:
         """
         norm = apply_gradients(self._engine, self._config.learner.max_grad_norm)
         torch.distributed.all_reduce(loss)
-        if norm is not None:
-            self._num_skipped = 0
-            tally.add_update(loss.item(), norm)
-            return
-        self._num_skipped += 1
-        tally.add_skipped()
+        tally.add_update(loss.item(), norm)
+        self._num_skipped = 0 if norm is not None else self._num_skipped + 1
         if self._num_skipped == MAX_SKIPPED_UPDATES:
             raise LearnerError(
                 f"Loss or gradient of the last {MAX_SKIPPED_UPDATES} updates, up to step {step}, was not finite: the "
                 "model diverged. Lower learner.learning_rate, or set model.dtype to float32."
             )
-
-
-def _frozen_parts(learner: LearnerConfig) -> set[Part]:
-    frozen = {Part.TOWER: not learner.train_vision, Part.MERGER: not learner.train_merger}
-    return {part for part, is_frozen in frozen.items() if is_frozen}

@@ -43,11 +43,7 @@ def join_process_group(rank: Rank, timeout_s: float) -> None:
     os.environ["LOCAL_RANK"] = "0"  # DeepSpeed insists; Ray shows the process its own GPUs only
     backend = "nccl" if learner_device().type == "cuda" else "gloo"
     dist.init_process_group(
-        backend,
-        store=_store_of(rank),
-        rank=rank.index,
-        world_size=rank.count,
-        timeout=timedelta(seconds=timeout_s),
+        backend, store=_store_of(rank), rank=rank.index, world_size=rank.count, timeout=timedelta(seconds=timeout_s)
     )
 
 

@@ -23,22 +23,16 @@ def schedule_spans(phases: Sequence[PhaseConfig]) -> list[Span]:
     return spans
 
 
-def run_learning_rate_factor(step: int, spans: Sequence[Span], warmup_steps: int, schedule: str) -> float:
-    """Factor on the configured learning rate at the global `step` (from 0): warm-up and decay of the step's span.
-
-    Steps after the run belong to the last span.
-    """
-    first_step, num_steps = next(span for span in reversed(spans) if span[0] <= step)
-    return learning_rate_factor(step - first_step, num_steps, warmup_steps, schedule)
-
-
-def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, schedule: str) -> float:
-    """Factor on the configured learning rate at `step` (from 0) of a schedule over `total_steps`.
+def learning_rate_factor(step: int, spans: Sequence[Span], warmup_steps: int, schedule: str) -> float:
+    """Factor on the configured learning rate at the global `step` (from 0): warm-up and decay of the step's span. Steps
+    after the run belong to the last span.
 
     Warm-up rises to 1 over the first `warmup_steps` steps, its first step already above 0: an update at rate 0 would
-    spend a step's rollouts on nothing. Then `constant` stays at 1, and `linear` falls so that it would reach 0 at
-    step `total_steps`, the first one after the schedule.
+    spend a step's rollouts on nothing. Then `constant` stays at 1, and `linear` falls so that it would reach 0 at the
+    first step after the span.
     """
+    first_step, total_steps = next(span for span in reversed(spans) if span[0] <= step)
+    step -= first_step
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     if schedule == "constant":

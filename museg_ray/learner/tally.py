@@ -47,18 +47,17 @@ class Tally:
         if len(sizes):
             self._gap_max = torch.maximum(self._gap_max, sizes.max())
 
-    def add_update(self, update_loss: float, norm: float) -> None:
-        """An update that was made, with the loss and the gradient norm of all ranks."""
-        self._losses.append(update_loss)
-        self._norms.append(norm)
-
-    def add_skipped(self) -> None:
-        self._num_skipped += 1
+    def add_update(self, update_loss: float, norm: float | None) -> None:
+        """An update with the loss and the gradient norm of all ranks; None: it was left out."""
+        if norm is None:
+            self._num_skipped += 1
+        else:
+            self._losses.append(update_loss)
+            self._norms.append(norm)
 
     def parity(self) -> dict[str, float]:
         """The `parity/*` metrics over all ranks: infinite where a gap is not finite."""
-        sums = self._reduced()
-        gap_max = self._reduced_gap_max()
+        sums, gap_max = self._reduced()
         if sums[_GAPS_LOST]:
             return {names.PARITY_GAP_MEAN: math.inf, names.PARITY_GAP_MAX: math.inf}
         return _parity(sums, gap_max)
@@ -66,8 +65,8 @@ class Tally:
     def metrics(self) -> dict[str, float]:
         """The `learner/*` and `parity/*` metrics over all ranks; those of losses only where an update was made, and
         gaps over the tokens that have a finite one: the others leave their update out, and are counted by that."""
-        sums = self._reduced()
-        metrics = _parity(sums, self._reduced_gap_max())
+        sums, gap_max = self._reduced()
+        metrics = _parity(sums, gap_max)
         metrics[names.LEARNER_SKIPPED] = float(self._num_skipped)
         metrics[names.LEARNER_UPDATES] = float(len(self._losses))
         metrics[names.LEARNER_SEQUENCES] = sums[_SEQUENCES]
@@ -89,15 +88,12 @@ class Tally:
             shown |= {names.LEARNER_CORRECTION: loss.CORRECTION, names.LEARNER_CORRECTED_SHARE: loss.CORRECTED}
         return shown
 
-    def _reduced(self) -> dict[str, float]:
-        vector = torch.stack(list(self._sums.values()))
+    def _reduced(self) -> tuple[dict[str, float], float]:
+        """The sums, and the largest gap, of all ranks."""
+        vector, largest = torch.stack(list(self._sums.values())), self._gap_max.clone()
         dist.all_reduce(vector)
-        return dict(zip(self._sums, vector.tolist(), strict=True))
-
-    def _reduced_gap_max(self) -> float:
-        largest = self._gap_max.clone()
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-        return largest.item()
+        return dict(zip(self._sums, vector.tolist(), strict=True)), largest.item()
 
 
 def _parity(sums: dict[str, float], gap_max: float) -> dict[str, float]:

@@ -54,5 +54,4 @@ def copy_weights(weights: Iterable[tuple[str, torch.Tensor]], target: nn.Module)
 def _model(policy: nn.Module) -> nn.Module:
     inner = policy.module if isinstance(policy, deepspeed.DeepSpeedEngine) else policy
     assert isinstance(inner, PolicyModel)
-    model: nn.Module = inner.model
-    return model
+    return inner.model

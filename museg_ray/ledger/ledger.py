@@ -4,7 +4,7 @@ import json
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
@@ -57,7 +57,7 @@ class LedgerRow:
     """Weights that its group was begun with; None when there was no group."""
 
 
-class Ledger:
+class Ledger(AppendLog):
     """Every issue from its draw to its end. In memory are the open ones alone: the millionth costs what the first did.
 
     Invariant: an issue ends exactly once. Twice would count a group's gradient twice, never would lose a query
@@ -69,7 +69,7 @@ class Ledger:
         Raises:
             ResourceError: the file cannot be read or written.
         """
-        self._log = AppendLog(path)
+        super().__init__(path)
         self._issues: _Issues | None = None
 
     @property
@@ -91,9 +91,10 @@ class Ledger:
         known, opened, rows = self._read(), dict[int, OpenIssue](), list[Row]()
         for next_id, issue in enumerate(issues, start=known.num):
             assert issue.issue_id == next_id, f"issue {issue.issue_id} came where {next_id} was next"
-            rows.append(_issued_row(issue))
-            opened[next_id] = _opened(rows[-1])
-        self._log.append(rows)
+            query = issue.query
+            opened[next_id] = OpenIssue(next_id, query.query_id, query.video, issue.phase, issue.step)
+            rows.append({"event": ISSUED, **asdict(opened[next_id]), "seed": issue.seed, "unix_s": time.time()})
+        self.append(rows)
         known.open |= opened
         known.num += len(opened)
 
@@ -113,19 +114,8 @@ class Ledger:
         assert issue_id in known.open, f"issue {issue_id} was never issued, or has ended already"
         assert reason or outcome is Outcome.TRAINED, f"issue {issue_id} {outcome} without a reason"
         row = {"event": outcome.value, "issue_id": issue_id, "reason": reason, "weight_version": weight_version}
-        self._log.append([row | {"unix_s": time.time()}])
+        self.append([row | {"unix_s": time.time()}])
         del known.open[issue_id]
-
-    def mark(self) -> Watermark:
-        """How far it went; all of it is on the disk when this returns."""
-        return self._log.mark()
-
-    def check(self, mark: Watermark) -> None:
-        """
-        Raises:
-            CheckpointError: the file does not hold what it held at `mark`.
-        """
-        self._log.check(mark)
 
     def rewind(self, mark: Watermark) -> None:
         """Drop what came after `mark`: what has ended since is open again.
@@ -133,11 +123,8 @@ class Ledger:
         Raises:
             CheckpointError: as `check`.
         """
-        self._log.rewind(mark)
+        super().rewind(mark)
         self._issues = None
-
-    def close(self) -> None:
-        self._log.close()
 
     def _read(self) -> "_Issues":
         """Once it is asked for: a run that goes on takes the file back first, and what a failing machine left behind
@@ -147,7 +134,7 @@ class Ledger:
             CheckpointError: a line is damaged.
         """
         if self._issues is None:
-            self._issues = _read_issues(self._log)
+            self._issues = _read_issues(self)
         return self._issues
 
 
@@ -206,19 +193,6 @@ def _end(issue: LedgerRow, row: Row) -> None:
         raise ValueError(f"issue {issue.issue_id} has ended already")
     issue.outcome, issue.reason, issue.weight_version = Outcome(row["event"]), row["reason"], row["weight_version"]
     issue.ended_unix_s = row["unix_s"]
-
-
-def _issued_row(issue: Issue) -> Row:
-    return {
-        "event": ISSUED,
-        "issue_id": issue.issue_id,
-        "query_id": issue.query.query_id,
-        "video": issue.query.video,
-        "phase": issue.phase,
-        "step": issue.step,
-        "seed": issue.seed,
-        "unix_s": time.time(),
-    }
 
 
 def _opened(row: Row) -> OpenIssue:

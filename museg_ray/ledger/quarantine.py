@@ -11,26 +11,14 @@ from museg_ray.files import whole_file
 from museg_ray.types import Group, Issue, Unscored
 
 
-class Quarantine:
+class Quarantine(AppendLog):
     """Keeps every unscored response with its text and reasons, and every query without a group with its fault. Rows
     come with their step, before its update, or when the run fails: a run that ends over them leaves them behind."""
-
-    def __init__(self, path: Path) -> None:
-        """
-        Raises:
-            ResourceError: the file cannot be read or written.
-        """
-        self.log = AppendLog(path)
-
-    @property
-    def path(self) -> Path:
-        """The file is there once something is in it."""
-        return self.log.path
 
     def add(self, group: Group) -> None:
         """Append the group's unscored responses."""
         about = {"step": group.issue.step, "query_id": group.query.query_id, "issue_id": group.issue.issue_id}
-        self.log.append(
+        self.append(
             {
                 **about,
                 "response_index": index,
@@ -46,7 +34,7 @@ class Quarantine:
         """Append a query that got no responses."""
         query = issue.query
         about = {"step": issue.step, "query_id": query.query_id, "issue_id": issue.issue_id, "video": query.video}
-        self.log.append([{**about, "fault": str(error.fault), "reasons": [str(error)]}])
+        self.append([{**about, "fault": str(error.fault), "reasons": [str(error)]}])
 
     def keep_update(self, step: int, groups: Sequence[Group]) -> Path:
         """Write what the learner could not make an update of, one line a group, to `failed_update.jsonl`.

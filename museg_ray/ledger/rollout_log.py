@@ -20,6 +20,12 @@ _SEGMENTS = pa.list_(pa.struct([("start_s", pa.float64()), ("end_s", pa.float64(
 
 _SPANS = pa.list_(pa.struct([("version", pa.int64()), ("num_tokens", pa.int32())]))
 
+_REWARDS = {
+    f"reward_{name.removesuffix('_match')}": name
+    for name in ("total", "matching", "global_match", "local_match", "timestamp", "format")
+}
+"""Column -> field of `RewardParts`."""
+
 ROLLOUT_SCHEMA = pa.schema(
     [
         pa.field("step", pa.int32(), nullable=False),
@@ -32,12 +38,7 @@ ROLLOUT_SCHEMA = pa.schema(
         pa.field("text", pa.string(), nullable=False),
         pa.field("predicted", _SEGMENTS, nullable=False),
         # null where the response could not be scored
-        pa.field("reward_total", pa.float64()),
-        pa.field("reward_matching", pa.float64()),
-        pa.field("reward_global", pa.float64()),
-        pa.field("reward_local", pa.float64()),
-        pa.field("reward_timestamp", pa.float64()),
-        pa.field("reward_format", pa.float64()),
+        *(pa.field(name, pa.float64()) for name in _REWARDS),
         # null where the phase does not weigh them
         *(pa.field(f"reward_{name}", pa.float64()) for name in FURTHER_REWARDS),
         pa.field("advantage", pa.float32()),  # null where the response is in no update
@@ -205,12 +206,7 @@ def _reward_columns(outcome: RewardParts | Unscored) -> dict[str, Any]:
         return {"predicted": []}
     return {
         "predicted": _segment_structs(outcome.predicted),
-        "reward_total": outcome.total,
-        "reward_matching": outcome.matching,
-        "reward_global": outcome.global_match,
-        "reward_local": outcome.local_match,
-        "reward_timestamp": outcome.timestamp,
-        "reward_format": outcome.format,
+        **{column: getattr(outcome, name) for column, name in _REWARDS.items()},
         **{f"reward_{name}": value for name, value in outcome.extras},
     }
 

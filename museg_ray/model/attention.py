@@ -9,8 +9,8 @@ call these functions; `language_model(..., spans=pack.spans)` reaches them as a 
     dense   one call with a mask [L, L]: what the other two must equal.
 """
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -24,9 +24,6 @@ from museg_ray.model.packing import Span
 PREFIX = "museg_"
 """Before the names under which Hugging Face knows these functions."""
 
-AttentionOutput = tuple[torch.Tensor, None]
-"""[1, L, heads, width], and no attention weights."""
-
 
 def use_attention(language_model: Any, name: str) -> None:
     """Make a language model attend by `split`, `flex` or `dense`. The vision tower goes on with its own."""
@@ -34,17 +31,9 @@ def use_attention(language_model: Any, name: str) -> None:
 
 
 def split_attention(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: None,
-    *,
-    scaling: float,
-    spans: Sequence[Span],
-    **_: Any,
-) -> AttentionOutput:
-    """query [1, heads, L, width]; key and value [1, fewer heads, L, width]."""
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, spans: Sequence[Span]
+) -> torch.Tensor:
+    """[1, heads, L, width] from query [1, heads, L, width], key and value [1, fewer heads, L, width]."""
     outputs = []
     for span in spans:
         rows = slice(span.start, span.first_completion)
@@ -52,7 +41,7 @@ def split_attention(
         outputs.append(scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)[0])
         if sum(span.lengths):
             outputs.append(_completions_attention(query[0], key[0], value[0], span, scaling))
-    return torch.cat(outputs, dim=1).transpose(0, 1)[None], None
+    return torch.cat(outputs, dim=1)[None]
 
 
 def _completions_attention(
@@ -91,37 +80,22 @@ def _padding(span: Span, device: torch.device) -> tuple[torch.Tensor, torch.Tens
 
 
 def dense_attention(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: None,
-    *,
-    scaling: float,
-    spans: Sequence[Span],
-    **_: Any,
-) -> AttentionOutput:
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, spans: Sequence[Span]
+) -> torch.Tensor:
     """As `split_attention`."""
     mask = visibility(spans, query.device)
-    output = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
-    return output.transpose(1, 2), None
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
 
 
 def flex(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: None,
-    *,
-    scaling: float,
-    spans: Sequence[Span],
-    **_: Any,
-) -> AttentionOutput:
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, spans: Sequence[Span]
+) -> torch.Tensor:
     """As `split_attention`."""
     mask = _block_mask(tuple(spans), query.device)
-    output = _flex_kernel(query.is_cuda)(query, key, value, block_mask=mask, scale=scaling, enable_gqa=True)
-    return output.transpose(1, 2), None
+    output: torch.Tensor = _flex_kernel(query.is_cuda)(
+        query, key, value, block_mask=mask, scale=scaling, enable_gqa=True
+    )
+    return output
 
 
 @cache
@@ -149,24 +123,27 @@ def visibility(spans: Sequence[Span], device: torch.device) -> torch.Tensor:
     return is_visible & (span[None] == span[:, None]) & torch.ones_like(is_visible).tril()
 
 
-_last_mask: tuple[object, BlockMask] | None = None
-
-
+@lru_cache(maxsize=1)
 def _block_mask(spans: tuple[Span, ...], device: torch.device) -> BlockMask:
     """FlexAttention's form of `visibility`. All layers of a pass ask for the same one, so the last one is kept."""
-    global _last_mask
-    key = (spans, device)
-    if _last_mask is None or _last_mask[0] != key:
-        span, completion = _owners(spans, device)
+    span, completion = _owners(spans, device)
 
-        def sees(batch: Any, head: Any, row: Any, column: Any) -> torch.Tensor:
-            is_own = (completion[column] == -1) | (completion[column] == completion[row])
-            return (row >= column) & (span[row] == span[column]) & is_own
+    def sees(batch: Any, head: Any, row: Any, column: Any) -> torch.Tensor:
+        is_own = (completion[column] == -1) | (completion[column] == completion[row])
+        return (row >= column) & (span[row] == span[column]) & is_own
 
-        _last_mask = key, create_block_mask(sees, None, None, len(span), len(span), device=device)
-    return _last_mask[1]
+    return create_block_mask(sees, None, None, len(span), len(span), device=device)
+
+
+def _for_layers(attend: Callable[..., torch.Tensor]) -> Callable[..., tuple[torch.Tensor, None]]:
+    """As Hugging Face's layers call it: [1, L, heads, width], and no attention weights."""
+
+    def called(module: Any, query: Any, key: Any, value: Any, mask: None, **given: Any) -> tuple[torch.Tensor, None]:
+        return attend(query, key, value, given["scaling"], given["spans"]).transpose(1, 2), None
+
+    return called
 
 
 for _name, _function in (("split", split_attention), ("flex", flex), ("dense", dense_attention)):
     # Under a name that Hugging Face knows no mask for it makes none: the spans say all.
-    AttentionInterface.register(PREFIX + _name, _function)
+    AttentionInterface.register(PREFIX + _name, _for_layers(_function))

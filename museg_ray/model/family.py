@@ -4,7 +4,7 @@ A family is a set of functions without state. They call the model's own submodul
 looks for video placeholders in the completions too.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -31,20 +31,18 @@ class VideoFeatures:
 class Family(Protocol):
     """One family of vision-language models. `model` is its `...ForConditionalGeneration`."""
 
-    model_type: str
-    """As config.json names it."""
-
     def tower(self, model: PreTrainedModel, patches: torch.Tensor, grids: Grids) -> TowerStates:
         """The vision tower up to its mergers. `patches` [patches, C] from `patchify`, videos one after another."""
-        ...
 
     def merge(self, model: PreTrainedModel, states: TowerStates, grids: Grids) -> VideoFeatures:
         """The mergers, on what `tower` gave for the same grids."""
-        ...
 
     def features(self, model: PreTrainedModel, patches: torch.Tensor, grids: Grids) -> VideoFeatures:
         """Tower and mergers in one, with gradients through both."""
-        ...
+
+    def mergers(self, model: PreTrainedModel) -> Sequence[nn.Module]:
+        """The modules between tower and language model, in the order in which the tower calls them; all else under
+        `model.model.visual` is the tower."""
 
     def language(
         self,
@@ -66,11 +64,21 @@ class Family(Protocol):
         Returns:
             [L, hidden] after the last norm.
         """
-        ...
+        return model.model.language_model(
+            inputs_embeds=embeddings[None],
+            position_ids=position_ids[:, None],
+            use_cache=False,
+            **self._deepstack(len(embeddings), video_rows, features),
+            **attention,
+        ).last_hidden_state[0]
 
-    def mergers(self, model: PreTrainedModel) -> Iterator[nn.Module]:
-        """The modules between tower and language model; all else under `model.model.visual` is the tower."""
-        ...
+    def _deepstack(self, length: int, video_rows: torch.Tensor, features: VideoFeatures) -> dict[str, Any]:
+        """What a language model of this family takes besides, for a sequence of `length`."""
+        return {}
+
+    def _visual(self, model: PreTrainedModel, patches: torch.Tensor, grids: Grids) -> Any:
+        visual = model.model.visual
+        return visual(patches.to(visual.dtype), grid_thw=grids.to(patches.device))
 
 
 def family_of(model_type: str) -> Family:
@@ -82,5 +90,5 @@ def family_of(model_type: str) -> Family:
     from museg_ray.model.qwen2_5_vl import Qwen25VL
     from museg_ray.model.qwen3_vl import Qwen3VL
 
-    families: tuple[Family, ...] = (Qwen25VL(), Qwen3VL())
-    return {family.model_type: family for family in families}[model_type]
+    families: dict[str, type[Family]] = {"qwen2_5_vl": Qwen25VL, "qwen3_vl": Qwen3VL}
+    return families[model_type]()

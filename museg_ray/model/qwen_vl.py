@@ -13,12 +13,11 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Qwen2_5_VLForConditionalGeneration,
     Qwen2VLVideoProcessor,
-    Qwen3VLForConditionalGeneration,
     Qwen3VLVideoProcessor,
 )
 
@@ -38,13 +37,12 @@ FORBIDDEN_LOGIT_BIAS = -100.0
 vLLM's `logit_bias` accepts; the learner adds the same and not minus infinity, so that both distributions are equal
 and the log-prob of a forbidden token stays finite."""
 
-_MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
-    "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
-    "qwen3_vl": Qwen3VLForConditionalGeneration,
-}
 _VIDEO_PROCESSORS = {"qwen2_5_vl": Qwen2VLVideoProcessor, "qwen3_vl": Qwen3VLVideoProcessor}
-_TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-_PROCESSOR_FILES = (("processor_config.json",), ("preprocessor_config.json",))
+_NEEDED_FILES: dict[str, list[tuple[str, ...]]] = {
+    "tokenizer": [("tokenizer.json",), ("vocab.json", "merges.txt")],
+    "processor": [("processor_config.json",), ("preprocessor_config.json",)],
+}
+"""Of a model folder: all of one of these."""
 _COMPANION_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -120,8 +118,12 @@ def resolve_model_path(path: str) -> Path:
         raise ModelError(f"model folder {folder} does not exist; {advice}.")
     _check_config(folder)
     _check_weights(folder)
-    _check_one_of(folder, _TOKENIZER_FILES, "tokenizer")
-    _check_one_of(folder, _PROCESSOR_FILES, "processor")
+    for what, alternatives in _NEEDED_FILES.items():
+        if not any(all((folder / name).is_file() for name in names) for names in alternatives):
+            wanted = " or ".join(" with ".join(names) for names in alternatives)
+            raise ModelError(
+                f"model folder {folder} has no {what} ({wanted}); copy the {what} files of the model there."
+            )
     return folder
 
 
@@ -137,8 +139,8 @@ def _check_config(folder: Path) -> None:
     if not file.is_file():
         raise ModelError(f"model folder {folder} has no config.json; is it a Hugging Face model folder?")
     model_type = _read_field(file, "model_type")
-    if model_type not in _MODEL_CLASSES:
-        accepted = " or ".join(map(repr, _MODEL_CLASSES))
+    if model_type not in _VIDEO_PROCESSORS:
+        accepted = " or ".join(map(repr, _VIDEO_PROCESSORS))
         raise ModelError(f"{file} says model_type {model_type!r}; museg_ray trains {accepted} (Qwen2.5-VL, Qwen3-VL).")
 
 
@@ -156,25 +158,15 @@ def _check_weights(folder: Path) -> None:
         raise ModelError(f"model folder {folder} has no weights (*.safetensors); download or export them there.")
 
 
-def _check_one_of(folder: Path, alternatives: tuple[tuple[str, ...], ...], what: str) -> None:
-    if not any(all((folder / name).is_file() for name in names) for names in alternatives):
-        wanted = " or ".join(" with ".join(names) for names in alternatives)
-        raise ModelError(f"model folder {folder} has no {what} ({wanted}); copy the {what} files of the model there.")
-
-
-def load_policy(path: Path, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
+def load_policy(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The model with its weights in `dtype`, in evaluation mode.
-
-    Args:
-        attention: transformers' `attn_implementation`, by name, for tower and language model.
 
     Raises:
         ModelError: the weights cannot be read or are not all there (transformers only warns, and trains noise).
     """
-    model_class = _MODEL_CLASSES[AutoConfig.from_pretrained(path).model_type]
     try:
-        model, report = model_class.from_pretrained(
-            path, dtype=dtype, attn_implementation=attention, output_loading_info=True
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(
@@ -287,10 +279,7 @@ def forbidden_token_ids(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> 
 
 
 def save_policy(
-    model: PreTrainedModel,
-    source_dir: Path,
-    out_dir: Path,
-    weights: Mapping[str, torch.Tensor] | None = None,
+    model: PreTrainedModel, source_dir: Path, out_dir: Path, weights: Mapping[str, torch.Tensor] | None = None
 ) -> None:
     """Write a Hugging Face folder that stock transformers and stock vLLM load. `out_dir` is replaced as a whole: a
     crash leaves the old folder or the new one, never a mixture.

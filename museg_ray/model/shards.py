@@ -87,5 +87,4 @@ class Shards:
         return tuple(self._files[f"{kind}/{name}"].get_slice(f"{kind}/{name}").get_shape())
 
     def tensor(self, kind: str, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._files[f"{kind}/{name}"].get_tensor(f"{kind}/{name}")
-        return tensor
+        return self._files[f"{kind}/{name}"].get_tensor(f"{kind}/{name}")

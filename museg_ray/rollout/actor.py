@@ -13,9 +13,8 @@ from museg_ray.config.schema import Config
 from museg_ray.errors import RolloutError, WeightsLostError, WeightSyncError
 from museg_ray.fleet.deadlines import Deadline, within
 from museg_ray.fleet.errors import MemberLost, result_of
-from museg_ray.fleet.nodes import leaving_nodes
 from museg_ray.fleet.places import Place
-from museg_ray.fleet.worker import ActorWorker
+from museg_ray.fleet.worker import ActorWorker, leaving_nodes
 from museg_ray.rollout.engine import RolloutEngine, Sampling
 from museg_ray.rollout.vllm_setup import engine_environment
 from museg_ray.types import ByteArray, Group, Issue
@@ -116,8 +115,7 @@ class RolloutWorker(ActorWorker):
         return await result_of(self._actor.ping.remote()) in leaving_nodes()
 
     async def generate(self, issue: Issue, prompt_ids: Sequence[int], clip: ClipHandle, sampling: Sampling) -> Group:
-        group: Group = await result_of(self._actor.generate.remote(issue, prompt_ids, clip, sampling))
-        return group
+        return await result_of(self._actor.generate.remote(issue, prompt_ids, clip, sampling))
 
     async def update_weights(self, version: int, weights: Any) -> int:
         """
@@ -127,8 +125,7 @@ class RolloutWorker(ActorWorker):
             MemberLost: the actor died.
         """
         try:
-            confirmed: int = await result_of(self._actor.update_weights.remote(version, weights))
-            return confirmed
+            return await result_of(self._actor.update_weights.remote(version, weights))
         except RayTaskError as error:
             if isinstance(error.cause, ObjectLostError):
                 raise WeightsLostError(f"weights {version} are gone with the process that held them") from None

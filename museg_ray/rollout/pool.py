@@ -2,20 +2,14 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from museg_ray.config.schema import Config
-from museg_ray.errors import (
-    MusegError,
-    PoisonQueryError,
-    RolloutError,
-    WeightsLostError,
-    WeightSyncError,
-)
+from museg_ray.errors import MusegError, PoisonQueryError, RolloutError, WeightsLostError, WeightSyncError
 from museg_ray.events import EventKind, EventSink
 from museg_ray.fleet.crew import Crew
 from museg_ray.fleet.deadlines import deadlines
@@ -87,7 +81,8 @@ class RolloutPool:
         self._config, self._events = config, events
         self._newest: _Weights | None = None
         self._published = asyncio.Event()
-        self._num_inside = 0
+        self.num_waiting = 0
+        """Issues that are being sampled or wait for it."""
         self._last: _Request | None = None  # sampled: what joiners are compared on
         make_worker = make or (lambda: RolloutWorker(model_dir, config, places.take("rollout") if places else ANYWHERE))
         room = config.rollout.max_num_seqs
@@ -95,11 +90,6 @@ class RolloutPool:
             "rollout", make_worker, config.fleet, deadlines(config), events, room, self._prepare
         )
         self._crew.resize(config.rollout.num_actors)
-
-    @property
-    def num_waiting(self) -> int:
-        """Issues that are being sampled or wait for it."""
-        return self._num_inside
 
     @property
     def version(self) -> int:
@@ -136,11 +126,11 @@ class RolloutPool:
             RolloutError: vLLM refused it.
             MusegError: all actors have failed.
         """
-        self._num_inside += 1
+        self.num_waiting += 1
         try:
             return await self._sample(_Request(issue, prompt_ids, clip, sampling))
         finally:
-            self._num_inside -= 1
+            self.num_waiting -= 1
 
     async def _sample(self, request: _Request) -> Group:
         issue, sampling, deaths = request.issue, request.sampling, list[str]()
@@ -148,7 +138,7 @@ class RolloutPool:
             alone = len(deaths) >= MAX_DEATHS
             async with self._crew.lease(issue.issue_id, sampling.group_size, alone) as member:
                 try:
-                    group = await self._sample_on(member, request)
+                    group = await self._generate(member, f"sampling issue {issue.issue_id}", request)
                     self._last = request
                     return group
                 except MemberLost as error:
@@ -191,14 +181,22 @@ class RolloutPool:
         """End the engines, then their actors; running groups fail."""
         await self._crew.close()
 
-    async def _sample_on(self, member: Member[EngineWorker], request: _Request) -> Group:
+    async def _generate(self, member: Member[EngineWorker], what: str, request: _Request) -> Group:
         """
         Raises:
             MemberLost: it died, or is stuck.
         """
-        issue = request.issue
-        call = member.worker.generate(issue, request.prompt_ids, request.clip, request.sampling)
-        return await member.run(f"sampling issue {issue.issue_id}", call, self._crew.deadlines["generate"])
+        call = member.worker.generate(request.issue, request.prompt_ids, request.clip, request.sampling)
+        return await member.run(what, call, self._crew.deadlines["generate"])
+
+    async def _load(self, member: Member[EngineWorker], weights: _Weights) -> int:
+        """The version that it has then.
+
+        Raises:
+            MemberLost: it died, or is stuck.
+        """
+        call = member.worker.update_weights(weights.version, weights.content)
+        return await member.run(f"loading weights {weights.version}", call, self._crew.deadlines["update_weights"])
 
     def _check_poison(self, issue: Issue, member: Member[EngineWorker], deaths: Sequence[str]) -> None:
         """Twice, and the last time with nothing else aboard: then it was this one.
@@ -214,11 +212,8 @@ class RolloutPool:
 
     async def _push(self, member: Member[EngineWorker], weights: _Weights) -> WeightSyncError | None:
         """Why its engine cannot have them; a member that dies of it is lost. It is held, and let go at the end."""
-        call = member.worker.update_weights(weights.version, weights.content)
         try:
-            confirmed = await member.run(
-                f"loading weights {weights.version}", call, self._crew.deadlines["update_weights"]
-            )
+            confirmed = await self._load(member, weights)
         except MemberLost as error:
             self._crew.lose(member, str(error), by_jobs=False)
         except WeightSyncError as error:
@@ -241,13 +236,11 @@ class RolloutPool:
             WeightSyncError, RolloutError: it cannot load them, or computes something else.
             MemberLost: it died, or is stuck.
         """
-        limit = self._crew.deadlines["update_weights"]
         while True:
             newest, published = self._newest, self._published
             try:
                 if newest is not None:
-                    call = member.worker.update_weights(newest.version, newest.content)
-                    await member.run(f"loading weights {newest.version}", call, limit)
+                    await self._load(member, newest)
                 compared = await self._compare(member, newest)
             except WeightsLostError as error:  # with a learner that is being replaced: it will publish others
                 await self._wait_for_others(published, error)
@@ -297,9 +290,9 @@ class RolloutPool:
         once elsewhere."""
         # Another first token than a training prompt's: what the engine caches of this one must meet no other.
         prompt_ids, greedy = [request.prompt_ids[1], *request.prompt_ids[1:]], Sampling(1, 0.0, PROBE_TOKENS)
-        call = member.worker.generate(request.issue, prompt_ids, request.clip, greedy)
+        probe = replace(request, prompt_ids=prompt_ids, sampling=greedy)
         try:
-            return await member.run("being compared", call, self._crew.deadlines["generate"])
+            return await self._generate(member, "being compared", probe)
         except (MemberLost, MusegError):
             return None
         except Exception:

@@ -61,8 +61,7 @@ def start_vllm(model_dir: Path, model: ModelConfig, rollout: RolloutConfig, **ot
     from vllm.v1.engine.async_llm import AsyncLLM
 
     name_semaphores()
-    device_args = _gpu_args(rollout) if rollout.num_gpus else _cpu_args(rollout)
-    args = AsyncEngineArgs(**_common_args(model_dir, model, rollout) | device_args | other_args)
+    args = AsyncEngineArgs(**_common_args(model_dir, model, rollout) | _device_args(rollout) | other_args)
     return AsyncLLM.from_engine_args(args)
 
 
@@ -102,14 +101,10 @@ def _common_args(model_dir: Path, model: ModelConfig, rollout: RolloutConfig) ->
     }
 
 
-def _gpu_args(rollout: RolloutConfig) -> dict[str, Any]:
-    return {
-        "gpu_memory_utilization": rollout.gpu_memory_utilization,
-        "tensor_parallel_size": max(1, int(rollout.num_gpus)),
-    }
-
-
-def _cpu_args(rollout: RolloutConfig) -> dict[str, Any]:
+def _device_args(rollout: RolloutConfig) -> dict[str, Any]:
+    if rollout.num_gpus:
+        num_shards = max(1, int(rollout.num_gpus))
+        return {"gpu_memory_utilization": rollout.gpu_memory_utilization, "tensor_parallel_size": num_shards}
     return {
         # An explicit size also spares the warm-up that vLLM would size the cache by.
         "kv_cache_memory_bytes": int(rollout.kv_cache_gib * GIB),

@@ -58,10 +58,10 @@ class Books:
         self.ledger = Ledger(run_dir / "ledger.jsonl")
         self.quarantine = Quarantine(run_dir / "quarantine.jsonl")
         self.events = Events(run_dir / "events.jsonl", self._show_event)
-        self._logs: dict[str, AppendLog | Ledger | RolloutLog] = {
+        self._logs: dict[str, AppendLog | RolloutLog] = {
             "metrics": self._recorder.metrics,
             "alarms": self._recorder.alarms,
-            "quarantine": self.quarantine.log,
+            "quarantine": self.quarantine,
             "ledger": self.ledger,
             "rollouts": self._rollouts,
         }
@@ -152,7 +152,7 @@ class Books:
         Raises:
             ResourceError: disk full and the like.
         """
-        for book in (self._recorder, self.ledger, self.quarantine.log, self.events):
+        for book in (self._recorder, self.ledger, self.quarantine, self.events):
             book.close()
         self._rollouts.flush()
 

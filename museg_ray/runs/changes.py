@@ -55,8 +55,9 @@ def check_changes(was: Config, now: Config, step: int) -> list[str]:
         if key.startswith(FIXED):
             raise _refusal(key, old, new, step)
         changes.append(f"{key} was {old!r} up to step {step} and is {new!r} from there on")
-    if was.evaluation_prompt != now.evaluation_prompt:
-        raise _refusal("evaluation.prompt (the last phase's where it is empty)", *_prompts(was, now), step)
+    prompts = was.evaluation_prompt, now.evaluation_prompt
+    if prompts[0] != prompts[1]:
+        raise _refusal("evaluation.prompt (the last phase's where it is empty)", *prompts, step)
     return changes
 
 
@@ -75,7 +76,8 @@ def _check_phases(was: Config, now: Config, step: int) -> None:
         for key, old, new in _differences(_without_steps(before.phase), _without_steps(after.phase)):
             raise _refusal(f"{PHASES}[{index}].{key}", old, new, step)
         if before.is_first != after.is_first:
-            raise _refusal(f"{PHASES}: phase {before.phase.name!r} at step {before.step}", *_ends(was, now), step)
+            old, new = ([phase.steps for phase in config.train.phases] for config in (was, now))
+            raise _refusal(f"{PHASES}: phase {before.phase.name!r} at step {before.step}", old, new, step)
 
 
 def _check_reference(was: Config, now: Config, step: int) -> None:
@@ -87,15 +89,6 @@ def _check_reference(was: Config, now: Config, step: int) -> None:
 
 def _without_steps(phase: PhaseConfig) -> dict[str, Any]:
     return {key: value for key, value in _flat(asdict(phase)).items() if key != "steps"}
-
-
-def _ends(was: Config, now: Config) -> tuple[list[int], list[int]]:
-    lengths = [[phase.steps for phase in config.train.phases] for config in (was, now)]
-    return lengths[0], lengths[1]
-
-
-def _prompts(was: Config, now: Config) -> tuple[str, str]:
-    return was.evaluation_prompt, now.evaluation_prompt
 
 
 def _refusal(key: str, old: object, new: object, step: int) -> ConfigError:

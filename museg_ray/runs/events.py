@@ -5,7 +5,7 @@ It is never taken back: it tells what happened to the run, also to steps that we
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from museg_ray.append_log import AppendLog, Row
@@ -14,7 +14,7 @@ from museg_ray.events import EventKind
 NUM_RECENT = 50
 
 
-class Events:
+class Events(AppendLog):
     """Appends events; `step` is the one that the run stands at."""
 
     def __init__(self, path: Path, show: Callable[[EventKind, str], None]) -> None:
@@ -26,8 +26,10 @@ class Events:
         Raises:
             ResourceError: the file cannot be read or written.
         """
-        self._log, self._show = AppendLog(path), show
-        self._recent: deque[Row] = deque(maxlen=NUM_RECENT)
+        super().__init__(path)
+        self._show = show
+        self.recent: deque[Row] = deque(maxlen=NUM_RECENT)
+        """The last ones of this process."""
         self.step = 0
 
     def add(self, kind: EventKind, text: str, **fields: object) -> None:
@@ -42,14 +44,6 @@ class Events:
             ResourceError: disk full and the like.
         """
         row = {"unix_s": round(time.time(), 3), "step": self.step, "kind": kind.value, "text": text, **fields}
-        self._recent.append(row)
-        self._log.append([row])
+        self.recent.append(row)
+        self.append([row])
         self._show(kind, text)
-
-    def close(self) -> None:
-        self._log.close()
-
-    @property
-    def recent(self) -> Sequence[Row]:
-        """The last ones of this process."""
-        return tuple(self._recent)

@@ -174,11 +174,9 @@ def _timed_folder(parent: Path) -> Path:
     stamp = time.strftime("run-%Y%m%d-%H%M%S")
     for attempt in range(1, MAX_RUNS_A_SECOND):
         folder = parent / (stamp if attempt == 1 else f"{stamp}-{attempt}")
-        try:
+        with suppress(FileExistsError):
             folder.mkdir(parents=True)  # exclusive: a run that starts in the same second takes the next name
             return folder
-        except FileExistsError:
-            continue
     raise ResourceError(f"{MAX_RUNS_A_SECOND} runs started in {parent} within one second; set run.name.")
 
 

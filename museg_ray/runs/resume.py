@@ -125,9 +125,11 @@ def _opened(folder: Path, run_id: str, config: Config) -> OpenRun:
     remove_partials(folder, run_id)
     if checkpoint is None:
         return OpenRun(folder, run_id, is_used=True, notices=[f"the run in {folder} had made no step: it begins anew"])
-    resumed = _resumed(checkpoint, config)
+    state = checkpoint.read_state()
+    changes = check_changes(load_config(checkpoint.config_path), config, state.step)
     older = [f"going on from step {checkpoint.step}: the newest checkpoint that is whole"] if refusals else []
-    return OpenRun(folder, run_id, resumed, is_used=True, notices=[*refusals, *older, *resumed.changes])
+    resumed = Resumed(checkpoint, state, changes)
+    return OpenRun(folder, run_id, resumed, is_used=True, notices=[*refusals, *older, *changes])
 
 
 def _to_go_on_from(folder: Path, run_id: str) -> tuple[Checkpoint | None, list[str]]:
@@ -166,8 +168,3 @@ def _has_steps(folder: Path) -> bool:
         return True
     is_trained = ledger.is_file() and b'"trained"' in ledger.read_bytes()
     return is_trained or any((folder / ROLLOUTS_DIR).glob("part-*.parquet"))
-
-
-def _resumed(checkpoint: Checkpoint, config: Config) -> Resumed:
-    state = checkpoint.read_state()
-    return Resumed(checkpoint, state, check_changes(load_config(checkpoint.config_path), config, state.step))

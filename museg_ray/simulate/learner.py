@@ -11,25 +11,24 @@ import numpy as np
 from museg_ray.config.schema import PhaseConfig
 from museg_ray.metrics import names
 from museg_ray.simulate.script import Script
-from museg_ray.types import FloatArray, Group
+from museg_ray.types import Group
 
 SHARD = "shard-00000-of-00001.safetensors"
+GAP = 1e-7
+"""Mean log-prob gap that `score` finds."""
 
 
 class FakeLearner:
     """Obeys `LearnerPart`. Its weights are one number, which follows from every group, step, moment and random draw."""
 
-    def __init__(self, script: Script, checkpoint: Path | None = None, gap: float = 1e-7) -> None:
+    def __init__(self, script: Script, checkpoint: Path | None = None) -> None:
         """
         Args:
             script: is asked before everything that it does.
             checkpoint: folder that `begin_checkpoint` was given.
-            gap: mean log-prob gap that `score` finds.
         """
-        self._script, self._gap = script, gap
+        self._script = script
         self._writing: asyncio.Task[None] | None = None
-        self.num_updates = 0
-        """Made by this process, also those that were taken back."""
         self._stand(checkpoint)
 
     def _stand(self, checkpoint: Path | None) -> None:
@@ -54,10 +53,10 @@ class FakeLearner:
         assert groups and {group.clip_key for group in groups} <= clips.keys()
         for group in groups:
             assert len(group.responses) == len(group.rewards) == len(group.advantages) > 1
-        pull = sum(float(group.advantages @ _lengths(group)) for group in groups)
+        lengths = [np.array([len(response.text) for response in group.responses], np.float32) for group in groups]
+        pull = sum(float(group.advantages @ of_group) for group, of_group in zip(groups, lengths, strict=True))
         self.moment = 0.9 * self.moment + pull
         self.weight += (0.01 * self.moment + 0.1 * self.random.random()) / step
-        self.num_updates += 1
         learned = {names.LEARNER_LOSS: self.weight, names.LEARNER_KL: abs(self.weight - self.reference)}
         if any(group.weight_version == self.version and not any(r.spans for r in group.responses) for group in groups):
             learned[names.PARITY_GAP_MEAN] = 1e-7 * abs(self.weight)
@@ -67,7 +66,7 @@ class FakeLearner:
     async def score(self, groups: Sequence[Group], clips: Mapping[str, Any]) -> dict[str, float]:
         await self._script.moment("learner", "score")
         assert {group.clip_key for group in groups} <= clips.keys()
-        return {names.PARITY_GAP_MEAN: self._gap, names.PARITY_GAP_MAX: 10 * self._gap}
+        return {names.PARITY_GAP_MEAN: GAP, names.PARITY_GAP_MAX: 10 * GAP}
 
     async def export_weights(self, version: int) -> float:
         await self._script.moment("learner", "export_weights")
@@ -121,7 +120,3 @@ class FakeLearner:
                 await self._script.moment("learner", "write")
         (folder / "rng-00000.pt").write_text("in the shard")
         (folder / "learner.json").write_text(json.dumps({"format": 1, "num_shards": 1}))
-
-
-def _lengths(group: Group) -> FloatArray:  # [G]
-    return np.array([len(response.text) for response in group.responses], dtype=np.float32)

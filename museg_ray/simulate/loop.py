@@ -2,7 +2,6 @@
 
 import asyncio
 import selectors
-from typing import Any
 
 
 class _Selector(selectors.SelectSelector):
@@ -29,9 +28,3 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._simulated.now_s
-
-
-def run_simulated(work: Any) -> Any:
-    """As `asyncio.run`, in simulated time."""
-    with asyncio.Runner(loop_factory=SimulatedLoop) as runner:
-        return runner.run(work)

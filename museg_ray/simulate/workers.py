@@ -71,7 +71,6 @@ class FakeEngine(_FakeWorker):
         self._on_push = rollout.on_push
         self._weight, self.version = 0.0, 0
         self.num_running = 0
-        self.num_sampled = 0
 
     async def generate(self, issue: Issue, prompt_ids: Sequence[int], clip: ClipHandle, sampling: Sampling) -> Group:
         self.num_running += 1
@@ -83,7 +82,6 @@ class FakeEngine(_FakeWorker):
                     break
         finally:
             self.num_running -= 1
-        self.num_sampled += 1
         # Not the whole path: what is sampled must not depend on the folder that a test happens to get.
         about = (issue.query.query_id, Path(clip.prepared.key).name, weight, version, issue.seed)
         return Group(

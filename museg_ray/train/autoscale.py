@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from museg_ray.config.schema import Config
 from museg_ray.events import EventKind
 from museg_ray.metrics import names
+from museg_ray.rollout.pool import RolloutPool
 from museg_ray.runs.events import Events
-from museg_ray.train.parts import Rollouts
 
 WINDOW_STEPS = 5
 """A decision looks at so many steps, all of them since the one before: a crew that has just changed is given time."""
@@ -19,7 +19,7 @@ are more than it can use. The gap between them keeps the crew from swinging."""
 class Autoscaler:
     """One actor more or fewer at a time, within `rollout.autoscale`."""
 
-    def __init__(self, config: Config, rollouts: Rollouts, events: Events) -> None:
+    def __init__(self, config: Config, rollouts: RolloutPool, events: Events) -> None:
         self._limits, self._rollouts, self._events = config.rollout.autoscale, rollouts, events
         self._steps: deque[tuple[float, float, float]] = deque(maxlen=WINDOW_STEPS)  # waited, lasted, steps ready
 

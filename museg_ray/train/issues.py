@@ -50,9 +50,11 @@ class IssueSource:
             DataError: the states belong to other queries, weights, curriculum or seed.
         """
         self._num_issued = num_issued
-        accept = self._config.run.accept_changed_data
-        _restore(self._samplers, self._beginning[0], reached.sampler_states if reached else {}, accept)
-        _restore(self._refills, self._beginning[1], reached.refill_states if reached else {}, accept)
+        reached_states = (reached.sampler_states, reached.refill_states) if reached else ({}, {})
+        samplers = (self._samplers, self._refills)
+        for of_kind, beginning, states in zip(samplers, self._beginning, reached_states, strict=True):
+            for path, sampler in of_kind.items():  # files that only later phases name have no state yet
+                sampler.restore(states.get(path, beginning[path]), self._config.run.accept_changed_data)
 
     def plans(self, first_step: int) -> Iterator[StepPlan]:
         """The plan of every step from `first_step` on, each drawn when it is asked for."""
@@ -62,10 +64,8 @@ class IssueSource:
         """The next issues, one a query, for a step of a phase."""
         ids = range(self._num_issued, self._num_issued + len(queries))
         self._num_issued = ids.stop
-        return [
-            Issue(issue_id, query, phase, self._seed(issue_id), step)
-            for issue_id, query in zip(ids, queries, strict=True)
-        ]
+        run_seed, numbered = self._config.run.seed, zip(ids, queries, strict=True)
+        return [Issue(id_, query, phase, issue_seed(run_seed, id_), step) for id_, query in numbered]
 
     def refill(self, step: int, phase: str, count: int) -> list[Issue]:
         """Issues of `count` other queries for a step whose own taught nothing."""
@@ -91,25 +91,11 @@ class IssueSource:
                 f"The ledger left query {left.query_id} open, but {path} has no such query: put its row back, or begin "
                 "anew by run.restart=true without run.resume, which moves what is there aside as a whole."
             )
-        return Issue(left.issue_id, query, left.phase, self._seed(left.issue_id), left.step)
-
-    def _seed(self, issue_id: int) -> int:
-        return issue_seed(self._config.run.seed, issue_id)
+        return Issue(left.issue_id, query, left.phase, issue_seed(self._config.run.seed, left.issue_id), left.step)
 
 
 def _states(samplers: Mapping[str, QuerySampler]) -> dict[str, SamplerState]:
     return {path: sampler.state() for path, sampler in samplers.items()}
-
-
-def _restore(
-    samplers: Mapping[str, QuerySampler],
-    beginning: Mapping[str, SamplerState],
-    states: Mapping[str, SamplerState],
-    accept_changed_data: bool,
-) -> None:
-    """Files that only later phases name have no state yet: they stay at their beginning."""
-    for path, sampler in samplers.items():
-        sampler.restore(states.get(path, beginning[path]), accept_changed_data)
 
 
 def issue_seed(run_seed: int, issue_id: int) -> int:

@@ -1,74 +1,37 @@
 """The parts that a run joins: what the driver asks of each, and how they are started on Ray.
 
-Whatever obeys these protocols can be trained with: the actors of a cluster, or the fakes of `simulate`.
+Fakes take the place of the actors behind them: members of crews as in `simulate`, or a learner like `LearnerPart`.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
 from museg_ray.checkpoints.writer import to_the_end
-from museg_ray.config.schema import Config, PhaseConfig, RewardWeights
+from museg_ray.config.schema import Config, PhaseConfig
 from museg_ray.ending import cancelled_by_signal
-from museg_ray.events import EventSink, no_events
-from museg_ray.fleet.control import Control, RayControl
+from museg_ray.errors import LearnerError, LearnerLostError
+from museg_ray.events import EventKind, EventSink, no_events
+from museg_ray.fleet.control import Mailbox, RayControl
 from museg_ray.fleet.deadlines import deadlines
-from museg_ray.fleet.member import CrewStatus
 from museg_ray.fleet.places import Places
 from museg_ray.learner.actor import LearnerHandle
 from museg_ray.model.qwen_vl import load_tokenizer
 from museg_ray.rewards.pool import RewardPool
-from museg_ray.rollout.engine import Sampling
 from museg_ray.rollout.pool import RolloutPool
-from museg_ray.train.losses import learner_ready
 from museg_ray.train.runtime import ray_session
-from museg_ray.types import Group, Issue, RewardParts, Unscored
+from museg_ray.types import Group
 from museg_ray.video.actor import ClipPool
 from museg_ray.video.loader import ClipHandle
 
-
-class CrewPart(Protocol):
-    """A part whose members come and go while the run goes on."""
-
-    async def ready(self) -> None:
-        """Return once the members of the start serve."""
-
-    def resize(self, size: int) -> None:
-        """Have so many members from now on."""
-
-    def status(self) -> CrewStatus: ...
-
-    async def close(self) -> None: ...
-
-
-class Clips(CrewPart, Protocol):
-    num_decoded: int
-
-    def prefetch(self, videos: Iterable[str]) -> None: ...
-
-    async def get(self, video: str, anew: bool = False) -> ClipHandle: ...
-
-
-class Rollouts(CrewPart, Protocol):
-    @property
-    def num_waiting(self) -> int: ...
-
-    async def sample(self, issue: Issue, prompt_ids: Sequence[int], clip: ClipHandle, sampling: Sampling) -> Group: ...
-
-    async def publish(self, version: int, weights: Any) -> None:
-        """Return once every member that serves has these weights."""
-
-
-class Rewards(CrewPart, Protocol):
-    @property
-    def num_waiting(self) -> int: ...
-
-    async def score(self, group: Group, weights: RewardWeights) -> tuple[RewardParts | Unscored, ...]: ...
+MAX_LEARNER_LOSSES = 3
 
 
 class LearnerPart(Protocol):
@@ -85,7 +48,7 @@ class LearnerPart(Protocol):
     async def score(self, groups: Sequence[Group], clips: Mapping[str, ClipHandle]) -> dict[str, float]: ...
 
     async def export_weights(self, version: int) -> Any:
-        """The present weights, as `Rollouts.publish` takes them; they are called `version` from now on."""
+        """The present weights, as `RolloutPool.publish` takes them; they are called `version` from now on."""
 
     async def start_phase(self, phase: PhaseConfig) -> None: ...
 
@@ -106,16 +69,17 @@ class Parts:
     """All of one run. The driver knows them; they know neither it nor one another."""
 
     tokenizer: PreTrainedTokenizerBase
-    clips: Clips
-    rollouts: Rollouts
-    rewards: Rewards
+    clips: ClipPool
+    rollouts: RolloutPool
+    rewards: RewardPool
     learner: LearnerPart
-    control: Control
+    control: RayControl | Mailbox
+    """The mailbox of wishes; itself where the driver has it in its own process."""
     free_resources: Callable[[], Mapping[str, float]]
     """CPUs and GPUs that nobody has reserved."""
 
     @property
-    def crews(self) -> dict[str, CrewPart]:
+    def crews(self) -> "dict[str, ClipPool | RolloutPool | RewardPool]":
         return {"rollout": self.rollouts, "reward": self.rewards, "clips": self.clips}
 
     async def ready(self, checkpoint: Path | None = None, events: EventSink = no_events) -> None:
@@ -138,6 +102,39 @@ class Parts:
 
     async def close(self) -> None:
         await asyncio.gather(*(part.close() for part in (self.clips, self.rewards, self.rollouts, self.learner)))
+
+
+async def learner_ready(learner: LearnerPart, checkpoint: Path | None, events: EventSink) -> None:
+    """Wait until the learner is up; ranks that die meanwhile are started anew.
+
+    Args:
+        learner: made with `checkpoint`.
+        checkpoint: its `learner` folder, or None.
+        events: are told of losses.
+
+    Raises:
+        LearnerError: it died too often.
+        MusegError: it cannot start.
+    """
+    start: Callable[[], Awaitable[None]] = learner.ready
+    for num_losses in itertools.count(1):
+        try:
+            return await start()
+        except LearnerLostError as error:
+            check_learner_losses(num_losses, error)
+            events(EventKind.LOSS, f"the learner is lost while it starts: {error}", role="learner")
+        start = partial(learner.restart, checkpoint)
+
+
+def check_learner_losses(num_losses: int, error: LearnerLostError) -> None:
+    """
+    Raises:
+        LearnerError: it died so often in a row without a step of progress.
+    """
+    if num_losses >= MAX_LEARNER_LOSSES:
+        raise LearnerError(
+            f"The learner was lost {num_losses} times without a step of progress between; the last time: {error}"
+        ) from error
 
 
 StartParts = Callable[[Config, Path, Path, Path | None, EventSink], AbstractAsyncContextManager[Parts]]

@@ -22,8 +22,6 @@ class StepPlan:
     step: int
     """From 1."""
     phase: PhaseConfig
-    is_first: bool
-    """The first of its phase."""
     queries: list[GroundingQuery]
     sampler_states: dict[str, SamplerState]
     """Of all samplers after this step's draw, by annotation file: where a run resumes that has trained it."""
@@ -47,7 +45,7 @@ def plan_steps(config: Config, samplers: Mapping[str, QuerySampler], first_step:
             sampler.start_phase(config.multi_segment_share(phase))
         queries = sampler.draw(config.train.prompts_per_step)
         states = {path: each.state() for path, each in samplers.items()}
-        yield StepPlan(step, phase, is_first, queries, states)
+        yield StepPlan(step, phase, queries, states)
 
 
 def lookahead(plans: Iterator[StepPlan], count: int) -> Iterator[tuple[StepPlan, list[StepPlan]]]:

@@ -159,7 +159,9 @@ class _Session:
 
     async def _train_and_evaluate(self, queries: RunQueries) -> dict[str, object] | None:
         """Everything that needs the parts; returns the summary, or None where the run was stopped before its end."""
-        source, before = IssueSource(self._config, queries.train), self._before(queries)
+        source, before = IssueSource(self._config, queries.train), None
+        if self._resumed:  # it cannot be made again: the model has trained
+            before = read_answers(queries.heldout, self._answers_path("before"))
         checkpoint = self._resumed.checkpoint.learner_dir if self._resumed else None
         books = Books(self._config, self._run_dir, self._display, self._notes, self._opened.run_id)
         books.events.add(EventKind.START, f"a driver starts: pid {os.getpid()} on {socket.gethostname()}")
@@ -177,36 +179,27 @@ class _Session:
                 if before is None:
                     before = await evaluate_on("before", "held-out videos, before", queries.heldout)
                 export = partial(self._export, parts.learner)
-                if not await self._train(queries, source, trainer, checkpointer, books, export):
+                if not await self._train(source, trainer, checkpointer, books, export):
                     return None
                 after = await evaluate_on("after", "held-out videos, after", queries.heldout)
                 others = swap_videos(after.fitted(queries.heldout))
-                swapped = await evaluate_on("swapped", "swapped videos", others, has_own_videos=False)
+                swapped = await evaluate_on("swapped", "swapped videos", others)
         finally:
             books.close()
             remove_leftovers(self._run_dir / CHECKPOINTS_DIR, self._opened.run_id)  # of a checkpoint that was given up
         return self._write_summary(queries, {"before": before, "after": after, "swapped": swapped})
 
-    def _before(self, queries: RunQueries) -> Evaluation | None:
-        """The evaluation before training, where the run is resumed. It cannot be made again: the model has trained."""
-        return read_answers(queries.heldout, self._answers_path("before")) if self._resumed else None
-
     def _answers_path(self, name: str) -> Path:
         return self._run_dir / EVALUATION_DIR / f"{name}.jsonl"
 
     async def _evaluate(
-        self,
-        parts: Parts,
-        trainer: Trainer,
-        name: str,
-        text: str,
-        queries: Sequence[GroundingQuery],
-        has_own_videos: bool = True,
+        self, parts: Parts, trainer: Trainer, name: str, text: str, queries: Sequence[GroundingQuery]
     ) -> Evaluation:
+        """`name`: before, after or swapped (the videos)."""
         prompt, max_tokens = self._config.evaluation_prompt, self._config.evaluation.max_completion_tokens
         with self.stage(f"evaluate_{name}", text):
             evaluation = evaluate(
-                queries, prompt, max_tokens, parts.tokenizer, parts.clips, parts.rollouts, has_own_videos
+                queries, prompt, max_tokens, parts.tokenizer, parts.clips, parts.rollouts, name != "swapped"
             )
             found = await trainer.beside(f"evaluation of {text}", evaluation)
         for error in found.unreadable:
@@ -220,13 +213,7 @@ class _Session:
             save_config(self._config, self._run_dir / MODEL_DIR / MODEL_CONFIG_FILE)
 
     async def _train(
-        self,
-        queries: RunQueries,
-        source: IssueSource,
-        trainer: Trainer,
-        checkpointer: Checkpointer,
-        books: Books,
-        export: Act,
+        self, source: IssueSource, trainer: Trainer, checkpointer: Checkpointer, books: Books, export: Act
     ) -> bool:
         """All steps that are left, the checkpoint of the last one, whole, and the model; False where the run was
         stopped."""

@@ -4,22 +4,17 @@ import logging
 import math
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 import ray
 
 from museg_ray.config.schema import Config
 from museg_ray.errors import ResourceError
 from museg_ray.fleet.local_ray import local_ray, start_told
+from museg_ray.fleet.places import needs
 
 LOCAL_SPARE_CPUS = 64
 """Of a Ray of our own, for members that `museg scale` adds."""
-
-
-def _local(config: Config) -> AbstractContextManager[None]:
-    """Reservations are logical: a machine with fewer cores than the config reserves runs it all the same, slower."""
-    num_cpus = max(os.cpu_count() or 1, math.ceil(config.num_cpus_needed)) + LOCAL_SPARE_CPUS
-    return local_ray(num_cpus)
 
 
 @contextmanager
@@ -40,19 +35,17 @@ def check_capacity(config: Config, cluster: dict[str, float]) -> None:
     Raises:
         ResourceError: with the arithmetic.
     """
-    wants = {"CPU": config.num_cpus_needed, "GPU": config.num_gpus_needed}
-    for kind, wanted in wants.items():
+    counts = {
+        "rollout": f"{config.rollout.num_actors} rollout actors",
+        "learner": f"{config.learner.num_ranks} learner ranks",
+        "reward": f"{config.rewards.num_actors} reward actors",
+        "clips": f"{config.video.num_actors} clip actors",
+    }
+    of_one = needs(config)
+    for kind, wanted in {"CPU": config.num_cpus_needed, "GPU": config.num_gpus_needed}.items():
         there = cluster.get(kind, 0.0)
         if wanted > there + 1e-9:
-            parts = (
-                f"{config.rollout.num_actors} rollout actors x {getattr(config.rollout, f'num_{kind.lower()}s'):g} "
-                f"+ {config.learner.num_ranks} learner ranks x {getattr(config.learner, f'num_{kind.lower()}s'):g}"
-            )
-            if kind == "CPU":
-                parts += (
-                    f" + {config.rewards.num_actors} reward actors x {config.rewards.num_cpus:g}"
-                    f" + {config.video.num_actors} clip actors x {config.video.num_cpus:g}"
-                )
+            parts = " + ".join(f"{n} x {of_one[role][kind]:g}" for role, n in counts.items() if kind in of_one[role])
             raise ResourceError(
                 f"The run reserves {wanted:g} {kind}s ({parts}); the Ray cluster has {there:g}. "
                 "Lower rollout.num_actors or the num_cpus / num_gpus of the parts, or add nodes."
@@ -69,6 +62,8 @@ def ray_session(config: Config) -> Iterator[None]:
     # Ray's own answer to SIGTERM, which it puts in place first of all, exits without a word from wherever it is.
     ray._private.utils.set_sigterm_handler = lambda handler: None
     address = os.environ.get("RAY_ADDRESS")
-    with _cluster(address) if address is not None else _local(config):
+    # Reservations are logical: a machine with fewer cores than the config reserves runs it all the same, slower.
+    num_cpus = max(os.cpu_count() or 1, math.ceil(config.num_cpus_needed)) + LOCAL_SPARE_CPUS
+    with _cluster(address) if address is not None else local_ray(num_cpus):
         check_capacity(config, ray.cluster_resources())
         yield

@@ -3,12 +3,13 @@
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from museg_ray.clock import now_s
 from museg_ray.config.schema import Config
 from museg_ray.events import EventKind
+from museg_ray.rewards.phases import phase_steps
 from museg_ray.runs.books import Books
 from museg_ray.train.parts import Parts
 from museg_ray.train.work import StepWork
@@ -23,13 +24,7 @@ MOST_NAMED = 4
 
 
 def run_status(
-    config: Config,
-    parts: Parts,
-    books: Books,
-    step: int,
-    steps: "StepMaker",
-    works: Sequence[StepWork],
-    doing: str,
+    config: Config, parts: Parts, books: Books, step: int, steps: "StepMaker", works: Sequence[StepWork], doing: str
 ) -> dict[str, Any]:
     """Plain values, ready for JSON.
 
@@ -42,7 +37,7 @@ def run_status(
         works: of the steps that are issued, in their order.
         doing: what is done beside training; empty: nothing.
     """
-    recent = [event for event in books.events.recent if event["kind"] in TOLD]
+    recent, phases = [event for event in books.events.recent if event["kind"] in TOLD], config.train.phases
     return {
         "run": books.run_dir.name,
         "folder": str(books.run_dir),
@@ -50,19 +45,21 @@ def run_status(
         "unix_s": time.time(),
         "step": step,
         "total_steps": config.total_steps,
-        "phase": phase_after(config, step),
+        "phase": next((s.phase for s in phase_steps(phases, step + 1)), phases[-1]).name,
         "weight_version": steps.version,
         "max_staleness": config.train.max_staleness,
         "crews": {role: crew.status().as_dict() for role, crew in parts.crews.items()},
-        "queues": {
-            "rollout": parts.rollouts.num_waiting,
-            "reward": parts.rewards.num_waiting,
-            "learner": sum(work.is_complete.is_set() for work in works),
-        },
+        "queues": queue_sizes(parts, works),
         "waits": doing or _who_waits(works[0] if works else None, steps.is_learning, config.train.max_staleness),
         "alarms": books.raised_alarms,
         "events": recent[-NUM_EVENTS:],
     }
+
+
+def queue_sizes(parts: Parts, works: Iterable[StepWork]) -> dict[str, int]:
+    """Groups that wait at this moment, or are at work: for a rollout, for a score, for their update."""
+    num_ready = sum(work.is_complete.is_set() for work in works)
+    return {"rollout": parts.rollouts.num_waiting, "reward": parts.rewards.num_waiting, "learner": num_ready}
 
 
 def waited_for(parts: Parts) -> str:
@@ -79,16 +76,6 @@ def waited_for(parts: Parts) -> str:
     named = [f"the learner's {parts.learner.doing}", *named] if parts.learner.doing else named
     more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
     return f"waited for {', '.join(named[:MOST_NAMED])}{more}" if named else "nobody is asked for anything"
-
-
-def phase_after(config: Config, step: int) -> str:
-    """Name of the phase of the step after `step`; the last phase's at the end."""
-    last_of_phase = 0
-    for phase in config.train.phases:
-        last_of_phase += phase.steps
-        if step < last_of_phase:
-            return phase.name
-    return config.train.phases[-1].name
 
 
 def _who_waits(first: StepWork | None, is_learning: bool, max_staleness: int) -> str:

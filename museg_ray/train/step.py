@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 
 from museg_ray.checkpoints.state import TrainerState
@@ -66,7 +67,7 @@ class StepMaker:
 
     async def _make(self, step: PhaseStep, work: StepWork, waited_s: float) -> dict[str, float]:
         self.end_untrained(work)
-        self.untold += [failure.error for failure in work.failures]
+        self.untold += [error for _, error in work.failures]
         self.num_empty = 0 if work.made else self.num_empty + 1
         check_empty_steps(self.num_empty, step.step, self.untold)
         if not work.made:
@@ -114,10 +115,8 @@ class StepMaker:
 
     async def _update(self, groups: Sequence[Group], work: StepWork, step: int) -> dict[str, float]:
         learner, clips = self._parts.learner, {made.group.clip_key: made.clip for made in work.in_order}
-        try:
+        with suppress(VideoError):  # one left the store meanwhile, or the machine that has it: prepared once more
             return await learner.update(groups, clips, step)
-        except VideoError:  # one left the store meanwhile, or the machine that has it: prepared once more
-            pass
         try:
             again = await asyncio.gather(*(self._parts.clips.get(group.query.video, anew=True) for group in groups))
             clips = {clip.prepared.key: clip for clip in again}
@@ -136,9 +135,9 @@ class StepMaker:
         if work.is_told:
             return
         work.is_told = True
-        for failure in work.failures:
-            self._books.quarantine.add_query(failure.issue, failure.error)
-            self._books.ledger.end(failure.issue.issue_id, Outcome.FAILED, reason=str(failure.error))
+        for issue, error in work.failures:
+            self._books.quarantine.add_query(issue, error)
+            self._books.ledger.end(issue.issue_id, Outcome.FAILED, reason=str(error))
         for group in work.dropped:
             self._books.quarantine.add(group)
             self._books.ledger.end(group.issue.issue_id, Outcome.FILTERED, EQUAL_REWARDS, group.weight_version)

@@ -1,32 +1,31 @@
 """What a step says about the parts: how long its groups took, how old their tokens are, how long the queues were."""
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 from museg_ray.metrics import names
 from museg_ray.metrics.groups import group_metrics
 from museg_ray.train.work import StepWork
 from museg_ray.types import Group, VersionSpan
 
+QUEUES = {"rollout": names.QUEUE_ROLLOUT, "reward": names.QUEUE_REWARD, "learner": names.QUEUE_LEARNER}
 
-@dataclass(slots=True)
+
 class QueuePeaks:
     """Most groups at once in each queue since they were last taken."""
 
-    rollout: int = 0
-    reward: int = 0
-    learner: int = 0
+    def __init__(self) -> None:
+        self._peaks = dict.fromkeys(QUEUES.values(), 0.0)
 
-    def see(self, rollout: int, reward: int, learner: int) -> None:
-        self.rollout = max(self.rollout, rollout)
-        self.reward = max(self.reward, reward)
-        self.learner = max(self.learner, learner)
+    def see(self, sizes: Mapping[str, int]) -> None:
+        """`sizes`: of `queue_sizes`."""
+        for queue, size in sizes.items():
+            self._peaks[QUEUES[queue]] = max(self._peaks[QUEUES[queue]], float(size))
 
     def take(self) -> dict[str, float]:
         """The `queue/*` metrics; counting starts anew."""
-        peaks = {names.QUEUE_ROLLOUT: self.rollout, names.QUEUE_REWARD: self.reward, names.QUEUE_LEARNER: self.learner}
-        self.rollout = self.reward = self.learner = 0
-        return {name: float(peak) for name, peak in peaks.items()}
+        peaks, self._peaks = self._peaks, dict.fromkeys(QUEUES.values(), 0.0)
+        return peaks
 
 
 def step_metrics(work: StepWork, version: int, queues: dict[str, float]) -> dict[str, float]:

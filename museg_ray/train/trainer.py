@@ -39,12 +39,11 @@ from museg_ray.train.autoscale import Autoscaler
 from museg_ray.train.groups import GroupMaker
 from museg_ray.train.handle import Handle
 from museg_ray.train.issues import IssueSource
-from museg_ray.train.losses import check_learner_losses
-from museg_ray.train.parts import Parts
+from museg_ray.train.parts import Parts, check_learner_losses
 from museg_ray.train.plan import StepPlan, lookahead
 from museg_ray.train.probe import probe_parity
 from museg_ray.train.pumps import Act, Pumps, Result
-from museg_ray.train.status import run_status
+from museg_ray.train.status import queue_sizes, run_status
 from museg_ray.train.step import StepMaker
 from museg_ray.train.work import StepWork
 from museg_ray.types import Issue
@@ -193,8 +192,7 @@ class Trainer:
             if now_s() >= next_ping_s:
                 await self._parts.learner.ping()
                 next_ping_s = now_s() + self._config.fleet.ping_every_s
-            num_ready = sum(work.is_complete.is_set() for work in self._works.values())
-            self._steps.peaks.see(self._parts.rollouts.num_waiting, self._parts.rewards.num_waiting, num_ready)
+            self._steps.peaks.see(queue_sizes(self._parts, self._works.values()))
             await asyncio.sleep(WATCH_EVERY_S)
 
     # issue ------------------------------------------------------------------------------------------------------------
@@ -213,15 +211,16 @@ class Trainer:
     def _begin(self, work: StepWork, issues: Sequence[Issue]) -> None:
         """All of them at once: a checkpoint sees a step's issues or none of them."""
         self._books.ledger.issue(issues)
-        work.begin(issues)
-        for issue in issues:
-            self._pumps.start(self._make(issue, work))
+        self._start(work, issues)
 
     def _begin_again(self, work: StepWork) -> None:
         """A step that was issued before the checkpoint, with the refills that it had then: an issue ends with its step,
         so all of them are open."""
         issues = self._left_open[work.step]
         assert issues, f"step {work.step} was issued, and none of its issues is open"
+        self._start(work, issues)
+
+    def _start(self, work: StepWork, issues: Sequence[Issue]) -> None:
         work.begin(issues)
         for issue in issues:
             self._pumps.start(self._make(issue, work))

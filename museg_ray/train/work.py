@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from museg_ray.clock import now_s
 from museg_ray.errors import QueryError
@@ -10,14 +9,6 @@ from museg_ray.train.groups import Made
 from museg_ray.types import Group, Issue
 
 EQUAL_REWARDS = "its responses all earned the same: nothing to learn from"
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """An issue without a group, and why."""
-
-    issue: Issue
-    error: QueryError
 
 
 class StepWork:
@@ -32,7 +23,8 @@ class StepWork:
         """By id of the issue: what the step trains on, or cannot compare."""
         self.dropped: list[Group] = []
         """Sampled, and left out because they teach nothing."""
-        self.failures: list[Failure] = []
+        self.failures: list[tuple[Issue, QueryError]] = []
+        """Issues without a group, and why."""
         self.is_told = False
         """Its failures and what it has dropped are in the books."""
         self._num_issued = 0
@@ -52,7 +44,7 @@ class StepWork:
 
     def fail(self, issue: Issue, error: QueryError) -> None:
         del self.open[issue.issue_id]
-        self.failures.append(Failure(issue, error))
+        self.failures.append((issue, error))
 
     def drop_equal(self) -> None:
         """Take out the groups whose responses all earned the same."""

@@ -17,7 +17,8 @@ from museg_ray.cli.bench import bench
 from museg_ray.clock import now_s
 from museg_ray.ledger.ledger import Ledger, Outcome, read_ledger
 from museg_ray.metrics import names
-from museg_ray.simulate.loop import SimulatedLoop, run_simulated
+from museg_ray.simulate.loop import SimulatedLoop
+from tests.simulated import run_simulated
 
 SMALL = Sizes(
     wait_s=0.005,

@@ -13,8 +13,8 @@ from museg_ray.events import EventKind
 from museg_ray.fleet.errors import MemberLost
 from museg_ray.rollout.engine import Sampling
 from museg_ray.rollout.pool import RolloutPool
-from museg_ray.simulate.loop import run_simulated
 from museg_ray.types import GroundingQuery, Group, Issue, Response
+from tests.simulated import run_simulated
 
 SAMPLING = Sampling(group_size=2, temperature=1.0, max_completion_tokens=8)
 Hook = Callable[..., Awaitable[None]]

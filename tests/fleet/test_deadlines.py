@@ -18,11 +18,11 @@ from museg_ray.learner.actor import LearnerActor, LearnerHandle
 from museg_ray.rewards.actor import RewardActor
 from museg_ray.rewards.pool import RewardPool
 from museg_ray.rollout.actor import RolloutActor
-from museg_ray.simulate.loop import run_simulated
 from museg_ray.types import Unscored
 from museg_ray.video.actor import ClipPool, PrepareActor
 from tests.fleet.staged import Stage, StagedWorker, an_issue
 from tests.ledger.test_ledger import a_group
+from tests.simulated import run_simulated
 
 LIMIT_S = 100.0
 ACTORS = {

@@ -51,7 +51,7 @@ def start_learner(tiny_model_dir: Path) -> Iterator[Callable[..., Learner]]:
 
     yield start
     for learner in started:
-        learner.close()
+        learner._engine.destroy()  # DeepSpeed's hooks and buffers
 
 
 @pytest.fixture(scope="session")

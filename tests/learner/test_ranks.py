@@ -63,7 +63,7 @@ def train(
             learner.snapshot().write(save_to)
         blob = learner.export_weights(0)
     finally:
-        learner.close()
+        learner._engine.destroy()  # DeepSpeed's hooks and buffers
     return None if blob is None else (metrics, load(blob.tobytes()))
 
 

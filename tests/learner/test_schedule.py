@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from museg_ray.config.schema import PhaseConfig
-from museg_ray.learner.schedule import learning_rate_factor, run_learning_rate_factor, schedule_spans
+from museg_ray.learner.schedule import learning_rate_factor, schedule_spans
 
 STEPS = st.integers(0, 6)
 PHASES = st.lists(st.builds(PhaseConfig, steps=STEPS, fresh_schedule=st.booleans()), max_size=6)
@@ -14,26 +14,27 @@ PHASES = st.lists(st.builds(PhaseConfig, steps=STEPS, fresh_schedule=st.booleans
 def factors_of(phases: list[PhaseConfig], warmup_steps: int = 0, schedule: str = "linear") -> list[float]:
     """The factor of every step, and of the one after the run, which the scheduler asks for too."""
     spans, total_steps = schedule_spans(phases), sum(phase.steps for phase in phases)
-    return [run_learning_rate_factor(step, spans, warmup_steps, schedule) for step in range(total_steps + 1)]
+    return [learning_rate_factor(step, spans, warmup_steps, schedule) for step in range(total_steps + 1)]
 
 
 def test_linear_falls_from_one_towards_zero_after_the_last_step() -> None:
-    factors = [learning_rate_factor(step, 4, 0, "linear") for step in range(5)]
+    factors = [learning_rate_factor(step, [(0, 4)], 0, "linear") for step in range(5)]
     assert factors == [1.0, 0.75, 0.5, 0.25, 0.0]
 
 
 def test_constant_stays_at_one() -> None:
-    assert [learning_rate_factor(step, 3, 0, "constant") for step in range(5)] == [1.0] * 5
+    assert [learning_rate_factor(step, [(0, 3)], 0, "constant") for step in range(5)] == [1.0] * 5
 
 
 @pytest.mark.parametrize("schedule", ["linear", "constant"])
 def test_warm_up_rises_from_above_zero_to_one(schedule: str) -> None:
-    factors = [learning_rate_factor(step, 10, 3, schedule) for step in range(4)]
+    factors = [learning_rate_factor(step, [(0, 10)], 3, schedule) for step in range(4)]
     assert factors == [0.25, 0.5, 0.75, 1.0]
 
 
 def test_a_run_that_is_all_warm_up_never_divides_by_zero() -> None:
-    assert [learning_rate_factor(step, 2, 2, "linear") for step in range(3)] == [pytest.approx(1 / 3), 2 / 3, 0.0]
+    factors = [learning_rate_factor(step, [(0, 2)], 2, "linear") for step in range(3)]
+    assert factors == [pytest.approx(1 / 3), 2 / 3, 0.0]
 
 
 def test_a_fresh_schedule_warms_up_and_falls_over_its_own_phase_and_those_that_go_on() -> None:
@@ -68,7 +69,7 @@ def test_without_a_fresh_schedule_phases_make_no_difference(
     for phase in phases[1:]:
         phase.fresh_schedule = False
     total_steps = sum(phase.steps for phase in phases)
-    whole = [learning_rate_factor(step, total_steps, warmup_steps, schedule) for step in range(total_steps + 1)]
+    whole = [learning_rate_factor(step, [(0, total_steps)], warmup_steps, schedule) for step in range(total_steps + 1)]
     assert factors_of(phases, warmup_steps, schedule) == whole
 
 

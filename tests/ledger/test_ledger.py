@@ -262,9 +262,9 @@ def test_quarantine_names_query_and_fault_and_goes_back(tmp_path: Path) -> None:
     quarantine.add(a_group())
     assert not quarantine.path.exists(), "nothing is wrong with it"
     quarantine.add_query(an_issue(), VideoError("7.mp4 is cut off", VideoFault.CUT_OFF))
-    mark = quarantine.log.mark()
+    mark = quarantine.mark()
     quarantine.add_query(an_issue(), PoisonQueryError("it ended two engines"))
     lines = quarantine.path.read_text().splitlines()
     assert ['"fault": "cut_off"' in lines[0], '"fault": "killed_engines"' in lines[1]] == [True, True]
-    quarantine.log.rewind(mark)
+    quarantine.rewind(mark)
     assert quarantine.path.read_text().splitlines() == lines[:1]

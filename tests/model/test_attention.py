@@ -8,16 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from museg_ray.model.attention import dense_attention, flex, split_attention, visibility
+from museg_ray.model.attention import PREFIX, visibility
 from museg_ray.model.packing import Span
 
 CPU = torch.device("cpu")
-WAYS: dict[str, Callable[..., tuple[torch.Tensor, None]]] = {
-    "split": split_attention,
-    "dense": dense_attention,
-    "flex": flex,
-}
+WAYS = ("split", "dense", "flex")
 WITH_BACKWARD = ["split", "dense"]
 """FlexAttention has no gradient on a CPU."""
 SCALING = 0.3
@@ -87,7 +84,9 @@ def plain_attention(tensors: Sequence[torch.Tensor], spans: Sequence[Span]) -> t
 def attend(way: str, tensors: Sequence[torch.Tensor], spans: Sequence[Span]) -> torch.Tensor:
     if way not in WITH_BACKWARD:
         tensors = [x.detach() for x in tensors]  # it refuses those with a gradient, also where none is asked for
-    output, weights = WAYS[way](None, *tensors, None, scaling=SCALING, spans=spans, dropout=0.0)
+    output, weights = ALL_ATTENTION_FUNCTIONS[PREFIX + way](
+        None, *tensors, None, scaling=SCALING, spans=spans, dropout=0.0
+    )
     assert weights is None
     return output
 

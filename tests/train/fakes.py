@@ -20,9 +20,9 @@ from museg_ray.checkpoints import folder as checkpoints
 from museg_ray.config.load import load_config
 from museg_ray.config.schema import Config
 from museg_ray.errors import MusegError
-from museg_ray.simulate.parts import fake_start
 from museg_ray.simulate.script import Script
 from museg_ray.train.run import run
+from tests.train.fake_parts import fake_start
 
 
 @dataclass

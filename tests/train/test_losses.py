@@ -8,7 +8,7 @@ import pytest
 from museg_ray.config.schema import PhaseConfig
 from museg_ray.errors import LearnerError, LearnerLostError
 from museg_ray.events import EventKind
-from museg_ray.train.losses import MAX_LEARNER_LOSSES, learner_ready
+from museg_ray.train.parts import MAX_LEARNER_LOSSES, learner_ready
 from tests.train.noting import Run
 
 FOLDER = Path("checkpoint/learner")

@@ -2,8 +2,8 @@
 
 import asyncio
 
-from museg_ray.simulate.loop import run_simulated
 from museg_ray.train.patience import Patience
+from tests.simulated import run_simulated
 
 
 def test_three_times_as_long_as_usual_is_said_and_again_after_twice_as_long() -> None:

@@ -43,10 +43,10 @@ def run_plans(phases: list[PhaseConfig]) -> Iterator[StepPlan]:
 def test_every_step_is_planned_with_the_queries_of_its_phase(phases: list[PhaseConfig]) -> None:
     config, samplers = make(phases)
     plans = list(run_plans(phases))
-    assert [(plan.step, plan.phase, plan.is_first) for plan in plans] == list(phase_steps(phases))
-    for plan in plans:
-        sampler = samplers[plan.phase.train]
-        if plan.is_first:
+    for plan, (step, phase, is_first) in zip(plans, phase_steps(phases), strict=True):
+        assert (plan.step, plan.phase) == (step, phase)
+        sampler = samplers[phase.train]
+        if is_first:
             sampler.start_phase(config.multi_segment_share(plan.phase))
         assert plan.queries == sampler.draw(3)
         assert plan.sampler_states == {file: samplers[file].state() for file in FILES}

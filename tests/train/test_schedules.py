@@ -35,8 +35,6 @@ from museg_ray.ledger.ledger import read_ledger
 from museg_ray.metrics import names
 from museg_ray.model.qwen_vl import PACKAGED_MODEL_DIR
 from museg_ray.runs.books import Books
-from museg_ray.simulate.loop import run_simulated
-from museg_ray.simulate.parts import fake_parts
 from museg_ray.simulate.script import Script
 from museg_ray.terminal.console import SafeConsole
 from museg_ray.terminal.display import Display
@@ -44,6 +42,8 @@ from museg_ray.train.issues import IssueSource
 from museg_ray.train.parts import Parts
 from museg_ray.train.trainer import Trainer
 from museg_ray.types import GroundingQuery
+from tests.simulated import run_simulated
+from tests.train.fake_parts import fake_parts
 
 NUM_STEPS, PROMPTS, GROUP, MAX_REFILLS = 6, 3, 4, 2
 TAKES_S = {"generate": 1.0, "update": 1.5, "update_weights": 0.2, "start": 4.0, "prepare": 0.3, "score": 0.05}

@@ -1,4 +1,4 @@
-"""A run's parts without a cluster: real crews and pools over workers of this process, a learner of a few numbers."""
+"""A run's parts without a cluster: real crews and pools over the package's fake workers, and its fake learner."""
 
 import math
 from collections.abc import AsyncIterator, Callable, Collection
