@@ -19,6 +19,8 @@ CLOCK_BITS = 33
 """Of the clock in these containers; FFmpeg takes what lies before the first packet for a clock that ran over."""
 STEP_BACK_S, LEAP_S = 0.1, 10.0
 """What ffmpeg takes for another clock: decoding times that go back by more, and leaps forward in a broadcast."""
+NO_DECODING_TIMES = ("matroska,webm", "asf", "ogg")
+"""FFmpeg works them out of the times of presentation; where those step back, and frames are reordered, wrongly."""
 DOUBTED_PACKETS = 2
 """Before a joint; FFmpeg's parsers are a packet behind."""
 SEES_THROUGH = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
@@ -93,7 +95,8 @@ def is_plain(container: av.container.InputContainer, stream: av.video.stream.Vid
 class Clock:
     """Puts the packets of a stream on one clock, where a recording was joined from several, as `ffmpeg -c copy` does:
     what comes after a joint follows what came before it. Invariant: decoding times never go back by more than
-    `STEP_BACK_S`; else frames of several parts would be shown in each other's midst.
+    `STEP_BACK_S`, and a part begins no earlier than the one before it ends; else frames of several parts would be shown
+    in each other's midst.
     """
 
     def __init__(self, container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> None:
@@ -101,13 +104,19 @@ class Clock:
         self.may_leap = bool(container.format.flags & MAY_LEAP)
         self._tick_s = float(stream.time_base)
         self._usual_ticks = int(1 / (stream.average_rate * stream.time_base)) if stream.average_rate else 0
-        self._shift = 0
+        self._guesses = container.format.name in NO_DECODING_TIMES and bool(stream.codec_context.has_b_frames)
+        self._shift = self._end = 0
         self._last: int | None = None
+        self._last_ticks = 0
         self.num_joints = 0
         """So far."""
 
     def set(self, packet: av.Packet) -> bool:
-        """Change a packet's times; whether a part begins with it."""
+        """Change a packet's times; whether a part begins with it.
+
+        Raises:
+            VideoError: one does, and where the part before it ends cannot be told.
+        """
         if packet.dts is None:
             return False
         if self._has_slots:  # the n-th is shown for the n-th frame; FFmpeg makes up times that are those of the next
@@ -117,18 +126,27 @@ class Clock:
             packet.pts = packet.dts + (packet.pts - packet.dts + half) % (2 * half) - half
         dts, is_joint = packet.dts + self._shift, False
         if self._last is not None:
-            expected = self._last + (packet.duration or self._usual_ticks)
+            expected = self._last + self._last_ticks
             leaps = self.may_leap and abs(dts - expected) * self._tick_s > LEAP_S
             is_joint = leaps or (self._last - dts) * self._tick_s > STEP_BACK_S
             if is_joint:
-                self._shift += expected - dts
-                self.num_joints += 1
-                dts = expected
-        self._last = dts
+                self._join(packet, expected)
+                dts = packet.dts + self._shift
+        self._last, self._last_ticks = dts, packet.duration or self._usual_ticks
         if self._shift:
             packet.pts = None if packet.pts is None else packet.pts + self._shift
             packet.dts = dts
+        if packet.pts is not None:
+            self._end = max(self._end, packet.pts + self._last_ticks)
         return is_joint
+
+    def _join(self, packet: av.Packet, expected: int) -> None:
+        if self._guesses:
+            raise VideoError("its clock goes back, and the order of its frames with it", VideoFault.CORRUPT)
+        self._shift = expected - packet.dts
+        if packet.pts is not None:  # of another encoder, whose frames may be shown sooner after they are decoded
+            self._shift = max(self._shift, self._end - packet.pts)
+        self.num_joints += 1
 
 
 def packets(

@@ -57,7 +57,8 @@ class VideoProbe:
                 f"player's clock shows {self.late_s:.2f} s more"
             )
         if self.num_joints:
-            told.append(f"its clock begins anew {self.num_joints} times: the parts were put one after another")
+            times = "once" if self.num_joints == 1 else f"{self.num_joints} times"
+            told.append(f"its clock begins anew {times}: the parts were put one after another")
         return told
 
     def __post_init__(self) -> None:

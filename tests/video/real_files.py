@@ -16,6 +16,7 @@ from tests.video.conftest import numbered_frame
 from tests.video.odd_files import (
     B_FRAMES,
     CLOCK,
+    CORRUPT,
     EVEN,
     FAST_VP9,
     FPS,
@@ -33,19 +34,21 @@ from tests.video.odd_files import (
 
 TWICE = tuple(number / FPS for number in range(100))
 JOINED = Frames(TWICE, 10.0)
+FASTER = Frames((*EVEN, *(5 + number / 25 for number in range(50))), 7.0)
 SLOW = tuple(float(number) for number in range(20))
 """One frame a second: the last one's length is a twentieth of all."""
 DROPPED = tuple(number / FPS for number in range(100) if number % 20 != 10)
 """An AVI counts slots, of which these leave 5 in 100 empty."""
 
 
-def joined(name: str, first_s: float, second_s: float, **settings: Any) -> Maker:
-    """Two recordings of 5 s in one file, whose clocks start at these times; the second one's numbers go on."""
+def joined(name: str, first_s: float, second_s: float, second_fps: int = FPS, **settings: Any) -> Maker:
+    """Two recordings of 50 frames in one file, whose clocks start at these times; the second one's numbers go on."""
 
     def make(folder: Path) -> Path:
+        suffix = Path(name).suffix
         parts = [
-            _write_part(folder / f"{part}{Path(name).suffix}", part * 50, start_s, settings)
-            for part, start_s in enumerate((first_s, second_s))
+            _write_part(folder / f"0{suffix}", 0, first_s, FPS, settings),
+            _write_part(folder / f"1{suffix}", 50, second_s, second_fps, settings),
         ]
         (folder / name).write_bytes(b"".join(part.read_bytes() for part in parts))
         return folder / name
@@ -53,14 +56,15 @@ def joined(name: str, first_s: float, second_s: float, **settings: Any) -> Maker
     return make
 
 
-def _write_part(path: Path, first: int, start_s: float, settings: dict[str, str]) -> Path:
+def _write_part(path: Path, first: int, start_s: float, fps: int, settings: dict[str, str]) -> Path:
     options = {"codec": "libx264", "threads": "1"} | settings
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(options.pop("codec"), rate=FPS, options=options)
+        stream = container.add_stream(options.pop("codec"), rate=fps, options=options)
         stream.width, stream.height, stream.pix_fmt = 160, 64, "yuv420p"
-        stream.codec_context.time_base = CLOCK
-        for place, at_s in enumerate(EVEN):
-            container.mux(stream.encode(frame_of(numbered_frame(first + place, 160, 64), start_s + at_s, CLOCK)))
+        stream.codec_context.time_base = clock = Fraction(1, fps)
+        for place in range(50):
+            pixels = numbered_frame(first + place, 160, 64)
+            container.mux(stream.encode(frame_of(pixels, start_s + place / fps, clock)))
         container.mux(stream.encode())
     return path
 
@@ -198,6 +202,9 @@ REAL_FILES = (
     OddFile("joined, the clock steps back by 1 s", joined(TS, 0, 4), JOINED),
     OddFile("joined, the clock leaps by an hour", joined(TS, 0, 3600), JOINED),
     OddFile("joined with b-frames", joined(TS, 0, 0, **B_FRAMES), JOINED),
+    OddFile("joined, the second faster and shown sooner", joined(TS, 0, 0, 25, **B_FRAMES), FASTER),
+    OddFile("joined webm", joined("video.webm", 0, 0, codec="libvpx"), JOINED),
+    OddFile("joined mkv with b-frames", joined(MKV, 0, 0, **B_FRAMES), None, CORRUPT),
     OddFile("joined vob", joined("video.vob", 0, 0, codec="mpeg2video", strict="unofficial"), JOINED),
     OddFile("joined mpeg", joined("video.mpg", 0, 0, codec="mpeg2video", strict="unofficial", bf="2"), JOINED),
     *(
