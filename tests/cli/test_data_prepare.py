@@ -11,6 +11,7 @@ from museg_ray.config.load import load_config
 from museg_ray.demo.corpus import ensure_corpus
 from museg_ray.errors import VideoError
 from tests.video.conftest import render_video
+from tests.video.real_files import REAL_FILES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -55,6 +56,16 @@ def test_without_a_readable_video_it_fails(prepare: list[str], tmp_path: Path) -
     with pytest.raises(VideoError, match="None of the 1 videos can be read"):
         printed([*prepare, *own])
     assert json.loads((tmp_path / "unreadable.json").read_text())[0]["fault"] == "missing"
+
+
+def test_a_video_that_begins_later_than_its_sound_is_told_of(prepare: list[str], tmp_path: Path) -> None:
+    make = next(odd_file.make for odd_file in REAL_FILES if odd_file.name == "video after its sound")
+    row = {"idx": 0, "problem": "q", "solution": [[1, 2]], "video": str(make(tmp_path)), "task": "tvg"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    own = ["data.synthetic.num_train_videos=0", "data.multi_segment_share=0"]
+    own += [f"data.{key}={tmp_path}/a.jsonl" for key in ("train", "heldout")]
+    assert "its video begins 2.00 s later than its sound" in printed([*prepare, *own])
+    assert "2.00 s later" in json.loads((tmp_path / "unreadable.json").read_text())[0]["notice"]
 
 
 def test_truths_that_their_videos_do_not_have_are_named(prepare: list[str], tmp_path: Path) -> None:

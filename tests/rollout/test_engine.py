@@ -320,3 +320,13 @@ def test_pixels_that_are_missing_in_the_engines_process_fail_their_group_alone(
         patch.setattr(client, "_add", add_without_pixels)
         short.sample(replace(clip, key="never sent"))
     assert len(short.sample(replace(clip, key="never sent")).responses) == SAMPLING.group_size
+
+
+def test_what_the_chat_template_opens_begins_the_text_of_a_response_and_none_of_its_tokens(
+    rollout: Rollout, clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = rollout.sample(clip)
+    monkeypatch.setattr(rollout.engine, "_opening", "<think>\n")
+    opened = rollout.sample(clip)
+    assert [response.text for response in opened.responses] == ["<think>\n" + r.text for r in plain.responses]
+    assert [response.token_ids for response in opened.responses] == [r.token_ids for r in plain.responses]

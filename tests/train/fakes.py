@@ -19,7 +19,7 @@ from typing import Any
 from museg_ray.checkpoints import folder as checkpoints
 from museg_ray.config.load import load_config
 from museg_ray.config.schema import Config
-from museg_ray.errors import MusegError
+from museg_ray.errors import LearnerError, MusegError
 from museg_ray.simulate.script import Script
 from museg_ray.train.run import run
 from tests.train.fake_parts import fake_start
@@ -31,13 +31,19 @@ class Fate(Script):
 
     kill_at: int = 0
     """0: it lives."""
+    fail_at: int = 0
+    """The update that raises, while the checkpoint before it is still being written; 0: none."""
     num_moments: int = 0
     names: list[str] = field(default_factory=list)
 
     async def moment(self, who: str, what: str) -> None:
         await asyncio.sleep(0.001 if what == "generate" else 0)
+        while self.fail_at and what == "write" and self.names.count("learner update") < self.fail_at:
+            await asyncio.sleep(0.001)
         if what != "ping":  # how many there are depends on the clock
             self.count(f"{who} {what}")
+        if self.fail_at and what == "update" and self.names.count("learner update") == self.fail_at:
+            raise LearnerError("the loss is not finite")
 
     def count(self, name: str) -> None:
         self.num_moments += 1
@@ -118,11 +124,12 @@ class RunServer:
             [sys.executable, __file__], cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
-    def run(self, name: str, *overrides: str, kill_at: int = 0, kill_after_s: float = 0.0) -> Ended:
+    def run(self, name: str, *overrides: str, kill_at: int = 0, kill_after_s: float = 0.0, fail_at: int = 0) -> Ended:
         job = {
             "overrides": [*self._overrides, f"run.dir={self._folder}", f"run.name={name}", *overrides],
             "kill_at": kill_at,
             "kill_after_s": kill_after_s,
+            "fail_at": fail_at,
         }
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps(job).encode() + b"\n")
@@ -138,7 +145,7 @@ class RunServer:
 def _child(job: Mapping[str, Any], out: int) -> None:
     os.dup2(out, 1)
     os.dup2(out, 2)
-    fate, code = Fate(job["kill_at"]), 0
+    fate, code = Fate(job["kill_at"], job["fail_at"]), 0
     config_path = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
     try:
         run_with_fakes(load_config(config_path, job["overrides"]), fate)

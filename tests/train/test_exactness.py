@@ -139,6 +139,19 @@ def test_a_run_that_has_ended_is_left_alone(folder: Path, server: RunServer, uni
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_a_run_that_fails_while_a_checkpoint_is_written_finishes_it_first(
+    folder: Path, server: RunServer, uninterrupted: Ended
+) -> None:
+    failed = server.run("failed", fail_at=EVERY_STEPS + 1)
+    assert failed.code == 1 and "LearnerError: the loss is not finite" in failed.printed
+    (kept,) = list_checkpoints(folder / "failed" / "checkpoints")
+    verify(kept)
+    assert kept.step == EVERY_STEPS
+    assert server.run("failed", RESUME).code == 0
+    (folder / "failed" / "failed_update.jsonl").unlink()
+    assert picture(folder / "failed") == picture(folder / "whole")
+
+
 def test_a_run_that_had_made_no_step_begins_anew_and_says_so(
     folder: Path, server: RunServer, uninterrupted: Ended
 ) -> None:
