@@ -73,7 +73,7 @@ def test_every_import_of_the_package_is_a_declared_dependency() -> None:
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 imported.add(node.module.partition(".")[0])
     distributions = importlib.metadata.packages_distributions()
-    declared = pins(PROJECT["dependencies"] + EXTRAS["cpu"] + EXTRAS["liger"])
+    declared = pins(PROJECT["dependencies"] + EXTRAS["cpu"] + EXTRAS["liger"] + EXTRAS["decord"])
     foreign = imported - sys.stdlib_module_names - {"museg_ray"}
     packages = {name: {canonical(package) for package in distributions.get(name, [name])} for name in foreign}
     assert not {name for name in foreign if not packages[name] & declared.keys()}

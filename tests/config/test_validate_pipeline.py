@@ -1,4 +1,4 @@
-"""Staleness, refills, pushes and the fleet: what their settings may be."""
+"""Staleness, refills, pushes, videos and the fleet: what their settings may be."""
 
 import pytest
 
@@ -33,6 +33,8 @@ def test_tokens_of_older_weights_need_a_correction(config: Config) -> None:
         ("rollout.temperature", 0.0),
         ("rollout.temperature", 2.5),
         ("rollout.temperature", float("nan")),
+        ("video.decoder", "opencv"),
+        ("video.pair_tokens", -1),
         ("fleet.max_restarts", -1),
         ("fleet.ping_every_s", 0.0),
         ("fleet.ping_timeout_s", float("inf")),
@@ -44,4 +46,12 @@ def test_a_value_out_of_range_is_refused_by_its_key(key: str, value: object, con
     section, name = key.split(".")
     setattr(getattr(config, section), name, value)
     with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
+        validate(config)
+
+
+def test_a_decoder_that_is_not_installed_is_refused(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    config.video.decoder = "decord"
+    validate(config)
+    monkeypatch.setattr("museg_ray.config.validate.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"'decord', and that package is not installed.*video\.decoder=pyav"):
         validate(config)
