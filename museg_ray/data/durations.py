@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from museg_ray.data.annotations import read_duration_s, required
+from museg_ray.data.fields import read_duration_s, required
 from museg_ray.data.importers.generic import read_csv
 from museg_ray.data.importers.rows import ImportedRow
 from museg_ray.errors import DataError
