@@ -10,7 +10,7 @@ from rich.text import Text
 
 from museg_ray.config.load import MODEL_CONFIG_FILE, load_config
 from museg_ray.config.schema import Config, EvaluationConfig, ModelConfig, VideoConfig
-from museg_ray.data.annotations import is_unicode
+from museg_ray.data.fields import is_unicode
 from museg_ray.errors import DataError
 from museg_ray.shown_text import one_line, shown
 from museg_ray.terminal.console import SafeConsole, print_json

@@ -18,7 +18,7 @@ from rich.text import Text
 from museg_ray.cli.files import write_text
 from museg_ray.config.load import load_config
 from museg_ray.config.schema import PhaseConfig, RewardConfig, RewardWeights
-from museg_ray.data.annotations import expect, numbered_lines, read_object, read_pairs, read_segments, required
+from museg_ray.data.fields import expect, numbered_lines, read_object, read_pairs, read_segments, required
 from museg_ray.errors import ConfigError, DataError
 from museg_ray.report.timeline_text import TextTrack, text_timeline
 from museg_ray.rewards.answer import parse_items
@@ -198,8 +198,9 @@ def _read_row(line: str, recipe: RecipeName) -> tuple[str, tuple[Segment, ...]]:
     row = read_object(line, "response and ground_truth")
     response = required(row, "response")
     expect(isinstance(response, str), "response", response, "a text")
-    read = read_segments if recipe == "paper" else read_pairs  # the published code takes what comes
-    return response, tuple(read(required(row, "ground_truth"), "ground_truth"))
+    # The published code takes what comes.
+    read = read_segments if recipe == "paper" else partial(read_pairs, are_finite=True)
+    return response, read(required(row, "ground_truth"), "ground_truth")
 
 
 def _paper_row(scorer: Recipe, text: str, truth: tuple[Segment, ...]) -> dict[str, float | None]:

@@ -17,46 +17,41 @@ def settle(verdicts: Sequence[Verdict], policy: Policy) -> list[Verdict]:
     Raises:
         DataError: the policy is `error` and there are some; names the first.
     """
-    groups: dict[tuple[str, str], list[int]] = {}
+    groups: dict[tuple[str, str], dict[int, GroundingQuery]] = {}  # kept queries, by their places
     for place, verdict in enumerate(verdicts):
-        if verdict.query is not None:
-            groups.setdefault((verdict.query.video, verdict.query.question), []).append(place)
+        if query := verdict.query:
+            groups.setdefault((query.video, query.question), {})[place] = query
     settled = list(verdicts)
-    for places in groups.values():
-        group = [verdicts[place] for place in places]
-        if _contradict(group):
-            for place, verdict in zip(places, _settled(group, policy), strict=True):
+    for group in groups.values():
+        queries = list(group.values())
+        if _contradict(queries):
+            found = _settled([verdicts[place] for place in group], queries, policy)
+            for place, verdict in zip(group, found, strict=True):
                 settled[place] = verdict
     return settled
 
 
-def _contradict(group: Sequence[Verdict]) -> bool:
-    truths = [verdict.query.segments for verdict in group if verdict.query is not None]
-    return any(len(merged((*one, *other))) == len(one) + len(other) for one, other in combinations(truths, 2))
+def _contradict(queries: Sequence[GroundingQuery]) -> bool:
+    pairs = combinations([query.segments for query in queries], 2)
+    return any(len(merged((*one, *other))) == len(one) + len(other) for one, other in pairs)
 
 
-def _settled(group: Sequence[Verdict], policy: Policy) -> list[Verdict]:
-    ids = [_query(verdict).query_id for verdict in group]
-    finding = Finding(RULE, f"{ids[0]} to {ids[-1]} ask the same, {len(ids)} truths are apart")
+def _settled(group: Sequence[Verdict], queries: Sequence[GroundingQuery], policy: Policy) -> list[Verdict]:
+    first, last = queries[0], queries[-1]
+    reason = f"{first.query_id} to {last.query_id} ask the same, {len(queries)} truths are apart"
+    finding = Finding(RULE, reason)
     found = [replace(verdict, findings=(*verdict.findings, finding)) for verdict in group]
     if policy is Policy.ERROR:
         raise refused(group[1].row, finding)
+    if policy is Policy.QUARANTINE:
+        return [_out(verdict, reason) for verdict in found]
     if policy is Policy.REPAIR:
-        return [_merged(found), *(_out(verdict, f"merged into {ids[0]}") for verdict in found[1:])]
-    return [_out(v, finding.reason) for v in found] if policy is Policy.QUARANTINE else found
-
-
-def _merged(group: Sequence[Verdict]) -> Verdict:
-    first = _query(group[0])
-    truth = merged([segment for verdict in group for segment in _query(verdict).segments])
-    repair = Repair(RULE, first.segments, truth, None)
-    return replace(group[0], query=replace(first, segments=truth, task="tal"), repairs=(*group[0].repairs, repair))
+        truth = merged([segment for query in queries for segment in query.segments])
+        repairs = (*group[0].repairs, Repair(RULE, first.segments, truth, None))
+        one = replace(found[0], query=replace(first, segments=truth, task="tal"), repairs=repairs)
+        return [one, *(_out(verdict, f"merged into {first.query_id}") for verdict in found[1:])]
+    return found
 
 
 def _out(verdict: Verdict, why: str) -> Verdict:
     return replace(verdict, query=None, repairs=(), reason=f"{RULE}: {why}")
-
-
-def _query(verdict: Verdict) -> GroundingQuery:
-    assert verdict.query is not None, "only kept rows contradict each other"
-    return verdict.query

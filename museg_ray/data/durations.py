@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from museg_ray.data.annotations import read_duration_s, required
+from museg_ray.data.fields import read_duration_s, required
 from museg_ray.data.importers.generic import read_csv
 from museg_ray.data.importers.rows import ImportedRow
 from museg_ray.errors import DataError
@@ -18,7 +18,7 @@ class Durations:
         """
         Args:
             paths: CSV files with columns `id` (the video file's name without its ending) and `length` in seconds, such
-                as Charades_v1_train.csv; together one table.
+                as Charades_v1_train.csv; together one table. Without any, rows stay as they are.
 
         Raises:
             DataError: one cannot be read, a row has no id or no length (names the line), or two files tell different
@@ -53,24 +53,23 @@ class Durations:
         Raises:
             DataError: it has none of them; shows an id of each side.
         """
-        if self._videos[False] and not self._videos[True]:
+        if self._paths and self._videos[False] and not self._videos[True]:
             raise DataError(
                 f"{self._names} has a length of none of the {len(self._videos[False])} videos, so nothing was written: "
                 f"it has {_example(self._lengths_s)}, the annotations have {_example(self._videos[False])}. "
                 "Expected as ids the names of the video files without their endings."
             )
 
-    def as_report(self) -> dict[str, Any]:
-        """What report.json tells of it."""
-        return {"files": [str(path) for path in self._paths], "rows_filled": self._num_filled}
+    def as_report(self) -> dict[str, Any] | None:
+        """What report.json tells of it; None where there is no table."""
+        return {"files": list(map(str, self._paths)), "rows_filled": self._num_filled} if self._paths else None
 
 
 def _read(path: Path) -> dict[str, float]:
     lengths_s = {}
     for number, row in read_csv(path):
         try:
-            video, length = required(row, "id"), required(row, "length")
-            lengths_s[video.strip()] = _read_length_s(length)
+            lengths_s[required(row, "id").strip()] = _read_length_s(required(row, "length"))
         except DataError as error:
             raise DataError(
                 f"{path}:{number}: {error}. Expected a column 'id' and a column 'length' in seconds; correct the line "

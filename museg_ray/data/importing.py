@@ -69,20 +69,17 @@ def import_annotations(
     if importer not in IMPORTERS:
         raise DataError(f"There is no importer {importer!r}. The importers are {', '.join(IMPORTERS)}.")
     _check_stems(files)
-    lengths = Durations(durations) if durations else None
+    lengths = Durations(durations)
     root = _common_root(files, video_root)
     rows: Iterable[ImportedRow] = (row for file in files for row in _read(importer, file, unit))
     if not root:
         rows = map(_with_absolute_video, rows)
-    if lengths is not None:
-        rows = map(lengths.fill, rows)
     validator = Validator(policies, VideoFiles(measure) if check_videos else None, root or None, min_share)
-    judged = [validator.judge(row) for row in watch(rows)]
+    judged = [validator.judge(row) for row in watch(map(lengths.fill, rows))]
     _check_kept(importer, files, judged)
     verdicts = settle(judged, policies[CONTRADICTING])
-    if lengths is not None:
-        lengths.check_use()
-    report = {"importer": importer, "video_root": root or None, "durations": lengths.as_report() if lengths else None}
+    lengths.check_use()
+    report = {"importer": importer, "video_root": root or None, "durations": lengths.as_report()}
     report |= _counts(files, verdicts, policies)
     write_folder(out, verdicts, split, root, report)
     return report

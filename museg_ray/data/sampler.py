@@ -80,18 +80,14 @@ class QuerySampler:
         weights = _weights_of(queries, source_weights or {})
         kinds: tuple[list[GroundingQuery], list[GroundingQuery]] = ([], [])
         for query in queries:
-            kinds[_is_multi(query)].append(query)
+            kinds[len(query.segments) > 1].append(query)
         single, multi = (_sources(kind, (seed, i), weights, curriculum) for i, kind in enumerate(kinds))
         self._single, self._multi = _Kind(single), _Kind(multi)
         self._inputs = _inputs(queries, seed, weights, curriculum)
-        self._share: float | None = None
+        self.multi_segment_share: float | None = None
+        """The present phase's; None before the first one."""
         self._phase_drawn = 0
         self._phase_multi = 0
-
-    @property
-    def multi_segment_share(self) -> float | None:
-        """The present phase's; None before the first one."""
-        return self._share
 
     def check_share(self, multi_segment_share: float) -> None:
         """Make sure that a phase could draw at this share (0 to 1).
@@ -113,7 +109,7 @@ class QuerySampler:
             DataError: a kind that the share asks for has no queries; the sampler stays as it was.
         """
         self.check_share(multi_segment_share)
-        self._share = multi_segment_share
+        self.multi_segment_share = multi_segment_share
         self._phase_drawn = self._phase_multi = 0
 
     def draw(self, n: int) -> list[GroundingQuery]:
@@ -132,7 +128,7 @@ class QuerySampler:
             "num_multi": self._multi.counts(),
             "phase_drawn": self._phase_drawn,
             "phase_multi": self._phase_multi,
-            "multi_segment_share": self._share,
+            "multi_segment_share": self.multi_segment_share,
         }
 
     def restore(self, state: SamplerState, accept_changed_data: bool = False) -> None:
@@ -150,11 +146,11 @@ class QuerySampler:
         self._multi.set_counts(state["num_multi"])
         self._phase_drawn = state["phase_drawn"]
         self._phase_multi = state["phase_multi"]
-        self._share = state["multi_segment_share"]
+        self.multi_segment_share = state["multi_segment_share"]
 
     def _draw_one(self) -> GroundingQuery:
-        assert self._share is not None, "start_phase comes before draw"
-        multi_is_due = self._phase_multi < self._share * (self._phase_drawn + 1)
+        assert self.multi_segment_share is not None, "start_phase comes before draw"
+        multi_is_due = self._phase_multi < self.multi_segment_share * (self._phase_drawn + 1)
         query = (self._multi if multi_is_due else self._single).draw()
         self._phase_drawn += 1
         self._phase_multi += multi_is_due
@@ -240,10 +236,6 @@ def build_samplers(
         if phase.steps:
             samplers[config.train_file(phase)].check_share(config.multi_segment_share(phase))
     return samplers
-
-
-def _is_multi(query: GroundingQuery) -> bool:
-    return len(query.segments) > 1
 
 
 def _weights_of(queries: Sequence[GroundingQuery], weights: Mapping[str, float]) -> dict[str, float]:

@@ -3,20 +3,21 @@
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from museg_ray.data.annotations import TASKS, expect, join_video, read_annotations, read_duration_s, read_truth
+from museg_ray.data.annotations import join_video, kept_to_rules, read_annotations
+from museg_ray.data.fields import TASKS, expect, read_duration_s, read_json, read_segments
 from museg_ray.data.importers import IMPORTERS
-from museg_ray.data.importers.rows import read_json
 from museg_ray.data.schema import QUARANTINE_SCHEMA, QUERY_SCHEMA, VIDEO_ROOT_KEY
 from museg_ray.data.validate import Repair, Verdict
 from museg_ray.errors import DataError, ResourceError
 from museg_ray.files import whole_file
-from museg_ray.types import GroundingQuery, Segment
+from museg_ray.types import GroundingQuery
 
 QUERIES, QUARANTINE, REPORT = "queries.parquet", "quarantine.parquet", "report.json"
 
@@ -109,16 +110,13 @@ def _read_query(row: dict[str, Any], root: str) -> GroundingQuery:
     for name in ("query_id", "video", "question"):
         expect(isinstance(row[name], str) and bool(row[name].strip()), name, row[name], "a text")
     expect(row["task"] in TASKS, "task", row["task"], " or ".join(TASKS))
-    duration_s = read_duration_s(row["duration_s"], "duration_s")
-    return GroundingQuery(
-        query_id=row["query_id"],
-        video=join_video(root, row["video"].strip()),
-        question=row["question"],
-        segments=read_truth(_pairs(row["segments"]), "segments", duration_s),
-        duration_s=duration_s,
-        task=row["task"],
-        source=row["source"] or "",
-    )
+    read = {
+        "video": join_video(root, row["video"].strip()),
+        "segments": read_segments(_pairs(row["segments"]), "segments"),
+        "duration_s": read_duration_s(row["duration_s"], "duration_s"),
+        "source": row["source"] or "",
+    }
+    return kept_to_rules(GroundingQuery(**row | read), "segments")
 
 
 def _pairs(structs: Any) -> Any:
@@ -141,7 +139,11 @@ def write_folder(out: Path, verdicts: Sequence[Verdict], split: str, root: str, 
     Raises:
         ResourceError: `out` cannot be written.
     """
-    kept = [_import_row(verdict, verdict.query, split) for verdict in verdicts if verdict.query is not None]
+    kept = [
+        query_row(verdict.query) | {"split": split, "repairs": [_repair_struct(repair) for repair in verdict.repairs]}
+        for verdict in verdicts
+        if verdict.query is not None
+    ]
     quarantined = [_quarantine_row(verdict) for verdict in verdicts if verdict.query is None]
     schema = QUERY_SCHEMA.with_metadata({VIDEO_ROOT_KEY: root.encode()} if root else None)
     try:
@@ -161,26 +163,11 @@ def write_folder(out: Path, verdicts: Sequence[Verdict], split: str, root: str, 
 
 def query_row(query: GroundingQuery) -> dict[str, Any]:
     """The columns of `QUERY_SCHEMA` that a query has by itself."""
-    return {
-        "query_id": query.query_id,
-        "video": query.video,
-        "question": query.question,
-        "segments": [{"start_s": start_s, "end_s": end_s} for start_s, end_s in query.segments],
-        "task": query.task,
-        "source": query.source,
-        "duration_s": query.duration_s,
-    }
-
-
-def _import_row(verdict: Verdict, query: GroundingQuery, split: str) -> dict[str, Any]:
-    return query_row(query) | {"split": split, "repairs": [_repair_struct(repair) for repair in verdict.repairs]}
+    return asdict(query) | {"segments": [{"start_s": start_s, "end_s": end_s} for start_s, end_s in query.segments]}
 
 
 def _repair_struct(repair: Repair) -> dict[str, Any]:
-    def as_json(segments: Sequence[Segment]) -> str:
-        return json.dumps(segments)
-
-    return repair._asdict() | {"before": as_json(repair.before), "after": as_json(repair.after)}
+    return repair._asdict() | {"before": json.dumps(repair.before), "after": json.dumps(repair.after)}
 
 
 def _quarantine_row(verdict: Verdict) -> dict[str, Any]:

@@ -109,9 +109,9 @@ class Validator:
             findings.append(finding)
             if rule in ("not_finite", "other_unit"):
                 break  # what these times mean is not known
-            if self._mends(finding) and finding.mended is not None:
-                repairs.append(Repair(rule, segments, finding.mended, finding.amount_s))
-                segments = finding.mended
+            if mended := self._mended(finding):
+                repairs.append(Repair(rule, segments, mended, finding.amount_s))
+                segments = mended
         return findings, repairs
 
     def _check_row(self, query: GroundingQuery) -> list[Finding]:
@@ -130,7 +130,7 @@ class Validator:
         for finding in findings:
             if self._policies[finding.rule] is Policy.ERROR:
                 raise refused(row, finding)
-        against = [finding for finding in findings if not self._is_kept_with(finding)]
+        against = [f for f in findings if self._policies[f.rule] is not Policy.NOTE and not self._mended(f)]
         if query is None or against:
             reason = "; ".join(f"{finding.rule}: {finding.reason}" for finding in against)
             # Reasons quote the row, which may hold half a surrogate pair.
@@ -140,9 +140,6 @@ class Validator:
         self._contents.add((query.video, query.question, query.segments))
         return Verdict(row, query, tuple(findings), tuple(repairs))
 
-    def _is_kept_with(self, finding: Finding) -> bool:
-        is_mended = self._mends(finding) and finding.mended is not None
-        return is_mended or self._policies[finding.rule] is Policy.NOTE
-
-    def _mends(self, finding: Finding) -> bool:
-        return self._policies[finding.rule] is Policy.REPAIR
+    def _mended(self, finding: Finding) -> tuple[Segment, ...] | None:
+        """The row's segments without a fault that is to be repaired and can be."""
+        return finding.mended if self._policies[finding.rule] is Policy.REPAIR else None

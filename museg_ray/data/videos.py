@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,11 +29,7 @@ class VideoFiles:
     """Looks in each folder, and at each file, once."""
 
     def __init__(self, measure: Measure = lambda path: None) -> None:
-        self._measure = measure
-        self._found: dict[str, list[str]] = {}
-        self._lengths: dict[str, FileLength | None] = {}
-        self._folders: dict[str, dict[str, list[str]]] = {}
-        """Of each folder its videos' names by stem."""
+        self._is_file, self._measure, self._names_by_stem = cache(os.path.isfile), cache(measure), cache(_names_by_stem)
 
     def find(self, video: str) -> list[str]:
         """The file itself, else those beside it that differ by their ending only. URLs are not looked up.
@@ -40,27 +37,19 @@ class VideoFiles:
         Args:
             video: absolute path or URL.
         """
-        if video not in self._found:
-            is_there = is_url(video) or os.path.isfile(video)
-            self._found[video] = [video] if is_there else self._of_same_stem(Path(video))
-        return self._found[video]
+        if is_url(video) or self._is_file(video):
+            return [video]
+        path = Path(video)
+        stem = path.stem if path.suffix.lower() in ENDINGS else path.name
+        return [str(path.with_name(name)) for name in self._names_by_stem(path.parent).get(stem, ())]
 
     def length(self, video: str) -> FileLength | None:
         """Of a file that was found; None of a URL."""
-        if video not in self._lengths:
-            self._lengths[video] = None if is_url(video) else self._measure(video)
-        return self._lengths[video]
-
-    def _of_same_stem(self, video: Path) -> list[str]:
-        folder = str(video.parent)
-        if folder not in self._folders:
-            self._folders[folder] = _names_by_stem(folder)
-        names = self._folders[folder]
-        stem = video.stem if video.suffix.lower() in ENDINGS else video.name
-        return [os.path.join(folder, name) for name in names.get(stem, ())]
+        return None if is_url(video) else self._measure(video)
 
 
-def _names_by_stem(folder: str) -> dict[str, list[str]]:
+def _names_by_stem(folder: Path) -> dict[str, list[str]]:
+    """Of a folder's videos."""
     names: dict[str, list[str]] = {}
     try:
         listed = sorted(os.listdir(folder))

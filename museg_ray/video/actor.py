@@ -137,7 +137,6 @@ class ClipPool:
         self._crew.resize(config.video.num_actors)
         self._pending: dict[str, asyncio.Task[ClipHandle]] = {}  # being prepared, or prepared ahead and not yet used
         self._ahead: dict[str, int] = {}  # bytes that each clip prepared ahead takes, or may take
-        self._ahead_bytes = 0  # their sum
         self._running: set[str] = set()  # of `_ahead`, being prepared
         self._later: OrderedDict[str, None] = OrderedDict()  # to prepare ahead once there is room
         self.num_decoded = 0
@@ -173,8 +172,7 @@ class ClipPool:
         task = self._pending.get(video)
         if task is None or (anew and task.done()):
             task = self._start(video)
-        if (size_bytes := self._ahead.pop(video, None)) is not None:  # it is used now: there is room for another one
-            self._ahead_bytes -= size_bytes
+        if self._ahead.pop(video, None) is not None:  # it is used now: there is room for another one
             self._running.discard(video)
             if task.done():
                 del self._pending[video]
@@ -209,9 +207,7 @@ class ClipPool:
             return
         failed = task.exception() is not None  # asked for here too: its callers may be gone
         if video in self._ahead:
-            size_bytes = 0 if failed else task.result().prepared.size_bytes
-            self._ahead_bytes += size_bytes - self._ahead[video]
-            self._ahead[video] = size_bytes
+            self._ahead[video] = 0 if failed else task.result().prepared.size_bytes
             self._running.discard(video)
         elif self._pending.get(video) is task:  # else it was taken over in the moment in which it was done
             del self._pending[video]
@@ -222,11 +218,10 @@ class ClipPool:
         for one of them at most."""
         most_bytes, largest_bytes = self._config.ahead_gib * GIB, largest_clip_bytes(self._config)
         while self._later and len(self._running) < self._crew.num_wanted:
-            if self._ahead_bytes + largest_bytes > most_bytes:
+            if sum(self._ahead.values()) + largest_bytes > most_bytes:
                 return
             video, _ = self._later.popitem(last=False)
             self._ahead[video] = largest_bytes
-            self._ahead_bytes += largest_bytes
             self._running.add(video)
             self._start(video)
 
@@ -242,8 +237,8 @@ class ClipPool:
 
     async def _prepare_once(self, video: str) -> ClipHandle:
         """A second process tells whether it was the video that ended the first one."""
-        reasons: list[str] = []
-        while len(reasons) < MAX_DEATHS:
+        reason = ""
+        for _ in range(MAX_DEATHS):
             async with self._crew.lease() as member:
                 try:
                     call = member.worker.prepare(video)
@@ -251,6 +246,6 @@ class ClipPool:
                     self.num_decoded += handle.prepared.was_decoded
                     return handle
                 except MemberLost as error:  # with its node, or for lack of memory
-                    self._crew.lose(member, str(error))
-                    reasons.append(str(error))
-        raise refused(video, VideoError(f"it ended the actor that read it, twice ({reasons[-1]})", VideoFault.CRASHED))
+                    reason = str(error)
+                    self._crew.lose(member, reason)
+        raise refused(video, VideoError(f"it ended the actor that read it, twice ({reason})", VideoFault.CRASHED))

@@ -22,7 +22,7 @@ from museg_ray.video.container import open_container, video_stream
 from museg_ray.video.decoder import Decoder
 from museg_ray.video.display import Display
 from museg_ray.video.frames import choose_indices, clip_size
-from museg_ray.video.probe import Timing, VideoProbe, probe, timeline
+from museg_ray.video.probe import Timing, VideoProbe, timeline
 
 DAMAGE_TOLERANCE = 0.01
 """Share of the chosen frames that may be damaged, and of a video's end that may not come out of its decoder."""
@@ -32,19 +32,18 @@ LATEST_START_S = 1.0
 """A recording that begins between two key frames shows nothing up to the first; later than this it lacks a part."""
 
 
-def decode_clip(path: str, key: str, config: VideoConfig, probed: VideoProbe | None = None) -> Clip:
+def decode_clip(path: str, key: str, config: VideoConfig, probed: VideoProbe) -> Clip:
     """The frames of a local file that the model sees.
 
     `times_s` are real presentation times from the video's first frame; `duration_s` is where its last frame ends.
 
     Args:
         key: what the clip is to be called.
-        probed: the file, where it has been looked at.
+        probed: the file, as its packets promise it.
 
     Raises:
         VideoError: the file cannot be used; its message is the reason alone.
     """
-    probed = probed or probe(path)
     indices, frames = _choose(probed, config), None
     if probed.pts is not None:
         chosen = probed.pts[indices]

@@ -4,6 +4,7 @@ import gc
 import re
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -32,9 +33,8 @@ class VideoProbe:
     average_fps: float
     """As the container tells it; 0 where it does not."""
     starts_s: npt.NDArray[np.float64]  # [N] from the first frame's start, non-decreasing
-    pts: (
-        npt.NDArray[np.int64] | None
-    )  # [N] in ticks of the stream; None where they do not tell frames apart, or not in order
+    pts: npt.NDArray[np.int64] | None
+    """[N] in ticks of the stream; None where they do not tell frames apart, or not in order."""
     duration_s: float
     """From the first frame's start to the last one's end."""
     promised_s: float = 0.0
@@ -65,8 +65,7 @@ class VideoProbe:
         assert len(self.starts_s), "a probe of a stream without frames is an error and not a value"
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
+class Timing(NamedTuple):
     """One frame's place in time, in ticks of its stream; None where the file does not tell."""
 
     pts: int | None

@@ -18,14 +18,8 @@ from museg_ray.files import is_url, partial_path
 from museg_ray.video.folder import LimitedFolder, own_storage
 
 CHUNK_BYTES = 16 * 1024**2
-FAULT_OF_ERRNO = {
-    errno.ENOENT: VideoFault.MISSING,
-    errno.ENOTDIR: VideoFault.MISSING,
-    errno.ELOOP: VideoFault.MISSING,
-    errno.ENAMETOOLONG: VideoFault.MISSING,
-    errno.EACCES: VideoFault.NO_PERMISSION,
-    errno.EPERM: VideoFault.NO_PERMISSION,
-}
+NOWHERE = (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+"""Of names that lead to no file, beside those for which Python has errors of their own."""
 OnProgress = Callable[[], None]
 
 
@@ -163,7 +157,7 @@ def _reasons() -> Iterator[None]:
     except VideoError:
         raise
     except OSError as error:
-        fault = FAULT_OF_ERRNO.get(error.errno or 0, VideoFault.UNREACHABLE)
+        fault = VideoFault.MISSING if error.errno in NOWHERE else VideoFault.UNREACHABLE
         if isinstance(error, FileNotFoundError):  # fsspec's has no number, and it raises it for any answer but 200
             status = getattr(error.__cause__, "status", 404)
             fault = VideoFault.MISSING if status in (404, 410) else VideoFault.UNREACHABLE

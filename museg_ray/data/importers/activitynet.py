@@ -3,12 +3,12 @@
 Source: cs.stanford.edu/people/ranjaykrishna/densevid, train.json, val_1.json and val_2.json (arXiv 1705.00754).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from museg_ray.data.annotations import expect, read_duration_s, required
-from museg_ray.data.importers.rows import ImportedRow, json_row, query_id, read_json, segments, text, video_name
+from museg_ray.data.fields import expect, query_id, read_duration_s, read_json, read_pairs, required, text, video_name
+from museg_ray.data.importers.rows import ImportedRow, Parse, json_row
 from museg_ray.errors import DataError
 from museg_ray.types import GroundingQuery
 
@@ -22,7 +22,7 @@ def read_activitynet(path: Path) -> Iterator[ImportedRow]:
             query_id=query_id(path, number),
             video=f"{video_name(row)}.mp4",
             question=text(row, "sentence").strip(),
-            segments=segments([required(row, "timestamp")], "timestamps"),
+            segments=read_pairs([required(row, "timestamp")], "timestamps"),
             duration_s=read_duration_s(row.get("duration"), "duration"),
             source="activitynet",
         )
@@ -33,9 +33,7 @@ def read_activitynet(path: Path) -> Iterator[ImportedRow]:
         yield row
 
 
-def sentence_rows(
-    path: Path, shared: Sequence[str], parse: Callable[[dict[str, Any], int], GroundingQuery]
-) -> Iterator[ImportedRow]:
+def sentence_rows(path: Path, shared: Sequence[str], parse: Parse) -> Iterator[ImportedRow]:
     """Of {VIDEO: {timestamps, sentences, …}} a row for every sentence, with what its video has of the `shared` fields.
 
     Raises:

@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from museg_ray.data.importers.rows import ImportedRow, line_rows, query_id
+from museg_ray.data.fields import query_id
+from museg_ray.data.importers.rows import ImportedRow, line_rows
 from museg_ray.errors import DataError
 from museg_ray.types import GroundingQuery
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from museg_ray.data.annotations import expect, read_duration_s, required
-from museg_ray.data.importers.rows import ImportedRow, NotGrounding, element_rows, query_id, segments, text, video_name
+from museg_ray.data.fields import expect, query_id, read_duration_s, read_pairs, required, text, video_name
+from museg_ray.data.importers.rows import ImportedRow, NotGrounding, element_rows
 from museg_ray.errors import DataError
 from museg_ray.types import GroundingQuery, Segment
 
@@ -44,7 +44,7 @@ def read_et_instruct(path: Path) -> Iterator[ImportedRow]:
         is_pairs = isinstance(times, list) and len(times) % 2 == 0
         expect(is_pairs, "tgt", times, "start and end times in turn, as many of each")
         pairs = [list(pair) for pair in zip(times[::2], times[1::2], strict=True)]
-        return _query(row, path, number, task, _asked(row), segments(pairs, "tgt"))
+        return _query(row, path, number, task, _asked(row), read_pairs(pairs, "tgt"))
 
     return element_rows(path, parse)
 
@@ -59,7 +59,7 @@ def read_bench_row(row: dict[str, Any], path: Path, number: int) -> GroundingQue
         NotGrounding: its task is another one.
         DataError: it is malformed.
     """
-    return _query(row, path, number, _task(row), text(row, "q"), segments(_flat(required(row, "tgt")), "tgt"))
+    return _query(row, path, number, _task(row), text(row, "q"), read_pairs(_flat(required(row, "tgt")), "tgt"))
 
 
 def _task(row: dict[str, Any]) -> str:

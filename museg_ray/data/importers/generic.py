@@ -10,19 +10,21 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from museg_ray.data.annotations import TASKS, expect, read_duration_s, required, source_of
-from museg_ray.data.importers.rows import (
-    ImportedRow,
-    json_row,
-    object_rows,
+from museg_ray.data.annotations import source_of
+from museg_ray.data.fields import (
+    TASKS,
+    expect,
+    is_number,
+    opened_text,
     query_id,
-    scaled,
-    segments,
+    read_duration_s,
+    read_pairs,
+    required,
     text,
     video_name,
 )
+from museg_ray.data.importers.rows import ImportedRow, json_row, object_rows, scaled
 from museg_ray.errors import DataError
-from museg_ray.files import check_regular
 from museg_ray.types import GroundingQuery, Segment
 
 _NUMBER = r"-?\d+(?:\.\d+)?"
@@ -68,16 +70,13 @@ def read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         DataError: it cannot be read as CSV.
     """
-    try:
-        check_regular(path)
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
+    with opened_text(path, newline="") as file:
+        reader = csv.DictReader(file)
+        try:
             for row in reader:
                 yield reader.line_num, {name: cell for name, cell in row.items() if cell not in (None, "")}
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror}.") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is not CSV in UTF-8: {error}.") from error
+        except csv.Error as error:
+            raise DataError(f"{path} is not CSV: {error}.") from error
 
 
 def _csv_rows(path: Path, unit: Unit | None) -> Iterator[ImportedRow]:
@@ -139,11 +138,8 @@ def _segments(value: Any, unit: Unit, fps: Any) -> tuple[Segment, ...]:
         pairs = [[item[1], item[2]] for item in items if item]
     if isinstance(pairs, list):
         pairs = [[_number(time, unit) for time in pair] if isinstance(pair, list) else pair for pair in pairs]
-    return (
-        scaled(segments(pairs, "segments"), _unit_s(unit, fps))
-        if unit is not Unit.SECONDS
-        else segments(pairs, "segments")
-    )
+    truth = read_pairs(pairs, "segments")
+    return truth if unit is Unit.SECONDS else scaled(truth, _unit_s(unit, fps))
 
 
 def _number(time: Any, unit: Unit) -> Any:
@@ -159,5 +155,5 @@ def _number(time: Any, unit: Unit) -> Any:
 def _unit_s(unit: Unit, fps: Any) -> float:
     if unit is not Unit.FRAMES:
         return 0.001 if unit is Unit.MILLISECONDS else 1.0
-    expect(type(fps) in (int, float) and 0 < fps < math.inf, "fps", fps, "frames a second above 0, for times in frames")
+    expect(is_number(fps) and 0 < fps < math.inf, "fps", fps, "frames a second above 0, for times in frames")
     return float(1 / fps)

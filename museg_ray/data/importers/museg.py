@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from museg_ray.data.annotations import TASKS, expect, read_duration_s, required, source_of
+from museg_ray.data.annotations import museg_query, source_of
+from museg_ray.data.fields import query_id, read_pairs, required, text, video_name
 from museg_ray.data.importers.et import is_bench_row, read_bench_row
-from museg_ray.data.importers.rows import ImportedRow, element_rows, object_rows, query_id, segments, text, video_name
+from museg_ray.data.importers.rows import ImportedRow, element_rows, object_rows
 from museg_ray.types import GroundingQuery
 
 ONE_SEGMENT_SOURCES = ("charades",)
@@ -22,21 +23,7 @@ def read_museg(path: Path) -> Iterator[ImportedRow]:
 
     The source is the folder of the video: `videos/et_instruct_164k/hacs/A.mp4` is of `hacs`.
     """
-
-    def parse(row: dict[str, Any], number: int) -> GroundingQuery:
-        task, video = required(row, "task"), video_name(row)
-        expect(task in TASKS, "task", task, " or ".join(TASKS))
-        return GroundingQuery(
-            query_id=query_id(path, required(row, "idx")),
-            video=video,
-            question=text(row, "problem"),
-            segments=segments(required(row, "solution"), "solution"),
-            duration_s=read_duration_s(row.get("duration"), "duration"),
-            task=task,
-            source=source_of(video),
-        )
-
-    return object_rows(path, parse)
+    return object_rows(path, lambda row, number: museg_query(row, path, read_pairs))
 
 
 def read_museg_eval(path: Path) -> Iterator[ImportedRow]:
@@ -55,7 +42,7 @@ def read_museg_eval(path: Path) -> Iterator[ImportedRow]:
             query_id=query_id(path, number),
             video=video,
             question=text(row, "question"),
-            segments=segments(required(row, "groundtruth"), "groundtruth"),
+            segments=read_pairs(required(row, "groundtruth"), "groundtruth"),
             task="tvg" if source in ONE_SEGMENT_SOURCES else "tal",
             source=source,
         )

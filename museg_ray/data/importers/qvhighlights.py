@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from museg_ray.data.annotations import read_duration_s, required
-from museg_ray.data.importers.rows import ImportedRow, object_rows, query_id, segments, text, video_name
+from museg_ray.data.fields import query_id, read_duration_s, read_pairs, required, text, video_name
+from museg_ray.data.importers.rows import ImportedRow, object_rows
 from museg_ray.types import GroundingQuery
 
 
@@ -21,7 +21,7 @@ def read_qvhighlights(path: Path) -> Iterator[ImportedRow]:
             query_id=query_id(path, required(row, "qid"), "qid"),
             video=f"{video_name(row, 'vid')}.mp4",
             question=text(row, "query").strip(),
-            segments=segments(required(row, "relevant_windows"), "relevant_windows"),
+            segments=read_pairs(required(row, "relevant_windows"), "relevant_windows"),
             duration_s=read_duration_s(row.get("duration"), "duration"),
             task="tal",
             source="qvhighlights",

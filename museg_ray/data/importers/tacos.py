@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from museg_ray.data.annotations import expect, required
+from museg_ray.data.fields import expect, is_number, query_id, read_pairs, required, text, video_name
 from museg_ray.data.importers.activitynet import sentence_rows
-from museg_ray.data.importers.rows import ImportedRow, query_id, scaled, segments, text, video_name
+from museg_ray.data.importers.rows import ImportedRow, scaled
 from museg_ray.types import GroundingQuery
 
 
@@ -23,7 +23,7 @@ def read_tacos(path: Path) -> Iterator[ImportedRow]:
             query_id=query_id(path, number),
             video=video_name(row),
             question=text(row, "sentence").strip(),
-            segments=scaled(segments([required(row, "timestamp")], "timestamps"), 1 / fps),
+            segments=scaled(read_pairs([required(row, "timestamp")], "timestamps"), 1 / fps),
             duration_s=round(num_frames / fps, 3),
             source="tacos",
         )
@@ -33,5 +33,5 @@ def read_tacos(path: Path) -> Iterator[ImportedRow]:
 
 def _count(row: dict[str, Any], name: str) -> float:
     value = required(row, name)
-    expect(type(value) in (int, float) and value > 0, name, value, "a number above 0")
+    expect(is_number(value) and value > 0, name, value, "a number above 0")
     return float(value)
