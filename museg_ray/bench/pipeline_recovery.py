@@ -195,7 +195,7 @@ class _Spare:
 @contextmanager
 def _two_nodes() -> Iterator[subprocess.Popen[bytes]]:
     """A Ray of our own with a second node, whose process is given; two CPUs on the first, one on the second."""
-    with local_ray(num_cpus=2):
+    with local_ray(num_cpus=2, is_alone=False):
         ray_command = str(Path(sys.executable).with_name("ray"))
         address = ray.get_runtime_context().gcs_address
         ports = ("node-manager", "object-manager", "min-worker", "max-worker")

@@ -31,18 +31,19 @@ FULL_BYTES = 64 * 1024
 
 
 @contextmanager
-def local_ray(num_cpus: int) -> Iterator[None]:
+def local_ray(num_cpus: int, is_alone: bool = True) -> Iterator[None]:
     """Start a Ray on free ports, so that two runs on one machine do not meet, and end it with all its processes.
 
     Args:
         num_cpus: that it may reserve; logical, whatever the machine has.
+        is_alone: no second node joins, for which it would listen on all addresses.
 
     Raises:
         ResourceError: it does not start.
     """
     with ExitStack() as session:
         with start_told("this machine"):
-            session.enter_context(_started(num_cpus))
+            session.enter_context(_started(num_cpus, is_alone))
         yield
 
 
@@ -62,7 +63,7 @@ def start_told(place: str) -> Iterator[None]:
 
 
 @contextmanager
-def _started(num_cpus: int) -> Iterator[None]:
+def _started(num_cpus: int, is_alone: bool) -> Iterator[None]:
     with scratch_folder() as folder, processes_end():
         token = folder / "token"
         token.touch(0o600)
@@ -70,7 +71,7 @@ def _started(num_cpus: int) -> Iterator[None]:
         settings = {
             AUTH_MODE: "token",
             TOKEN_PATH: str(token),
-            OTHER_MACHINES: "0",
+            OTHER_MACHINES: "0" if is_alone else "1",
             "TMPDIR": str(folder),
             "RAY_worker_niceness": "0",  # Ray's 15 starves the run beside anything else on the machine
             # Ray keeps what it knows of the last 100,000 calls for its dashboard, which this one lacks: 7.6 MiB more

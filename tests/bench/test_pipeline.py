@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -191,3 +193,17 @@ def test_the_fakes_give_whole_groups_that_differ_in_their_rewards() -> None:
     (step,) = train_fakes(make_config(1, 1, 2, 2), Waits(1.0), make_loop=SimulatedLoop)
     assert step[names.ROLLOUT_RESPONSES_PER_S] == pytest.approx(2 * GROUP_SIZE / 1.0)
     assert step[names.REWARD_EQUAL_GROUPS_SHARE] == 0.0
+
+
+JOINED = """
+import ray
+from museg_ray.bench.pipeline_recovery import _two_nodes
+with _two_nodes():
+    print(len(ray.nodes()), ray.cluster_resources()["CPU"])
+"""
+
+
+def test_the_nodes_of_the_recovery_find_each_other() -> None:
+    """A local Ray keeps to the loopback address, where none but itself would reach it."""
+    done = subprocess.run([sys.executable, "-c", JOINED], capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout.split() == ["2", "3.0"], done.stderr
