@@ -2,6 +2,7 @@
 
 import base64
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -66,7 +67,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=_number, duration=_duration, segments=_segments, clock=_clock)
+    environment.filters.update(number=_number, duration=_duration, segments=_segments, clock=_clock, counts=_counts)
     return environment
 
 
@@ -139,6 +140,11 @@ def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+
+
+def _counts(found: Counter[str]) -> str:
+    """How many of each kind, the most frequent first."""
+    return ", ".join(f"{count} {kind}" for kind, count in found.most_common())
 
 
 def _clock(unix_s: float) -> str:

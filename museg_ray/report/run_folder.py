@@ -1,6 +1,7 @@
 """Reads a run folder, finished or not: what is absent is empty here, and named in `RunFolder.missing`."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ import pyarrow.parquet as pq
 import yaml
 
 from museg_ray.append_log import read_rows
-from museg_ray.errors import DataError
+from museg_ray.errors import DataError, VideoFault
+from museg_ray.events import EventKind
 from museg_ray.metrics import names
 from museg_ray.metrics.alarms import Alarm
 
@@ -48,6 +50,8 @@ class RunFolder:
     """In the order in which they were raised; one that came back is there again."""
     events: Sequence[Mapping[str, Any]]
     """events.jsonl: joins, losses, scalings and the like, in the order in which they happened."""
+    quarantined: Sequence[Mapping[str, Any]]
+    """quarantine.jsonl: responses that could not be scored, and, with a `fault`, queries that were set aside."""
     alarm_window_steps: int
     """Steps that an alarm looks at; 0: the run watched for none."""
 
@@ -66,6 +70,18 @@ class RunFolder:
     def num_unreadable(self) -> int:
         """Queries whose video could not be read."""
         return int(self.series(names.VIDEO_UNREADABLE)[1].sum())
+
+    @property
+    def unfit(self) -> Counter[str]:
+        """Queries that were set aside for another reason than their video, by fault."""
+        videos = set(VideoFault)
+        return Counter(row["fault"] for row in self.quarantined if row.get("fault", "missing") not in videos)
+
+    @property
+    def differing(self) -> Counter[str]:
+        """Queries whose truth or length is not that of the video file, by rule; a resumed run tells of them again."""
+        told = {event["text"]: event["rule"] for event in self.events if event["kind"] == EventKind.TRUTH}
+        return Counter(told.values())
 
     @property
     def num_unscored(self) -> int:
@@ -126,6 +142,7 @@ def read_run(run_dir: Path) -> RunFolder:
         after=_read_answers(run_dir / "evaluation" / "after.jsonl"),
         alarms=[Alarm(**row) for row in read_rows(run_dir / "alarms.jsonl")],
         events=list(read_rows(run_dir / "events.jsonl")),
+        quarantined=list(read_rows(run_dir / "quarantine.jsonl")),
         # A run from before there were alarms has no such section.
         alarm_window_steps=config.get("alarms", {}).get("window_steps", 0),
     )

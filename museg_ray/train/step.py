@@ -175,6 +175,6 @@ class StepMaker:
         since, self._num_decoded = num_decoded - self._num_decoded, num_decoded
         return {
             names.VIDEO_PREPARED: float(since),
-            names.VIDEO_UNREADABLE: float(len(self.untold)),
+            names.VIDEO_UNREADABLE: float(sum(isinstance(error, VideoError) for error in self.untold)),
             names.WEIGHTS_VERSION: float(self.version),
         }

@@ -141,6 +141,22 @@ def test_queries_without_a_readable_video_are_counted_where_there_are_some(make_
     assert "Scored on 157 of 160 held-out questions" in page
 
 
+def test_queries_that_do_not_fit_and_truths_that_were_cut_are_counted_where_there_are_some(
+    make_run: Callable[..., Path],
+):
+    run_dir = make_run()
+    page = write_report(run_dir).read_text()
+    assert "do not fit" not in page and "Annotations differ" not in page
+    rows = [{"fault": fault, "query_id": "a/1"} for fault in ("too_long", "beyond_file", "too_long", "cut_off")]
+    (run_dir / "quarantine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"text": "unscored"}]))
+    truths = [("beyond_file", "a/1: 2 s"), ("beyond_file", "a/2: 1 s"), ("beyond_file", "a/1: 2 s")]
+    with (run_dir / "events.jsonl").open("a") as file:
+        for rule, text in truths:
+            file.write(json.dumps({"unix_s": 1.0, "step": 1, "kind": "truth", "text": text, "rule": rule}) + "\n")
+    page = write_report(run_dir).read_text()
+    assert "do not fit: 2 too_long, 1 beyond_file." in page and "differ from the video files: 2 beyond_file." in page
+
+
 def test_characters_that_are_not_seen_are_escapes_on_the_page_and_in_its_pictures(
     make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ):
