@@ -122,7 +122,7 @@ class Ended:
     weight: float
     num_moments: int
     num_given_up: int
-    """Queries and responses in quarantine."""
+    """Queries and responses in quarantine for what befell those who had them, and not for what they are."""
 
 
 def queries() -> list[GroundingQuery]:
@@ -171,8 +171,8 @@ async def train(folder: Path, config: Config, schedule: Schedule, wishes: list[A
         await asyncio.gather(wishing, return_exceptions=True)
         await parts.close()
         books.close()
-    given_up = folder / "quarantine.jsonl"
-    num_given_up = len(given_up.read_text().splitlines()) if given_up.exists() else 0
+    # Of a text that cannot be scored wherever it is the fake scorer says no more than this.
+    num_given_up = sum(set(row["reasons"]) != {"died"} for row in read_rows(folder / "quarantine.jsonl"))
     weight: float = parts.learner.weight  # type: ignore[attr-defined]
     return Ended(error, weight, schedule.num_moments, num_given_up)
 
@@ -262,7 +262,8 @@ def test_in_lock_step_deaths_of_rollout_reward_and_clip_actors_change_no_number(
         return ended
 
     disturbed, calm = run(NotTheLearner(fates), wishes), run(NotTheLearner(), [])
-    assume(disturbed.num_given_up == calm.num_given_up)  # what kills twice is quarantined, and trained on by nobody
+    assert calm.num_given_up == 0
+    assume(disturbed.num_given_up == 0)  # what was there at two deaths is quarantined, and trained on by nobody
     assert disturbed.weight == calm.weight
 
 
