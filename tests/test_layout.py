@@ -40,6 +40,7 @@ ALLOWED = {
     **{room: GROUND for room in PURE},
     "rewards": GROUND | {"fleet"},
     "video": GROUND | {"fleet"},
+    "weights": GROUND | {"fleet"},
     "ledger": GROUND,
     "terminal": GROUND,
     "checkpoints": GROUND | {"data", "model", "ledger"},

@@ -31,7 +31,8 @@ from museg_ray.types import Clip, GroundingQuery, Group, Issue
 from museg_ray.video.loader import ClipHandle
 from museg_ray.video.prepare import PreparedClip
 from museg_ray.video.store import FrameStore
-from museg_ray.weights.blob import weights_to_blob
+from museg_ray.weights.shared import SharedWeights
+from museg_ray.weights.tensors import TensorSource
 
 KILLED = ("killed: engine", "killed: actor", "killed: raylet")
 DRAINED = "drained: node"
@@ -109,17 +110,20 @@ async def _engines(happened: list[Happening]) -> AsyncIterator[tuple[RolloutPool
     spare = ray.remote(_Spare).options(num_cpus=1).remote()  # so that the second engine goes to the second node
     await spare.ready.remote()
     with tempfile.TemporaryDirectory(prefix="museg-bench-") as folder:
-        pool = RolloutPool(_config(Path(folder)), PACKAGED_MODEL_DIR, note)
+        config = _config(Path(folder))
+        pool = RolloutPool(config, PACKAGED_MODEL_DIR, note)
         clip = _stored_clip(Path(folder))
+        policy = dict(load_policy(PACKAGED_MODEL_DIR, dtype=torch.float32).named_parameters())
+        channel = SharedWeights(config, TensorSource(policy, ray.get_runtime_context().get_node_id()))
         try:
             await pool.ready()
             ray.kill(spare)
-            policy = load_policy(PACKAGED_MODEL_DIR, dtype=torch.float32).named_parameters()
-            await pool.publish(1, ray.put(weights_to_blob(policy)))
+            await pool.publish(1, await channel.publish(1, pool.nodes))
             await _sample(pool, clip, 1)
             yield pool, clip
         finally:
             await pool.close()
+            await channel.close()
 
 
 async def _measure_each(

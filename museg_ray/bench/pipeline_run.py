@@ -35,7 +35,7 @@ from museg_ray.rewards.pool import RewardPool
 from museg_ray.rewards.scorer import Outcome, pack_outcomes, unpack
 from museg_ray.rollout.pool import RolloutPool
 from museg_ray.runs.books import Books
-from museg_ray.simulate.learner import FakeLearner
+from museg_ray.simulate.learner import FakeLearner, FakeWeights
 from museg_ray.simulate.script import Script
 from museg_ray.simulate.workers import FakeEngine, FakePreparer, FakeScorer
 from museg_ray.terminal.console import SafeConsole
@@ -218,12 +218,14 @@ async def _train(config: Config, script: Script, on_update: OnUpdate, meter: Met
     def engine() -> FakeEngine:
         return meter.watched(_Engine(script, "engine", config.rollout), "generate", "update_weights")
 
+    learner = meter.watched(_Learner(script, lambda step: on_update(parts, step)), "update")
     parts = Parts(
         tokenizer=load_tokenizer(PACKAGED_MODEL_DIR),
         clips=ClipPool(config, events, lambda: meter.watched(FakePreparer(script, "preparer", frozenset()), "prepare")),
         rollouts=RolloutPool(config, PACKAGED_MODEL_DIR, events, engine),
         rewards=RewardPool(config, events, lambda *_: meter.watched(_Scorer(script, "scorer"), "score")),
-        learner=meter.watched(_Learner(script, lambda step: on_update(parts, step)), "update"),
+        learner=learner,
+        weights=FakeWeights(script, learner),
         control=Mailbox(),
         free_resources=lambda: {"CPU": math.inf, "GPU": math.inf},
     )

@@ -164,11 +164,23 @@ class RolloutConfig:
     """An engine that is not ready so long after its process is up is started anew; the second time in a row, before all
     have served or while none does, it ends the run."""
     request_timeout_s: float = 1800.0
-    """An actor that has not done a group so long after it took it, or a push, is taken for stuck and replaced."""
+    """An actor that has not done a group so long after it took it is taken for stuck and replaced."""
     on_push: str = "continue"
     """What becomes of groups under way when weights are pushed (`train.max_staleness` above 0): they `continue` under
     the new weights with the keys and values of the old ones, they `restart` from their prompt, or the push has to
     `wait` for them while new groups are held back."""
+
+
+@dataclass
+class WeightsConfig:
+    """How weights get from the learner to the engines."""
+
+    dir: str = ""
+    """Folder on a fast disk of every machine for the files that ranks write and engines map, two of the policy's size;
+    empty: in the machine's memory."""
+    timeout_s: float = 600.0
+    """Of each phase of a push: a rank that has not written so long after it was asked, or an engine that has not
+    loaded, is taken for stuck and replaced."""
 
 
 @dataclass
@@ -337,6 +349,7 @@ class Config:
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     fleet: FleetConfig = field(default_factory=FleetConfig)
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     alarms: AlarmConfig = field(default_factory=AlarmConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

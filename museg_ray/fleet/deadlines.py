@@ -47,7 +47,10 @@ ASKED = Deadline(35.0)
 SCORE_TIMEOUTS = 4.0
 """A reward actor ends a call by itself after at most three `response_timeout_s`; the deadline is for a process that
 does nothing at all."""
-IN_A_STEP = ("load", "update", "score", "export_weights", "start_phase", "begin_checkpoint", "finish_checkpoint")
+IN_A_STEP = (
+    *("load", "update", "score", "gaps", "weight_layout", "start_phase"),
+    *("begin_checkpoint", "finish_checkpoint", "export_model"),
+)
 """Calls of the learner's ranks that may take as long as a step."""
 UNREAD_S = 1.0
 """An answer may lie there unread, where this process has stood still itself: stopped, or its machine suspended."""
@@ -61,16 +64,22 @@ def deadlines(config: Config) -> Mapping[str, Deadline]:
         rollout.request_timeout_s, "rollout.request_timeout_s, which may be too short for rollout.max_completion_tokens"
     )
     step = Deadline(learner.step_timeout_s, "learner.step_timeout_s")
+    waits_s = request.limit_s if rollout.on_push == "wait" else 0.0  # for the groups under way
+    push = Deadline(config.weights.timeout_s, "weights.timeout_s")
     score = Deadline(SCORE_TIMEOUTS * config.rewards.response_timeout_s, "rewards.response_timeout_s, four times")
     return {
         "rollout.start": Deadline(FIRST_ANSWER.limit_s + rollout.start_timeout_s),
         "rollout.generate": request,
-        "rollout.update_weights": Deadline(rollout.request_timeout_s, "rollout.request_timeout_s"),
+        "rollout.update_weights": replace(push, limit_s=push.limit_s + waits_s),
         "reward.score": score,
         "clips.prepare": PREPARE,
         "clips.send": FETCH,
         "learner.start": Deadline(learner.start_timeout_s, "learner.start_timeout_s"),
-        **{f"learner.{method}": step for method in (*IN_A_STEP, "export_model")},
+        **{f"learner.{method}": step for method in IN_A_STEP},
+        "learner.write_weights": push,
+        "weights.begin": push.times(2.0),  # it waits as long itself for whoever still reads
+        **{f"weights.{method}": push for method in ("fetch", "commit", "address")},
+        "weights.reserve": FIRST_ANSWER,
         **dict.fromkeys(("reward.start", "clips.start", "learner.open_store", "learner.first_answer"), FIRST_ANSWER),
         **dict.fromkeys(("rollout.close", "reward.close", "clips.close"), CLOSE),
         **dict.fromkeys(("rollout.ping", "reward.ping", "clips.ping", "learner.ping"), ping),

@@ -20,6 +20,9 @@ from museg_ray.fleet.places import ANYWHERE, Place, Places
 from museg_ray.learner.rank import Rank
 from museg_ray.types import Clip, Group
 from museg_ray.video.loader import ClipHandle, ClipLoader
+from museg_ray.weights.channel import WritePlace
+from museg_ray.weights.layout import Layout
+from museg_ray.weights.spans import Span
 
 if TYPE_CHECKING:
     from museg_ray.learner.learner import Learner
@@ -45,14 +48,16 @@ class LearnerActor:
         host = ray.util.get_node_ip_address()
         return host, open_store(host, num_ranks)
 
-    def start(self, config: Config, model_dir: Path, rank: Rank, checkpoint: Path | None) -> None:
-        """The first call of most. Not in `__init__`, whose errors Ray reports without their type."""
+    def start(self, config: Config, model_dir: Path, rank: Rank, checkpoint: Path | None) -> str:
+        """The first call of most; the id of its machine. Not in `__init__`, whose errors Ray reports without their
+        type."""
         # Here and not above: DeepSpeed chooses its accelerator when it is imported, from this process's environment.
         from museg_ray.learner.learner import Learner
 
-        self._learner = Learner(config, model_dir, rank, checkpoint)
+        self._rank, self._learner = rank, Learner(config, model_dir, rank, checkpoint)
         self._clips = ClipLoader(config.video)
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        return ray.get_runtime_context().get_node_id()
 
     def load(self, groups: Sequence[Group], clips: Mapping[str, ClipHandle]) -> None:
         """Fetch the clips of this rank alone, for the call after this one."""
@@ -64,9 +69,15 @@ class LearnerActor:
     def score(self, groups: Sequence[Group]) -> dict[str, float]:
         return self._learner.score(groups, self._take_loaded())
 
-    def export_weights(self, version: int) -> ray.ObjectRef | None:
-        blob = self._learner.export_weights(version)
-        return None if blob is None else put(blob)
+    def gaps(self, groups: Sequence[Group]) -> list[float]:
+        (group,) = groups
+        return self._learner.gaps(group, self._take_loaded())
+
+    def weight_layout(self) -> Layout:
+        return self._learner.weight_layout
+
+    def write_weights(self, version: int, places: Sequence[WritePlace]) -> list[Span]:
+        return self._learner.write_weights(version, places[self._rank.index])
 
     def start_phase(self, phase: PhaseConfig) -> None:
         self._learner.start_phase(phase)
@@ -127,6 +138,7 @@ class LearnerHandle:
         self._calls: dict[asyncio.Future[Any], tuple[str, float]] = {}
         self._place: Place = ANYWHERE
         self._actors: list[ActorHandle] = []
+        self._nodes: list[str] = []  # of each rank, by Ray's id
 
     @property
     def doing(self) -> str:
@@ -169,7 +181,7 @@ class LearnerHandle:
             actor.start.remote(self._config, self._model_dir, Rank(index, count, host, port), self._checkpoint)
             for index, actor in enumerate(self._actors)
         ]
-        await self._watched("start", starts)
+        self._nodes = await self._watched("start", starts)
 
     async def restart(self, checkpoint: Path | None) -> None:
         """A new group of ranks in the place of one that lost a rank, from a checkpoint's `learner` folder; None: from
@@ -200,10 +212,26 @@ class LearnerHandle:
         """
         return await self._with_clips("score", groups, clips)
 
-    async def export_weights(self, version: int) -> ray.ObjectRef:
-        """Reference to the blob of the present weights, which lies in the object store and are called `version` from
-        now on."""
-        return (await self._all("export_weights", version))[0]
+    async def gaps(self, group: Group, clips: Mapping[str, ClipHandle]) -> list[float]:
+        """How far each response's log-probs are from the learner's, see `Learner.gaps`.
+
+        Raises:
+            LearnerLostError, VideoError: as `update`.
+        """
+        return await self._with_clips("gaps", [group], clips)
+
+    async def weight_layout(self) -> Layout:
+        """See `Learner.weight_layout`."""
+        layout, *others = await self._all("weight_layout")
+        assert all(other == layout for other in others), "the ranks have other weights"
+        return layout
+
+    async def nodes(self) -> list[str]:
+        return self._nodes
+
+    async def write_weights(self, version: int, places: Sequence[WritePlace]) -> list[list[Span]]:
+        """See `Learner.write_weights`; one place a rank, and what each wrote."""
+        return await self._all("write_weights", version, places)
 
     async def start_phase(self, phase: PhaseConfig) -> None:
         """Start anew what the phase wants fresh: exactly at its first step, before any update of that phase."""
@@ -242,7 +270,7 @@ class LearnerHandle:
 
     async def _with_clips(
         self, method: str, groups: Sequence[Group], clips: Mapping[str, ClipHandle], *args: Any
-    ) -> dict[str, float]:
+    ) -> Any:
         """All ranks have their clips before any of them begins: one that lacks a clip would leave the others in the
         middle of what they do together."""
         shared = put(groups)  # once, however many ranks read them

@@ -27,14 +27,16 @@ from museg_ray.learner.process_group import join_process_group
 from museg_ray.learner.rank import Rank
 from museg_ray.learner.schedule import learning_rate_factor, schedule_spans
 from museg_ray.learner.tally import Tally
-from museg_ray.learner.weights import copy_weights, policy_weights
+from museg_ray.learner.weights import WeightWriter, copy_weights, policy_weights
 from museg_ray.metrics import names
 from museg_ray.model.liger import use_liger
 from museg_ray.model.lora import adapters_off, add_adapters
 from museg_ray.model.policy import PolicyModel
 from museg_ray.model.qwen_vl import forbidden_token_ids, load_policy, load_tokenizer, load_vision_spec, save_policy
-from museg_ray.types import ByteArray, Clip, Group
-from museg_ray.weights.blob import Part, weights_to_blob
+from museg_ray.types import Clip, Group
+from museg_ray.weights.channel import WritePlace
+from museg_ray.weights.layout import Layout, Part
+from museg_ray.weights.spans import Span
 
 Logprobs = tuple[torch.Tensor, torch.Tensor]
 """Log-probs and entropies, as `PolicyModel` gives them."""
@@ -71,11 +73,15 @@ class Learner:
         self._engine = start_engine(policy, config)
         self._engine.train()  # gradient checkpointing acts in training mode only; the model has no dropout
         self._num_skipped = 0  # in a row
-        self._version = 0  # of the weights, as `export_weights` was told; 0: those that it started with
+        self._version = 0  # of the weights, as `write_weights` was told; 0: those that it started with
         self._has_reference_of_its_own = state is not None and state.has_reference
         if state is not None:
             self._num_skipped = state.num_skipped
             state.restore_optimizer(self._engine, self._rank)
+        learner = config.learner
+        trained = {Part.LANGUAGE: True, Part.TOWER: learner.train_vision, Part.MERGER: learner.train_merger}
+        frozen = {part for part in Part if not trained[part]}
+        self._writer = WeightWriter(self._engine, learner, self._rank, frozen)
         self._batcher = Batcher(config, load_vision_spec(model_dir), self._rank, learner_device(), policy.is_allowed)
 
     def clip_keys(self, groups: Sequence[Group]) -> set[str]:
@@ -122,6 +128,20 @@ class Learner:
             tally.add_gaps(self._fixed_logprobs(self._engine, batch) - batch.rollout_logprobs)
         return tally.parity()
 
+    def gaps(self, group: Group, clips: Mapping[str, Clip]) -> list[float]:
+        """[G] mean |learner - rollout log-prob| of each response of a group that was sampled from the present weights
+        and fits one pack."""
+        (batch,) = self._batcher.micro_batches([group], clips, self._version)
+        sums = torch.zeros(2, len(group.responses), dtype=torch.float64, device=learner_device())
+        gaps = (self._fixed_logprobs(self._engine, batch) - batch.rollout_logprobs).abs()
+        if not batch.is_filler:
+            lengths = torch.tensor([len(response.token_ids) for response in group.responses])
+            response = torch.arange(len(lengths)).repeat_interleave(lengths).to(batch.kept.device)[batch.kept]  # [K]
+            sums.index_add_(1, response, torch.stack([gaps, torch.ones_like(gaps)]).double())
+        torch.distributed.all_reduce(sums)
+        means: list[float] = (sums[0] / sums[1]).tolist()
+        return means
+
     def start_phase(self, phase: PhaseConfig) -> None:
         """Start anew what the phase wants fresh: `fresh_optimizer` and `fresh_reference`.
 
@@ -135,18 +155,24 @@ class Learner:
             copy_weights(policy_weights(self._engine, self._config.learner), self._reference)
             self._has_reference_of_its_own = True
 
-    def export_weights(self, version: int) -> ByteArray | None:
-        """The weights that training changes, under their Hugging Face names, tied ones once; None but on rank 0.
+    def write_weights(self, version: int, place: WritePlace) -> list[Span]:
+        """Write what this rank has of the weights that training changes into its machine's file.
 
         Args:
             version: what they are called from now on; groups that were sampled from them are known by it.
+            place: a file of the layout of `weight_layout`.
+
+        Returns:
+            The bytes of the file that it wrote.
         """
         self._version = version
-        learner = self._config.learner
-        trained = {Part.LANGUAGE: True, Part.TOWER: learner.train_vision, Part.MERGER: learner.train_merger}
-        frozen = {part for part in Part if not trained[part]}
-        weights = dict(policy_weights(self._engine, learner, self._rank.index == 0, frozen))
-        return weights_to_blob(weights.items(), frozen) if self._rank.index == 0 else None
+        return self._writer.write(place)
+
+    @property
+    def weight_layout(self) -> Layout:
+        """Of the weights that training changes, under their Hugging Face names, tied ones once; the same on all
+        ranks."""
+        return self._writer.layout
 
     def export_model(self, out_dir: Path) -> None:
         """Rank 0 writes a Hugging Face folder of the policy."""

@@ -8,6 +8,7 @@ W + (alpha / rank) B A. Written for peft 0.21.
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from peft import LoraConfig as PeftConfig
@@ -22,6 +23,9 @@ _ADAPTED = r".*\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate
 """Modules with adapters: the linear layers of the language model's blocks, of Qwen2.5-VL and Qwen3-VL."""
 _BASE, _A, _B = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 """What peft puts into parameter names."""
+MERGED_ROWS = 1024
+"""Rows of a layer that are merged at once."""
+T = TypeVar("T")
 
 
 def add_adapters(model: nn.Module, config: LoraConfig) -> None:
@@ -64,6 +68,28 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
             layer._disable_adapters = False
 
 
+def plain_layers(named: Iterable[tuple[str, T]]) -> Iterator[tuple[str, tuple[T, ...]]]:
+    """Each weight of the plain model under its name there: by itself, or W [out, in] with its adapter's A [rank, in]
+    and B [out, rank].
+
+    Args:
+        named: of a model with or without adapters, in the order of `named_parameters()`. Taken one at a time.
+    """
+    layer: list[T] = []  # W, A of the layer whose B is still to come
+    for name, tensor in named:
+        if name.endswith(_BASE + "weight"):
+            assert not layer, f"no adapter before {name}"
+            layer = [tensor]
+        elif name.endswith(_A):
+            layer.append(tensor)
+        elif name.endswith(_B):
+            yield name.replace(_B, ".weight"), (*layer, tensor)
+            layer = []
+        else:
+            yield name.replace(_BASE, "."), (tensor,)
+    assert not layer, "the last adapter is not whole"
+
+
 def merged_weights(
     named_tensors: Iterable[tuple[str, torch.Tensor]], config: LoraConfig
 ) -> Iterator[tuple[str, torch.Tensor]]:
@@ -76,20 +102,24 @@ def merged_weights(
     Returns:
         Hugging Face's names, as `named_parameters()` of a model without adapters yields them.
     """
-    layer: list[torch.Tensor] = []  # W, A of the layer whose B is still to come
-    for name, tensor in named_tensors:
-        if name.endswith(_BASE + "weight"):
-            assert not layer, f"no adapter before {name}"
-            layer = [tensor]
-        elif name.endswith(_A):
-            layer.append(tensor)
-        elif name.endswith(_B):
-            weight, a = layer
-            yield name.replace(_B, ".weight"), _merge(weight, a, tensor, config)
-            layer = []
-        else:
-            yield name.replace(_BASE, "."), tensor
-    assert not layer, "the last adapter is not whole"
+    for name, (weight, *adapter) in plain_layers(named_tensors):
+        yield name, _merge(weight, adapter[0], adapter[1], config) if adapter else weight
+
+
+def merged_slice(held: torch.Tensor, start: int, a: torch.Tensor, b: torch.Tensor, config: LoraConfig) -> torch.Tensor:
+    """A slice [n] of W + (alpha / rank) B A, flat: that of `held`, W's own from element `start` on.
+
+    Invariant: an element's bits do not depend on the slice that it is in, so that all ranks and checkpoints merge the
+    same. Therefore B A is computed in blocks of the same rows always: of other shapes it may be rounded otherwise.
+    """
+    width, result = a.shape[1], torch.empty_like(held)
+    block = MERGED_ROWS * width
+    for first in range(start // block * block, start + len(held), block):
+        product = (b[first // width : first // width + MERGED_ROWS].float() @ a.float()).flatten()
+        begin, end = max(start, first), min(start + len(held), first + len(product))
+        added = product[begin - first : end - first] * (config.alpha / config.rank)
+        result[begin - start : end - start] = (held[begin - start : end - start].float() + added).to(held.dtype)
+    return result
 
 
 def merge_adapters(
@@ -133,8 +163,7 @@ def _with_adapters(
 
 
 def _merge(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, config: LoraConfig) -> torch.Tensor:
-    """[out, in] from `weight` [out, in], `a` [rank, in] and `b` [out, rank]."""
-    return torch.addmm(weight.float(), b.float(), a.float(), alpha=config.alpha / config.rank).to(weight.dtype)
+    return merged_slice(weight.flatten(), 0, a, b, config).view_as(weight)
 
 
 def _check_rank(model: nn.Module, rank: int) -> None:

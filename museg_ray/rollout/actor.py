@@ -4,21 +4,20 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayTaskError
 
 from museg_ray.config.schema import Config
-from museg_ray.errors import RolloutError, WeightsLostError, WeightSyncError
+from museg_ray.errors import RolloutError, WeightSyncError
 from museg_ray.fleet.deadlines import Deadline, within
 from museg_ray.fleet.errors import MemberLost, result_of
 from museg_ray.fleet.places import Place
 from museg_ray.fleet.worker import ActorWorker, leaving_nodes
 from museg_ray.rollout.engine import RolloutEngine, Sampling
 from museg_ray.rollout.vllm_setup import engine_environment
-from museg_ray.types import ByteArray, Group, Issue
+from museg_ray.types import Group, Issue
 from museg_ray.video.loader import ClipHandle, ClipLoader
+from museg_ray.weights.channel import Confirmed, Weights
 
 MAX_CALLS = 10_000
 """Inside one actor at once; the crew lets in far fewer."""
@@ -52,13 +51,13 @@ class RolloutActor:
             engine.check_alive()
             raise
 
-    async def update_weights(self, version: int, blob: ByteArray) -> int:
+    async def update_weights(self, version: int, file: Path) -> Confirmed:
         """
         Raises:
             MemberLost: the engine's process is gone.
         """
         try:
-            return await self._started.update_weights(version, blob)
+            return await self._started.update_weights(version, file)
         except WeightSyncError:
             self._started.check_alive()
             raise
@@ -89,6 +88,8 @@ class RolloutWorker(ActorWorker):
     def __init__(self, model_dir: Path, config: Config, place: Place) -> None:
         super().__init__(place)
         self._model_dir, self._config = model_dir, config
+        self.node = ""
+        """Its machine, by Ray's id, once it has one."""
 
     async def start(self) -> None:
         """
@@ -107,7 +108,7 @@ class RolloutWorker(ActorWorker):
         }
         remote_class = ray.remote(concurrency_groups={"control": 2})(RolloutActor)
         self._actor = remote_class.options(**options).remote(self._model_dir, self._config)
-        await result_of(self._actor.ping.remote())  # its process is up, which may have had to be installed first
+        self.node = await result_of(self._actor.ping.remote())  # its process may have had to be installed first
         start = Deadline(rollout.start_timeout_s, "rollout.start_timeout_s")
         await within(start, "the start of its engine", result_of(self._actor.start.remote()))
 
@@ -117,19 +118,14 @@ class RolloutWorker(ActorWorker):
     async def generate(self, issue: Issue, prompt_ids: Sequence[int], clip: ClipHandle, sampling: Sampling) -> Group:
         return await result_of(self._actor.generate.remote(issue, prompt_ids, clip, sampling))
 
-    async def update_weights(self, version: int, weights: Any) -> int:
+    async def update_weights(self, version: int, weights: Weights) -> Confirmed:
         """
         Raises:
-            WeightsLostError: the process that held them is gone.
+            WeightsLostError: the processes that held them are gone.
             WeightSyncError: the engine cannot load them.
-            MemberLost: the actor died.
+            MemberLost: the actor died, or its machine cannot have them.
         """
-        try:
-            return await result_of(self._actor.update_weights.remote(version, weights))
-        except RayTaskError as error:
-            if isinstance(error.cause, ObjectLostError):
-                raise WeightsLostError(f"weights {version} are gone with the process that held them") from None
-            raise
+        return await result_of(self._actor.update_weights.remote(version, await weights.at(self.node)))
 
     async def close(self) -> None:
         if self._actor is not None:

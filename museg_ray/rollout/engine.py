@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from museg_ray.clock import now_s
 from museg_ray.config.schema import ModelConfig, RolloutConfig
 from museg_ray.errors import RolloutError, UnfitQueryError, WeightSyncError
 from museg_ray.fleet.errors import MemberLost
@@ -24,8 +26,11 @@ from museg_ray.model.qwen_vl import (
 from museg_ray.rollout.gate import Gate
 from museg_ray.rollout.group_client import GroupClient
 from museg_ray.rollout.vllm_setup import start_vllm
-from museg_ray.types import ByteArray, Clip, Group, Issue, Response, VersionSpan
-from museg_ray.weights.blob import VISION, blob_file, frozen_parts
+from museg_ray.types import Clip, Group, Issue, Response, VersionSpan
+from museg_ray.weights.channel import Confirmed
+from museg_ray.weights.file import held
+from museg_ray.weights.layout import VISION
+from museg_ray.weights.tensors import frozen_parts
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -146,20 +151,21 @@ class RolloutEngine:
                 weight_version=version,
             )
 
-    async def update_weights(self, version: int, blob: ByteArray) -> int:
-        """Replace the weights by those of a blob; frozen parts that it leaves out stay. Groups under way go on, start
-        anew, or are waited for, as `rollout.on_push` says; what comes meanwhile waits.
+    async def update_weights(self, version: int, file: Path) -> Confirmed:
+        """Replace the weights by those of a weights file; frozen parts that it leaves out stay. Groups under way go on,
+        start anew, or are waited for, as `rollout.on_push` says; what comes meanwhile waits.
 
         After a failed update the engine refuses to sample until another one succeeds.
 
         Args:
             version: above the present one: cached keys, values and video features are told apart by it.
-            blob: from `weights_to_blob`.
+            file: of this machine, see `Layout`.
 
         Returns:
-            The version that the engine's process now reports.
+            The version that the engine's process now reports, and how long each phase took.
 
         Raises:
+            WeightsLostError: the file has other weights; the engine has those of before.
             WeightSyncError: the version is not new, or the update failed.
             MemberLost: the engine's process is gone.
         """
@@ -168,13 +174,14 @@ class RolloutEngine:
                 raise WeightSyncError(f"Weights {version} were pushed to an engine that is at {self._version} already.")
             if self._on_push == "wait":
                 await self._until_idle()
-            self._has_weights = False
-            try:
-                confirmed = await self._replace(version, blob)
-            except MemberLost:
-                raise
-            except Exception as error:  # vLLM's errors are many and cannot be pickled
-                raise WeightSyncError(f"Weights {version} could not be loaded: {reason_of(error)}.") from None
+            with held(file, version):
+                self._has_weights = False
+                try:
+                    confirmed = await self._replace(version, file)
+                except MemberLost:
+                    raise
+                except Exception as error:  # vLLM's errors are many and cannot be pickled
+                    raise WeightSyncError(f"Weights {version} could not be loaded: {reason_of(error)}.") from None
             self._version, self._has_weights = version, True
         return confirmed
 
@@ -243,20 +250,24 @@ class RolloutEngine:
             self._idle.clear()
             await self._idle.wait()
 
-    async def _replace(self, version: int, blob: ByteArray) -> int:
+    async def _replace(self, version: int, file: Path) -> Confirmed:
         if self._running and self._on_push == "restart":
             await self._abort_running()
-        if not self._running:
-            return await self._while_alive(self._transfer(version, blob))
-        await self._while_alive(self._llm.pause_generation(mode="keep", clear_cache=False))
+        is_running, times_s = bool(self._running), [now_s()]
+        if is_running:
+            await self._while_alive(self._llm.pause_generation(mode="keep", clear_cache=False))
+        times_s.append(now_s())
         try:
-            return await self._while_alive(self._transfer(version, blob))
+            confirmed = await self._while_alive(self._transfer(version, file))
         except BaseException:
             await self._abort_running()  # they must not go on with weights that are half those of before
             raise
         finally:
-            if not self._llm.errored:
+            times_s.append(now_s())
+            if is_running and not self._llm.errored:
                 await self._while_alive(self._llm.resume_generation())
+        times_s.append(now_s())
+        return Confirmed(confirmed, *(end - start for start, end in pairwise(times_s)))
 
     async def _abort_running(self) -> None:
         """Their groups start anew, as soon as there are whole weights."""
@@ -279,15 +290,13 @@ class RolloutEngine:
         finally:
             task.cancel()
 
-    async def _transfer(self, version: int, blob: ByteArray) -> int:
+    async def _transfer(self, version: int, file: Path) -> int:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-        with blob_file(blob) as path:
-            frozen = frozen_parts(path)
-            await self._llm.start_weight_update()
-            await self._llm.update_weights(WeightTransferUpdateRequest({"path": str(path)}))
-            await self._llm.finish_weight_update(str(version))
-        if not frozen >= VISION:
+        await self._llm.start_weight_update()
+        await self._llm.update_weights(WeightTransferUpdateRequest({"path": str(file)}))
+        await self._llm.finish_weight_update(str(version))
+        if not frozen_parts(file) >= VISION:
             self._vision_version = version
         return int(await self._llm.get_weight_version())
 

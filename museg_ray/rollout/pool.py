@@ -21,6 +21,7 @@ from museg_ray.rollout.actor import RolloutWorker
 from museg_ray.rollout.engine import Sampling
 from museg_ray.types import Group, Issue
 from museg_ray.video.loader import ClipHandle
+from museg_ray.weights.channel import Confirmed
 
 MAX_DEATHS = 2
 """An issue that was aboard so many actors that died is sampled alone."""
@@ -35,7 +36,11 @@ class EngineWorker(Worker, Protocol):
         self, issue: Issue, prompt_ids: Sequence[int], clip: ClipHandle, sampling: Sampling
     ) -> Group: ...
 
-    async def update_weights(self, version: int, weights: Any) -> int: ...
+    @property
+    def node(self) -> str:
+        """The id of its machine."""
+
+    async def update_weights(self, version: int, weights: Any) -> Confirmed: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,9 @@ class _Weights:
 
 
 @dataclass(frozen=True, slots=True)
-class _Request:
+class Request:
+    """What `sample` is asked."""
+
     issue: Issue
     prompt_ids: Sequence[int]
     clip: ClipHandle
@@ -83,7 +90,7 @@ class RolloutPool:
         self._published = asyncio.Event()
         self.num_waiting = 0
         """Issues that are being sampled or wait for it."""
-        self._last: _Request | None = None  # sampled: what joiners are compared on
+        self._last: Request | None = None  # sampled: what joiners are compared on
         make_worker = make or (lambda: RolloutWorker(model_dir, config, places.take("rollout") if places else ANYWHERE))
         room = config.rollout.max_num_seqs
         self._crew = Crew[EngineWorker](
@@ -128,11 +135,11 @@ class RolloutPool:
         """
         self.num_waiting += 1
         try:
-            return await self._sample(_Request(issue, prompt_ids, clip, sampling))
+            return await self._sample(Request(issue, prompt_ids, clip, sampling))
         finally:
             self.num_waiting -= 1
 
-    async def _sample(self, request: _Request) -> Group:
+    async def _sample(self, request: Request) -> Group:
         issue, sampling, deaths = request.issue, request.sampling, list[str]()
         while True:
             alone = len(deaths) >= MAX_DEATHS
@@ -147,13 +154,25 @@ class RolloutPool:
             self._check_poison(issue, member, deaths)
             self._events(EventKind.REQUEUE, f"issue {issue.issue_id} goes to another actor", issue_id=issue.issue_id)
 
-    async def publish(self, version: int, weights: Any) -> None:
+    @property
+    def nodes(self) -> set[str]:
+        """The machines of those that serve."""
+        return {member.worker.node for member in self._served}
+
+    @property
+    def _served(self) -> list[Member[EngineWorker]]:
+        return [m for m in self._crew.members if m.state in (MemberState.SERVING, MemberState.DRAINING)]
+
+    async def publish(self, version: int, weights: Any) -> list[Confirmed]:
         """Give all actors new weights at once, and wait until each that serves has confirmed them. Who fails is
         replaced; who joins gets the newest.
 
         Args:
             version: above all before.
-            weights: reference to a blob from `weights_to_blob`; each machine fetches it once.
+            weights: what a channel has published.
+
+        Returns:
+            What they say; of those that were not lost.
 
         Raises:
             WeightsLostError: they are gone before any actor had them.
@@ -162,26 +181,37 @@ class RolloutPool:
         self._newest = _Weights(version, weights)
         self._published.set()
         self._published = asyncio.Event()
-        served = (MemberState.SERVING, MemberState.DRAINING)
-        members = [member for member in self._crew.members if member.state in served]
+        members = self._served
         for member in members:  # now: in a moment one that drains may be idle, and would be closed under its push
             self._crew.hold(member)
-        failures = await asyncio.gather(*(self._push(member, self._newest) for member in members))
-        errors = [error for error in failures if error is not None]
+        answers = await asyncio.gather(*(self._push(member, self._newest) for member in members))
+        errors = [answer for answer in answers if isinstance(answer, WeightSyncError)]
         lost = [error for error in errors if isinstance(error, WeightsLostError)]  # no fault of theirs
         if lost or (errors and len(errors) == len(members)):
             raise (lost or errors)[0]
-        for member, error in zip(members, failures, strict=True):
-            if error is not None:
-                self._crew.lose(member, str(error), by_jobs=False)
+        for member, answer in zip(members, answers, strict=True):
+            if isinstance(answer, WeightSyncError):
+                self._crew.lose(member, str(answer), by_jobs=False)
         text = f"weights {version} serve on {len(self._crew.serving)} actors"
         self._events(EventKind.PUSH, text, version=version)
+        return [answer for answer in answers if isinstance(answer, Confirmed)]
+
+    async def answers(self, request: Request) -> dict[str, Group]:
+        """What each actor that serves says to the same request, by its name; of those that can."""
+        members = self._crew.serving
+        groups = await asyncio.gather(*(self._asked(member, request) for member in members))
+        return {member.name: group for member, group in zip(members, groups, strict=True) if group is not None}
+
+    def distrust(self, name: str, reason: str) -> None:
+        """An actor is replaced; what is inside it goes to others."""
+        for member in [member for member in self._crew.members if member.name == name]:
+            self._crew.lose(member, reason, by_jobs=False)
 
     async def close(self) -> None:
         """End the engines, then their actors; running groups fail."""
         await self._crew.close()
 
-    async def _generate(self, member: Member[EngineWorker], what: str, request: _Request) -> Group:
+    async def _generate(self, member: Member[EngineWorker], what: str, request: Request) -> Group:
         """
         Raises:
             MemberLost: it died, or is stuck.
@@ -189,9 +219,8 @@ class RolloutPool:
         call = member.worker.generate(request.issue, request.prompt_ids, request.clip, request.sampling)
         return await member.run(what, call, self._crew.deadlines["generate"])
 
-    async def _load(self, member: Member[EngineWorker], weights: _Weights) -> int:
-        """The version that it has then.
-
+    async def _load(self, member: Member[EngineWorker], weights: _Weights) -> Confirmed:
+        """
         Raises:
             MemberLost: it died, or is stuck.
         """
@@ -210,8 +239,9 @@ class RolloutPool:
                 f"{'; '.join(deaths)}."
             )
 
-    async def _push(self, member: Member[EngineWorker], weights: _Weights) -> WeightSyncError | None:
-        """Why its engine cannot have them; a member that dies of it is lost. It is held, and let go at the end."""
+    async def _push(self, member: Member[EngineWorker], weights: _Weights) -> Confirmed | WeightSyncError | None:
+        """What it says, or why its engine cannot have them; a member that dies of it is lost. It is held, and let go at
+        the end."""
         try:
             confirmed = await self._load(member, weights)
         except MemberLost as error:
@@ -220,9 +250,11 @@ class RolloutPool:
             member.is_fit = False  # it has no weights to sample from
             return type(error)(f"{member.name} did not load weights {weights.version}: {error}")
         else:
-            member.is_fit = confirmed == weights.version
+            member.is_fit = confirmed.version == weights.version
             if not member.is_fit:
-                return WeightSyncError(f"{member.name} was given weights {weights.version} but reports {confirmed}.")
+                told = f"{member.name} was given weights {weights.version} but reports {confirmed.version}."
+                return WeightSyncError(told)
+            return confirmed
         finally:
             self._crew.let_go(member)
         return None
@@ -285,14 +317,16 @@ class RolloutPool:
             )
         return f"log-probs {gap:.1e} from {peer}'s"
 
-    async def _answer(self, member: Member[EngineWorker], request: _Request) -> Group | None:
-        """A few greedy tokens to what was sampled last; None where it cannot answer that, or is gone, which shows at
-        once elsewhere."""
+    async def _answer(self, member: Member[EngineWorker], request: Request) -> Group | None:
+        """A few greedy tokens to what was sampled last."""
         # Another first token than a training prompt's: what the engine caches of this one must meet no other.
         prompt_ids, greedy = [request.prompt_ids[1], *request.prompt_ids[1:]], Sampling(1, 0.0, PROBE_TOKENS)
-        probe = replace(request, prompt_ids=prompt_ids, sampling=greedy)
+        return await self._asked(member, replace(request, prompt_ids=prompt_ids, sampling=greedy))
+
+    async def _asked(self, member: Member[EngineWorker], request: Request) -> Group | None:
+        """None where it cannot answer that, or is gone, which shows at once elsewhere."""
         try:
-            return await self._generate(member, "being compared", probe)
+            return await self._generate(member, "being compared", request)
         except (MemberLost, MusegError):
             return None
         except Exception:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +68,9 @@ class FakeLearner:
         assert {group.clip_key for group in groups} <= clips.keys()
         return {names.PARITY_GAP_MEAN: GAP, names.PARITY_GAP_MAX: 10 * GAP}
 
-    async def export_weights(self, version: int) -> float:
-        await self._script.moment("learner", "export_weights")
-        self.version = version
-        return self.weight
+    async def gaps(self, group: Group, clips: Mapping[str, Any]) -> list[float]:
+        await self._script.moment("learner", "gaps")
+        return [GAP] * len(group.responses)
 
     async def start_phase(self, phase: PhaseConfig) -> None:
         await self._script.moment("learner", "start_phase")
@@ -120,3 +119,23 @@ class FakeLearner:
                 await self._script.moment("learner", "write")
         (folder / "rng-00000.pt").write_text("in the shard")
         (folder / "learner.json").write_text(json.dumps({"format": 1, "num_shards": 1}))
+
+
+class FakeWeights:
+    """Obeys `WeightChannel`: engines are given the one number that the learner's weights are."""
+
+    phases_s: Mapping[str, float] = {"prepare": 0.0, "write": 0.0, "transfer": 0.0}
+
+    def __init__(self, script: Script, learner: FakeLearner) -> None:
+        self._script, self._learner = script, learner
+
+    async def reserve(self, nodes: Collection[str]) -> None:
+        await self._script.moment("weights", "reserve")
+
+    async def publish(self, version: int, nodes: Collection[str]) -> Any:
+        await self._script.moment("learner", "write_weights")
+        self._learner.version = version
+        return self._learner.weight
+
+    async def close(self) -> None:
+        """It holds nothing."""

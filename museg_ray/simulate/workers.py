@@ -20,10 +20,13 @@ from museg_ray.simulate.script import Script, number
 from museg_ray.types import Group, Issue, Response, VersionSpan
 from museg_ray.video.loader import ClipHandle
 from museg_ray.video.prepare import PreparedClip
+from museg_ray.weights.channel import Confirmed
 
 
 class _FakeWorker:
     """One that lives until it is killed."""
+
+    node = "here"
 
     def __init__(self, script: Script, name: str) -> None:
         self.name = name
@@ -93,14 +96,14 @@ class FakeEngine(_FakeWorker):
             weight_version=version,
         )
 
-    async def update_weights(self, version: int, weights: float) -> int:
+    async def update_weights(self, version: int, weights: float) -> Confirmed:
         await self._at("update_weights")
         assert version > self.version
         while self._on_push == "wait" and self.num_running:
             await asyncio.sleep(0.01)
             self._check_alive()
         self._weight, self.version = weights, version
-        return version
+        return Confirmed(version)
 
     def _response(self, seed: int, version: int) -> Response:
         start_s = seed % 90 / 10

@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
@@ -30,6 +30,8 @@ from museg_ray.train.runtime import ray_session
 from museg_ray.types import Group
 from museg_ray.video.actor import ClipPool
 from museg_ray.video.loader import ClipHandle
+from museg_ray.weights.channel import WeightChannel
+from museg_ray.weights.shared import SharedWeights
 
 MAX_LEARNER_LOSSES = 3
 
@@ -47,8 +49,7 @@ class LearnerPart(Protocol):
 
     async def score(self, groups: Sequence[Group], clips: Mapping[str, ClipHandle]) -> dict[str, float]: ...
 
-    async def export_weights(self, version: int) -> Any:
-        """The present weights, as `RolloutPool.publish` takes them; they are called `version` from now on."""
+    async def gaps(self, group: Group, clips: Mapping[str, ClipHandle]) -> list[float]: ...
 
     async def start_phase(self, phase: PhaseConfig) -> None: ...
 
@@ -73,6 +74,7 @@ class Parts:
     rollouts: RolloutPool
     rewards: RewardPool
     learner: LearnerPart
+    weights: WeightChannel
     control: RayControl | Mailbox
     """The mailbox of wishes; itself where the driver has it in its own process."""
     free_resources: Callable[[], Mapping[str, float]]
@@ -95,13 +97,15 @@ class Parts:
         tasks = [asyncio.ensure_future(wait) for wait in (*waits, learner_ready(self.learner, checkpoint, events))]
         try:
             await asyncio.gather(*tasks)
+            await self.weights.reserve(self.rollouts.nodes)
         finally:  # else a learner would be started again while all is closed
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def close(self) -> None:
-        await asyncio.gather(*(part.close() for part in (self.clips, self.rewards, self.rollouts, self.learner)))
+        parts = (self.clips, self.rewards, self.rollouts, self.learner, self.weights)
+        await asyncio.gather(*(part.close() for part in parts))
 
 
 async def learner_ready(learner: LearnerPart, checkpoint: Path | None, events: EventSink) -> None:
@@ -164,12 +168,14 @@ async def start_on_ray(
         places = Places(config, events)
         await places.reserve()
         control = RayControl(run_dir, deadlines(config))
+        learner = LearnerHandle(config, model_dir, checkpoint, places)
         parts = Parts(
             tokenizer=load_tokenizer(model_dir),
             clips=ClipPool(config, events, places=places),
             rollouts=RolloutPool(config, model_dir, events, places=places),
             rewards=RewardPool(config, events, places=places),
-            learner=LearnerHandle(config, model_dir, checkpoint, places),
+            learner=learner,
+            weights=SharedWeights(config, learner),
             control=control,
             free_resources=places.free,
         )

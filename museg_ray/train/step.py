@@ -19,8 +19,9 @@ from museg_ray.runs.step_result import StepResult
 from museg_ray.train.checks import check_age, check_empty_steps, check_gap, comparable_groups, unscored_reason
 from museg_ray.train.parts import Parts
 from museg_ray.train.patience import Patience
+from museg_ray.train.probe import PushProbe
 from museg_ray.train.status import waited_for
-from museg_ray.train.step_metrics import QueuePeaks, step_metrics
+from museg_ray.train.step_metrics import QueuePeaks, push_metrics, step_metrics
 from museg_ray.train.work import EQUAL_REWARDS, StepWork
 from museg_ray.types import Group
 
@@ -36,6 +37,9 @@ class StepMaker:
         """Of the weights that the learner and all that serve have."""
         self.next_version = 1
         self.is_learning = False
+        self.pushed: dict[str, float] = {}
+        """Metrics of the last push."""
+        self._probe = PushProbe(config, parts)
         self._num_decoded = parts.clips.num_decoded
         self.stand(None)
 
@@ -87,7 +91,7 @@ class StepMaker:
             names.TIME_STEP_S: ended_s - max(work.begun_s, self._ended_s),
         }
         self._ended_s = ended_s
-        metrics = step_metrics(work, version, self.peaks.take()) | learned | times | self._told_metrics()
+        metrics = step_metrics(work, version, self.peaks.take()) | learned | times | self.pushed | self._told_metrics()
         failures, self.untold = self.untold, []
         groups = [made.group for made in work.in_order] + work.dropped
         self._books.on_step(StepResult(step.step, step.phase.name, groups, failures, metrics))
@@ -161,12 +165,15 @@ class StepMaker:
         """
         self.next_version = version + 1  # also where it is broken off: some engines may have it by then
         with self.patience.over("a push", f"the push of weights {version}"):
-            weights = await self._parts.learner.export_weights(version)
             try:
+                weights = await self._parts.weights.publish(version, self._parts.rollouts.nodes)
                 # To the end, also where the learner is found lost meanwhile: no engine may be left half updated.
-                await to_the_end(self._parts.rollouts.publish(version, weights))
+                confirmed = await to_the_end(self._parts.rollouts.publish(version, weights))
             except WeightsLostError as error:
                 raise LearnerLostError(str(error)) from error
+            began_s = now_s()
+            gap = await self._probe.check()
+        self.pushed = push_metrics(self._parts.weights.phases_s, confirmed, now_s() - began_s, gap)
         self.version = version
 
     def _told_metrics(self) -> dict[str, float]:

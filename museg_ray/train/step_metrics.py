@@ -1,14 +1,16 @@
 """What a step says about the parts: how long its groups took, how old their tokens are, how long the queues were."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from museg_ray.metrics import names
 from museg_ray.metrics.groups import group_metrics
 from museg_ray.train.work import StepWork
 from museg_ray.types import Group, VersionSpan
+from museg_ray.weights.channel import Confirmed
 
 QUEUES = {"rollout": names.QUEUE_ROLLOUT, "reward": names.QUEUE_REWARD, "learner": names.QUEUE_LEARNER}
+ENGINE_PHASES = ("pause", "copy", "resume")
 
 
 class QueuePeaks:
@@ -46,6 +48,21 @@ def step_metrics(work: StepWork, version: int, queues: dict[str, float]) -> dict
         names.TIME_ROLLOUT_S: max(group.rollout_s for group in groups),
         names.TIME_REWARD_S: max(group.reward_s for group in groups),
     }
+
+
+def push_metrics(
+    phases_s: Mapping[str, float], confirmed: Sequence[Confirmed], probe_s: float, gap: float
+) -> dict[str, float]:
+    """
+    Args:
+        phases_s: of the channel.
+        confirmed: by the engines.
+        probe_s: time of the probe.
+        gap: that it found.
+    """
+    of_engines = {phase: max((getattr(c, f"{phase}_s") for c in confirmed), default=0.0) for phase in ENGINE_PHASES}
+    phases = {**phases_s, **of_engines, "probe": probe_s}
+    return {names.PUSH_PHASES_S[phase]: seconds for phase, seconds in phases.items()} | {names.PUSH_GAP: gap}
 
 
 def _ages(groups: list[Group], version: int) -> dict[str, float]:

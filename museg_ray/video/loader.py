@@ -19,8 +19,10 @@ class ClipHandle:
     """What travels between processes instead of pixels."""
 
     prepared: PreparedClip
-    origin: ActorHandle
+    origin: ActorHandle | None
     """The preparation actor, on a machine whose store has the clip."""
+    clip: Clip | None = None
+    """Of one that is in no store, since it is small enough to travel itself."""
 
 
 class ClipLoader:
@@ -44,6 +46,8 @@ class ClipLoader:
                 that prepared it is gone.
             ResourceError: the store cannot be used.
         """
+        if handle.clip is not None:
+            return handle.clip
         key, video = handle.prepared.key, handle.prepared.video
         if clip := self._store.get(key, video):
             return clip
@@ -60,6 +64,7 @@ class ClipLoader:
 
 def _fetch(handle: ClipHandle) -> Clip:
     video = handle.prepared.video
+    assert handle.origin is not None
     try:
         clip: Clip = ray.get(handle.origin.send.remote(video), timeout=FETCH.limit_s)
     except RayTaskError as error:

@@ -1,4 +1,4 @@
-"""Runs inside vLLM's worker process: weights arrive as a safetensors file.
+"""Runs inside vLLM's worker process: weights arrive as a file that it maps, see `Layout`.
 
 Importing this module registers the backend `museg_file` with vLLM; the import happens in the worker because
 `worker_extension_cls` names `WeightFileExtension`. Written for vLLM 0.32. None of vLLM's own backends works on a CPU.
@@ -16,7 +16,8 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from museg_ray.weights.blob import Part, frozen_parts, part_of, read_weights, weight_shapes
+from museg_ray.weights.layout import Part, part_of
+from museg_ray.weights.tensors import frozen_parts, read_weights, weight_shapes
 
 BACKEND = "museg_file"
 
@@ -33,7 +34,7 @@ class WeightFileInit(WeightTransferInitInfo):
 @dataclass
 class WeightFileUpdate(WeightTransferUpdateInfo):
     path: str
-    """A blob's file: every weight of the parts that are not frozen, tied ones once."""
+    """Every weight of the parts that are not frozen, tied ones once. Nobody fills it anew meanwhile."""
 
 
 class WeightFileEngine(WeightTransferEngine[WeightFileInit, WeightFileUpdate]):

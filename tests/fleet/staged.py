@@ -14,6 +14,7 @@ from museg_ray.fleet.errors import MemberLost
 from museg_ray.rollout.engine import Sampling
 from museg_ray.rollout.pool import RolloutPool
 from museg_ray.types import GroundingQuery, Group, Issue, Response
+from museg_ray.weights.channel import Confirmed
 from tests.simulated import run_simulated
 
 SAMPLING = Sampling(group_size=2, temperature=1.0, max_completion_tokens=8)
@@ -70,11 +71,13 @@ class StagedWorker:
         response = Response((1,) * 4, np.full(4, self.logprob, np.float32), "x", finished=True)
         return Group(issue, "clip", 1.0, tuple(prompt_ids), (response,) * sampling.group_size, version)
 
-    async def update_weights(self, version: int, weights: Any) -> int:
+    node = "here"
+
+    async def update_weights(self, version: int, weights: Any) -> Confirmed:
         await self.on_update(version)
         await self._pass(0.1)
         self.version = version
-        return version
+        return Confirmed(version)
 
     async def _pass(self, seconds: float) -> None:
         try:
@@ -103,7 +106,8 @@ class Stage:
         self._takes_s = takes_s
         config = Config(fleet=FleetConfig(**limits))
         rollout = replace(config.rollout, num_actors=num_actors, max_num_seqs=room, request_timeout_s=timeout_s)
-        self._config = replace(config, rollout=rollout)
+        weights = replace(config.weights, timeout_s=timeout_s)
+        self._config = replace(config, rollout=rollout, weights=weights)
         self._pool: RolloutPool | None = None
 
     @property

@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from museg_ray.config.learning import LearnerConfig
-from museg_ray.config.schema import Config, FleetConfig, RewardConfig, RewardWeights, RolloutConfig
+from museg_ray.config.schema import Config, FleetConfig, RewardConfig, RewardWeights, RolloutConfig, WeightsConfig
 from museg_ray.errors import LearnerError, LearnerLostError, MusegError, ResourceError, VideoError
 from museg_ray.events import no_events
 from museg_ray.fleet.control import ASKED, Caller, Mailbox, RayControl, Wish
@@ -20,6 +20,7 @@ from museg_ray.rewards.pool import RewardPool
 from museg_ray.rollout.actor import RolloutActor
 from museg_ray.types import Unscored
 from museg_ray.video.actor import ClipPool, PrepareActor
+from museg_ray.weights.shared import HostActor, _Machine
 from tests.fleet.staged import Stage, StagedWorker, an_issue
 from tests.ledger.test_ledger import a_group
 from tests.simulated import run_simulated
@@ -31,6 +32,7 @@ ACTORS = {
     "clips": PrepareActor,
     "learner": LearnerActor,
     "mailbox": Mailbox,
+    "weights": HostActor,
 }
 ROWS_OF_READY = {"clips.ready": ("clips.start", "clips.ping")}
 """One method that two calls of the table are."""
@@ -39,6 +41,7 @@ CONFIG = Config(
     learner=LearnerConfig(start_timeout_s=LIMIT_S, step_timeout_s=LIMIT_S),
     rewards=RewardConfig(response_timeout_s=LIMIT_S / 4),
     fleet=FleetConfig(ping_timeout_s=LIMIT_S, max_restarts=0),
+    weights=WeightsConfig(timeout_s=LIMIT_S),
 )
 ROWS = deadlines(CONFIG)
 
@@ -207,7 +210,9 @@ LEARNER_CALLS: dict[str, Callable[[], Awaitable[Any]]] = {
             "load",
             "update",
             "score",
-            "export_weights",
+            "gaps",
+            "weight_layout",
+            "write_weights",
             "start_phase",
             "begin_checkpoint",
             "finish_checkpoint",
@@ -223,9 +228,19 @@ async def _mailbox(method: str) -> None:
     await control._ask(method)
 
 
+def _machine() -> _Machine:
+    machine = _Machine.__new__(_Machine)
+    machine._actor, machine._deadlines, machine._config = _Standing(), ROWS, CONFIG.weights
+    return machine
+
+
 TRIALS: dict[str, Callable[[], Awaitable[Any]]] = {
     **{name.replace("_", ".", 1): trial for name, trial in list(globals().items()) if name.split("_")[0] in ACTORS},
     **{f"learner.{method}": call for method, call in LEARNER_CALLS.items()},
+    **{
+        f"weights.{method}": lambda m=method: _machine().call(m)  # type: ignore[misc]
+        for method in ("reserve", "begin", "fetch", "commit", "address")
+    },
     **{f"mailbox.{method}": lambda m=method: _mailbox(m) for method in ("leave_status", "next_wish", "answer")},  # type: ignore[misc]
 }
 ENDS_QUIETLY = {"rollout.close", "reward.close", "clips.close"}
@@ -280,7 +295,7 @@ def test_a_learner_that_stands_still_is_noticed_by_its_pings_long_before_the_dea
         learner._deadlines = deadlines(learner._config)
         began_s = asyncio.get_running_loop().time()
         with pytest.raises(LearnerLostError, match=r"the learner's ping took longer than 5 s \(fleet.ping"):
-            await learner.export_weights(3)
+            await learner.write_weights(3, [])
         return asyncio.get_running_loop().time() - began_s
 
     assert run_simulated(trial()) < 15

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load
 
 from museg_ray.algo.aggregation import token_weights
 from museg_ray.config.schema import Config
@@ -31,7 +30,8 @@ from museg_ray.model.qwen_vl import (
 )
 from museg_ray.types import Clip, GroundingQuery, Group, Issue, Response, RewardParts
 from tests.learner.rank_processes import RankProcesses
-from tests.learner.test_ranks import assert_same, train
+from tests.learner.test_ranks import assert_same, joined, train
+from tests.weights.weight_files import exported
 
 StartLearner = Callable[..., Learner]
 MakeGroup = Callable[..., Group]
@@ -195,7 +195,7 @@ def groups(make_group: MakeGroup) -> list[Group]:
 
 
 def weights_of(learner: Learner) -> dict[str, torch.Tensor]:
-    return load(learner.export_weights(0).tobytes())  # type: ignore[union-attr]
+    return exported(learner)
 
 
 def updated(learner: Learner, groups: Sequence[Group], clip: Clip) -> tuple[list[dict[str, float]], Any]:
@@ -307,7 +307,8 @@ def test_a_learner_with_adapters_resumes_bit_for_bit(
     resumed = start_learner(learning, tiny_model_dir, tmp_path)
     for step in (3, 4):
         assert resumed.update(groups, clips, step) == learner.update(groups, clips, step)
-    assert np.array_equal(learner.export_weights(0), resumed.export_weights(1))  # type: ignore[arg-type]
+    expected, found = exported(learner), exported(resumed)
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
 
 
 @pytest.mark.parametrize("setting", ["trained", "frozen", "lora"])
@@ -326,9 +327,8 @@ def test_two_ranks_with_groups_split_over_both_make_the_updates_of_one(
         learner.lora.rank, learner.reference, learner.train_merger = 4, "lora_off", False
     steps, clips = [groups, groups[2:]], {clip.key: clip}
     learner.zero_stage = 0
-    alone = train(Rank(), learning, tiny_model_dir, steps, clips)
+    alone = joined([train(Rank(), learning, tiny_model_dir, steps, clips)])
     learner.zero_stage, learner.gradient_checkpointing, learner.chunk_tokens = 3, True, 3
     learner.pack_tokens = len(groups[0].prompt_ids) + 10
-    together, _ = two_ranks.run(train, learning, tiny_model_dir, steps, clips)
-    assert alone is not None
+    together = joined(two_ranks.run(train, learning, tiny_model_dir, steps, clips))
     assert_same(together, alone, tolerance=2e-5)

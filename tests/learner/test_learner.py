@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load, load_file
+from safetensors.torch import load_file
 
 from museg_ray.config.schema import Config, PhaseConfig
 from museg_ray.learner.batch import MicroBatch
@@ -15,7 +15,8 @@ from museg_ray.metrics import names
 from museg_ray.model.policy import PolicyModel
 from museg_ray.model.qwen_vl import load_policy, load_vision_spec, resolve_model_path
 from museg_ray.types import Clip, Group
-from museg_ray.weights.blob import Part, part_of
+from museg_ray.weights.layout import Part, part_of
+from tests.weights.weight_files import exported
 
 RISING, FALLING = [40, 41, 42, 43], [50, 51, 52]
 EMPTY: list[int] = []
@@ -27,7 +28,7 @@ PolicyInputs = Callable[..., tuple]
 
 
 def weights_of(learner: Learner) -> dict[str, torch.Tensor]:
-    return load(learner.export_weights(0).tobytes())
+    return exported(learner)
 
 
 def plain_loss(policy: PolicyModel, inputs: tuple, scored: Group) -> torch.Tensor:

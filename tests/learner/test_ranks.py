@@ -1,8 +1,9 @@
 """Two ranks on one machine: the same updates as one rank, and checkpoints that fit any number of them."""
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -16,15 +17,30 @@ from safetensors.torch import load
 from museg_ray.config.schema import Config, PhaseConfig
 from museg_ray.learner.learner import Learner
 from museg_ray.learner.rank import Rank
+from museg_ray.learner.weights import policy_weights
 from museg_ray.metrics import names
 from museg_ray.types import Clip, Group
+from museg_ray.weights.channel import WritePlace
+from museg_ray.weights.layout import Layout, Part, part_of
+from museg_ray.weights.spans import Span, merged
 from tests.learner.rank_processes import RankProcesses
+from tests.weights.weight_files import exported
 
 StartLearner = Callable[..., Learner]
 MakeGroup = Callable[..., Group]
 Steps = Sequence[Sequence[Group]]
 Trained = tuple[list[dict[str, float]], dict[str, torch.Tensor]]
 """Metrics of each step, and the weights after the last one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one rank finds, and what it writes of the weights after the last step."""
+
+    metrics: list[dict[str, float]]
+    layout: Layout
+    written: dict[Span, bytes]
+    gathered: dict[str, torch.Tensor]
 
 
 @contextmanager
@@ -50,8 +66,8 @@ def train(
     first_step: int = 1,
     resume_from: Path | None = None,
     save_to: Path | None = None,
-) -> Trained | None:
-    """Updates on one rank; what rank 0 finds."""
+) -> Share:
+    """Updates on one rank."""
     with no_weight_stays_gathered():
         learner = Learner(config, model_dir, rank, resume_from)
     try:
@@ -61,10 +77,37 @@ def train(
             metrics.append(learner.update(groups, mine, step))
         if save_to is not None:
             learner.snapshot().write(save_to)
-        blob = learner.export_weights(0)
+        return share_of(learner, metrics)
     finally:
         learner._engine.destroy()  # DeepSpeed's hooks and buffers
-    return None if blob is None else (metrics, load(blob.tobytes()))
+
+
+def share_of(learner: Learner, metrics: list[dict[str, float]]) -> Share:
+    layout, rank = learner.weight_layout, learner._rank
+    with tempfile.NamedTemporaryFile() as file:
+        file.truncate(layout.size_bytes)
+        spans = learner.write_weights(1, WritePlace(Path(file.name), rank.index, rank.count))
+        content = Path(file.name).read_bytes()
+    frozen = set(Part) - {part_of(name) for name in layout.offsets}
+    gathered = dict(policy_weights(learner._engine, learner._config.learner, frozen=frozen))
+    return Share(metrics, layout, {span: content[slice(*span)] for span in spans}, gathered)
+
+
+def joined(shares: Sequence[Share]) -> Trained:
+    """What the ranks have written together: each byte once, and bit for bit the weights that each gathers."""
+    layout, content = shares[0].layout, bytearray(shares[0].layout.header)
+    content += bytes(layout.size_bytes - len(content))
+    for share in shares:
+        for (start, end), written in share.written.items():
+            content[start:end] = written
+    spans = [span for share in shares for span in share.written]
+    assert sum(end - start for start, end in spans) == layout.size_bytes - len(layout.header)
+    assert merged(spans) == [(len(layout.header), layout.size_bytes)]
+    weights = load(bytes(content))
+    for share in shares:
+        assert share.gathered.keys() == weights.keys()
+        assert all(torch.equal(weight, weights[name]) for name, weight in share.gathered.items())
+    return shares[0].metrics, weights
 
 
 def assert_same(one: Trained, other: Trained, tolerance: float = 1e-5) -> None:
@@ -117,10 +160,9 @@ def test_two_ranks_make_the_updates_of_one(
     loss_mean: str,
 ) -> None:
     small_rate.algo.beta, small_rate.algo.loss_mean = 0.04, loss_mean
-    alone = train(Rank(), small_rate, tiny_model_dir, steps, clips)
+    alone = joined([train(Rank(), small_rate, tiny_model_dir, steps, clips)])
     small_rate.learner.zero_stage = zero_stage
-    together, nothing = two_ranks.run(train, small_rate, tiny_model_dir, steps, clips)
-    assert nothing is None and alone is not None
+    together = joined(two_ranks.run(train, small_rate, tiny_model_dir, steps, clips))
     assert_same(together, alone)
 
 
@@ -143,13 +185,12 @@ def test_two_ranks_with_zero_3_make_the_updates_of_one_rank_without_in_every_set
     if setting == "epochs":
         small_rate.algo.num_epochs, small_rate.algo.num_minibatches = 2, 2
     learner.gradient_checkpointing = setting == "checkpointing"
-    alone = train(Rank(), small_rate, tiny_model_dir, steps, clips)
+    alone = joined([train(Rank(), small_rate, tiny_model_dir, steps, clips)])
     learner.zero_stage = 3
     learner.offload_optimizer = learner.offload_weights = setting == "offload"
     if setting in ("sharded", "cpu"):
         learner.reference = setting
-    together, _ = two_ranks.run(train, small_rate, tiny_model_dir, steps, clips)
-    assert alone is not None
+    together = joined(two_ranks.run(train, small_rate, tiny_model_dir, steps, clips))
     assert_same(together, alone)
 
 
@@ -172,10 +213,8 @@ def test_a_checkpoint_goes_on_with_any_number_of_ranks_and_any_zero_stage(
     def run(place: tuple[int, int], *args: object) -> Trained:
         num_ranks, small_rate.learner.zero_stage = place
         if num_ranks == 2:
-            return two_ranks.run(train, small_rate, tiny_model_dir, *args)[0]
-        trained = train(Rank(), small_rate, tiny_model_dir, *args)  # type: ignore[arg-type]
-        assert trained is not None
-        return trained
+            return joined(two_ranks.run(train, small_rate, tiny_model_dir, *args))
+        return joined([train(Rank(), small_rate, tiny_model_dir, *args)])  # type: ignore[arg-type]
 
     whole = run((1, 2), steps, clips)
     run(written_by, steps[:1], clips, 1, None, tmp_path)
@@ -214,7 +253,8 @@ def test_a_resumed_learner_makes_the_very_updates_of_one_that_was_not_interrupte
     for step in (4, 5):
         expected, found = (each.update(groups, clips, step) for each in (learner, resumed))
         assert found == expected
-    assert np.array_equal(learner.export_weights(0), resumed.export_weights(1))
+    expected, found = exported(learner), exported(resumed)
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
 
 
 def test_a_checkpoint_before_the_first_update_and_one_after_a_skipped_one_are_read(
@@ -233,10 +273,10 @@ def test_rates_of_vision_tower_and_merger_are_their_own(
 ) -> None:
     config.learner = replace(config.learner, vision_learning_rate=0.0, merger_learning_rate=1e-5)
     learner = start_learner(config)
-    before = load(learner.export_weights(0).tobytes())
+    before = exported(learner)
     learner.update([make_group([[40], [50]], [1.0, -1.0])], clips, 1)
     moved: dict[str, float] = {"tower": 0.0, "merger": 0.0, "language": 0.0}
-    for name, tensor in load(learner.export_weights(0).tobytes()).items():
+    for name, tensor in exported(learner).items():
         part = "merger" if ".merger." in name else "tower" if ".visual." in name else "language"
         moved[part] = max(moved[part], (tensor - before[name]).abs().max().item())
     assert moved["tower"] == 0.0

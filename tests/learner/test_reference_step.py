@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load
 from torch import Tensor
 
 from museg_ray.config.learning import AlgoConfig
@@ -26,6 +25,7 @@ from museg_ray.model.prompt import chat_prompt_ids, expand_video
 from museg_ray.model.qwen_vl import VisionSpec, forbidden_token_ids, load_policy, load_tokenizer, load_vision_spec
 from museg_ray.types import Clip, GroundingQuery, Group, Issue, Response, RewardParts
 from tests.model.timed_prompt import expand_timed_video
+from tests.weights.weight_files import exported
 
 StartLearner = Callable[..., Learner]
 
@@ -275,7 +275,7 @@ def _arguments(stock: Stock) -> tuple[Any, ...]:
 
 
 def weights_of(learner: Learner) -> dict[str, Tensor]:
-    return load(learner.export_weights(0).tobytes())  # type: ignore[union-attr]
+    return exported(learner)
 
 
 def assert_close_weights(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

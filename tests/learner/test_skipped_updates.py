@@ -5,13 +5,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load
 
 from museg_ray.config.schema import Config
 from museg_ray.errors import LearnerError
 from museg_ray.learner.learner import Learner
 from museg_ray.metrics import names
 from museg_ray.types import Clip, Group
+from tests.weights.weight_files import exported
 
 RISING, FALLING = [40, 41, 42, 43], [50, 51, 52]
 
@@ -20,7 +20,7 @@ MakeGroup = Callable[..., Group]
 
 
 def weights_of(learner: Learner) -> dict[str, torch.Tensor]:
-    return load(learner.export_weights(0).tobytes())
+    return exported(learner)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import torch
 
 from museg_ray.rollout.engine import RolloutEngine, Sampling
 from museg_ray.types import Clip, GroundingQuery, Group, Issue
-from museg_ray.weights.blob import Part, part_of, weights_to_blob
+from museg_ray.weights.layout import Part, part_of
+from tests.weights.weight_files import weights_file
 
 SAMPLING = Sampling(group_size=4, temperature=0.9, max_completion_tokens=24)
 SEED = 7
@@ -43,8 +44,9 @@ class Rollout:
     def push(self, weights: Weights, version: int | None = None, frozen: frozenset[Part] = frozenset()) -> int:
         """Frozen parts of `weights` are not sent."""
         version = self.engine.version + 1 if version is None else version
-        sent = [(name, tensor) for name, tensor in weights.items() if part_of(name) not in frozen]
-        return self.run(self.engine.update_weights(version, weights_to_blob(sent, frozen)))
+        sent = {name: tensor for name, tensor in weights.items() if part_of(name) not in frozen}
+        with weights_file(sent, version, frozen) as file:
+            return self.run(self.engine.update_weights(version, file)).version
 
     @property
     def num_tower_runs(self) -> int:

@@ -20,8 +20,9 @@ from museg_ray.model.qwen_vl import load_tokenizer, load_vision_spec
 from museg_ray.rollout.engine import RolloutEngine, Sampling
 from museg_ray.rollout.vllm_setup import clip_cache_bytes
 from museg_ray.types import Clip, GroundingQuery, Group, Issue
-from museg_ray.weights.blob import VISION, Part, part_of, weights_to_blob
+from museg_ray.weights.layout import VISION, Part, part_of
 from tests.rollout.one_engine import SAMPLING, Rollout, Weights, assert_same
+from tests.weights.weight_files import weights_file
 
 GREEDY = Sampling(group_size=1, temperature=0.0, max_completion_tokens=8)
 LARGE_CLIP_TOKENS = 464
@@ -146,9 +147,10 @@ def test_engine_refuses_to_sample_after_an_incomplete_push_and_recovers_with_the
 def test_push_without_vision_weights_that_are_not_said_to_be_frozen_is_refused(
     rollout: Rollout, noisy_weights: Weights
 ) -> None:
-    blob = weights_to_blob((name, tensor) for name, tensor in noisy_weights.items() if part_of(name) is Part.LANGUAGE)
-    with pytest.raises(WeightSyncError, match=r"lacks \d+ of .*visual"):
-        rollout.run(rollout.engine.update_weights(rollout.engine.version + 1, blob))
+    sent = {name: tensor for name, tensor in noisy_weights.items() if part_of(name) is Part.LANGUAGE}
+    version = rollout.engine.version + 1
+    with weights_file(sent, version) as file, pytest.raises(WeightSyncError, match=r"lacks \d+ of .*visual"):
+        rollout.run(rollout.engine.update_weights(version, file))
 
 
 def test_frozen_vision_stays_and_so_do_the_features_of_the_clips(

@@ -21,7 +21,8 @@ from museg_ray.rollout.engine import Sampling
 from museg_ray.rollout.pool import RolloutPool
 from museg_ray.types import Clip, Group, Issue
 from museg_ray.video.loader import ClipHandle
-from museg_ray.weights.blob import weights_to_blob
+from museg_ray.weights.shared import SharedWeights
+from museg_ray.weights.tensors import TensorSource
 
 GREEDY = Sampling(group_size=1, temperature=0.0, max_completion_tokens=8)
 LONG = Sampling(group_size=4, temperature=1.0, max_completion_tokens=256)
@@ -33,6 +34,7 @@ class Pool:
 
     def __init__(self, runner: asyncio.Runner, pool: RolloutPool, issue: Issue, prompt_ids: list[int]):
         self.run, self.pool = runner.run, pool
+        self.channel = SharedWeights(pool._config, TensorSource({}, ""))
         self.events: list[tuple[EventKind, str]] = []
         self._issue, self._prompt_ids = issue, prompt_ids
 
@@ -50,7 +52,12 @@ class Pool:
         return self.run(gather())
 
     def push(self, weights: Weights) -> None:
-        self.run(self.pool.publish(self.pool.version + 1, ray.put(weights_to_blob(weights.items()))))
+        async def publish() -> None:
+            version = self.pool.version + 1
+            self.channel._source = TensorSource(weights, ray.get_runtime_context().get_node_id())
+            await self.pool.publish(version, await self.channel.publish(version, self.pool.nodes))
+
+        self.run(publish())
 
     def states(self) -> list[str]:
         async def read() -> list[str]:
@@ -83,6 +90,7 @@ def pool(
         runner.run(made[0].pool.ready())
         yield made[0]
         runner.run(made[0].pool.close())
+        runner.run(made[0].channel.close())
 
 
 def engine_processes() -> list[psutil.Process]:

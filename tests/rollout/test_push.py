@@ -12,8 +12,8 @@ from vllm.outputs import CompletionOutput, WeightVersionSpan
 from museg_ray.errors import WeightSyncError
 from museg_ray.rollout.engine import version_spans
 from museg_ray.types import Clip, Group, VersionSpan
-from museg_ray.weights.blob import weights_to_blob
 from tests.rollout.one_engine import SAMPLING, Rollout, Weights, assert_same
+from tests.weights.weight_files import weights_file
 
 LONG = replace(SAMPLING, max_completion_tokens=200)
 
@@ -24,19 +24,22 @@ def pushing(rollout: Rollout, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 
     def run(way: str, weights: Weights, clip: Clip) -> tuple[Group, Group]:
         monkeypatch.setattr(rollout.engine, "_on_push", way)
-        blob, version = weights_to_blob(weights.items()), rollout.engine.version
+        version = rollout.engine.version
 
         async def sample_and_push() -> tuple[Group, Group]:
             first = asyncio.ensure_future(rollout.generate(clip, LONG))
             await asyncio.sleep(0.5)
             assert not first.done()
-            push = asyncio.ensure_future(rollout.engine.update_weights(version + 1, blob))
+            push = asyncio.ensure_future(rollout.engine.update_weights(version + 1, file))
             await asyncio.sleep(0)
             later = asyncio.ensure_future(rollout.generate(clip, LONG, seed=11))
-            assert await push == version + 1
+            confirmed = await push
+            assert confirmed.version == version + 1 and confirmed.copy_s > 0
+            assert (confirmed.pause_s > 0) == (confirmed.resume_s > 0) == (way == "continue")
             return await first, await later
 
-        return rollout.run(sample_and_push())
+        with weights_file(weights, version + 1) as file:
+            return rollout.run(sample_and_push())
 
     return run
 

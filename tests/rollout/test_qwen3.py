@@ -18,9 +18,10 @@ from museg_ray.model.qwen_vl import forbidden_token_ids, load_policy, load_token
 from museg_ray.rollout.engine import RolloutEngine, Sampling
 from museg_ray.rollout.vllm_setup import clip_cache_bytes, engine_environment
 from museg_ray.types import Clip, GroundingQuery, Group, Issue
-from museg_ray.weights.blob import VISION, Part, part_of, weights_to_blob
+from museg_ray.weights.layout import VISION, Part, part_of
 from tests.model.timed_prompt import expand_timed_video
 from tests.rollout.conftest import Reference
+from tests.weights.weight_files import weights_file
 
 SAMPLING = Sampling(group_size=4, temperature=0.9, max_completion_tokens=24)
 MAX_TOKENS = 1024
@@ -55,7 +56,8 @@ def fresh_engine(tiny_qwen3_dir: Path, rollout_config: Config, runner: asyncio.R
 
 
 def push(engine: RolloutEngine, runner: asyncio.Runner, weights: Weights, frozen: Collection[Part] = ()) -> None:
-    runner.run(engine.update_weights(engine.version + 1, weights_to_blob(weights.items(), frozen)))
+    with weights_file(weights, engine.version + 1, frozen) as file:
+        runner.run(engine.update_weights(engine.version + 1, file))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from museg_ray.fleet.control import Mailbox
 from museg_ray.model.qwen_vl import load_tokenizer
 from museg_ray.rewards.pool import RewardPool
 from museg_ray.rollout.pool import RolloutPool
-from museg_ray.simulate.learner import FakeLearner
+from museg_ray.simulate.learner import FakeLearner, FakeWeights
 from museg_ray.simulate.script import Script
 from museg_ray.simulate.workers import FakeEngine, FakePreparer, FakeScorer
 from museg_ray.train.parts import Parts, StartParts
@@ -58,12 +58,14 @@ def fake_parts(
     engines = _named("engine", lambda name: FakeEngine(script, name, config.rollout))
     scorers = _named("scorer", lambda name: FakeScorer(script, name))
     preparers = _named("preparer", lambda name: FakePreparer(script, name, frozenset(unreadable)))
+    learner = FakeLearner(script, checkpoint)
     return Parts(
         tokenizer=_tokenizer(model_dir),
         clips=ClipPool(config, events, preparers),
         rollouts=RolloutPool(config, model_dir, events, engines),
         rewards=RewardPool(config, events, lambda _num_cpus, _place: scorers()),
-        learner=FakeLearner(script, checkpoint),
+        learner=learner,
+        weights=FakeWeights(script, learner),
         control=Mailbox(),
         free_resources=lambda: {"CPU": math.inf, "GPU": math.inf},
     )

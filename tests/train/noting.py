@@ -20,6 +20,7 @@ from museg_ray.fleet.member import CrewStatus
 from museg_ray.ledger.ledger import read_ledger
 from museg_ray.metrics import names
 from museg_ray.model.qwen_vl import load_tokenizer
+from museg_ray.rollout.pool import Request
 from museg_ray.runs.books import Books
 from museg_ray.runs.step_result import StepResult
 from museg_ray.terminal.console import SafeConsole
@@ -31,6 +32,7 @@ from museg_ray.train.trainer import Trainer
 from museg_ray.types import GroundingQuery, Group, Issue, Response, RewardParts, Unscored
 from museg_ray.video.loader import ClipHandle
 from museg_ray.video.prepare import PreparedClip
+from museg_ray.weights.channel import Confirmed
 
 LEARNED = {names.LEARNER_LOSS: 0.0, names.PARITY_GAP_MEAN: 0.0, names.PARITY_GAP_MAX: 0.0}
 TEXTS = ("good", "bad", "worse")
@@ -115,11 +117,19 @@ class NotingParts:
     def status(self) -> CrewStatus:
         return CrewStatus(1, 0, 0, [])
 
-    async def export_weights(self, version: int) -> str:
-        return "weights"
-
-    async def publish(self, version: int, weights: str) -> None:
+    async def publish(self, version: int, weights: str) -> list[Confirmed]:
         self.pushed.append(version)
+        return [Confirmed(version)]
+
+    @property
+    def nodes(self) -> set[str]:
+        return {"here"}
+
+    async def answers(self, request: Request) -> dict[str, Group]:
+        return {"rollout-0": await self.sample(request.issue, request.prompt_ids, request.clip, request.sampling)}
+
+    async def gaps(self, group: Group, clips: Any) -> list[float]:
+        return [self.gap] * len(group.responses)
 
 
 class NotingLearner:
@@ -134,6 +144,15 @@ class NotingLearner:
     async def score(self, groups: Sequence[Group], clips: Any) -> dict[str, float]:
         self._parts.scored += groups
         return {names.PARITY_GAP_MEAN: self._parts.gap, names.PARITY_GAP_MAX: self._parts.gap}
+
+
+class NotingWeights:
+    """The channel."""
+
+    phases_s = {"prepare": 0.0, "write": 0.0, "transfer": 0.0}  # noqa: RUF012
+
+    async def publish(self, version: int, nodes: Any) -> str:
+        return "weights"
 
 
 def queries(stem: str, count: int, num_segments: int = 1) -> list[GroundingQuery]:
@@ -179,7 +198,7 @@ class Run:
         config = Config(train=TrainConfig(prompts_per_step=2, phases=phases, **train))
         config.data.train, config.data.multi_segment_share = "main.jsonl", 0.5
         self.parts = NotingParts(unscored, unreadable or set())
-        actors = [self.parts, self.parts, self.parts, NotingLearner(self.parts)]
+        actors = [self.parts, self.parts, self.parts, NotingLearner(self.parts), NotingWeights()]
         parts = Parts(load_tokenizer(model_dir), *actors, Mailbox(), dict)  # type: ignore[arg-type]
         files = {f"{stem}.jsonl": queries(stem, 9) + queries(stem, 9, 2) for stem in ("main", "other")}
         used = {config.train_file(phase) for phase in phases}

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
 from museg_ray.model.qwen_vl import PACKAGED_MODEL_DIR
-from museg_ray.weights.blob import VISION, Part
+from museg_ray.weights.layout import VISION, Part
 from museg_ray.weights.vllm_backend import check_weights, layers_to_reload, weight_shapes_of
 
 

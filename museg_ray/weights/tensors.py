@@ -1,0 +1,76 @@
+"""Tensors into a weights file, and out of one."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+
+from museg_ray.weights.channel import WritePlace
+from museg_ray.weights.layout import Layout, Part
+from museg_ray.weights.spans import Span
+
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+"""safetensors' names."""
+
+
+def tensor_layout(tensors: Mapping[str, torch.Tensor], frozen: Collection[Part] = ()) -> Layout:
+    """For these weights, whole as they are."""
+    return Layout.of({name: (DTYPES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()}, frozen)
+
+
+def fill(file: Path, layout: Layout, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write whole tensors, on the CPU, into a file of their layout."""
+    target = mapped(file)
+    for name, tensor in tensors.items():
+        held, begin = tensor.detach().contiguous().flatten().view(torch.uint8), layout.offsets[name]
+        target[begin : begin + len(held)].copy_(held)
+
+
+class TensorSource:
+    """Whole tensors in this process, as a channel's source of one rank. Obeys `WeightSource`."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], node: str) -> None:
+        self._tensors, self._node, self._layout = tensors, node, tensor_layout(tensors)
+
+    async def weight_layout(self) -> Layout:
+        return self._layout
+
+    async def nodes(self) -> list[str]:
+        return [self._node]
+
+    async def write_weights(self, version: int, places: Sequence[WritePlace]) -> list[list[Span]]:
+        fill(places[0].file, self._layout, self._tensors)
+        return [[(len(self._layout.header), self._layout.size_bytes)]]
+
+
+def mapped(file: Path) -> torch.Tensor:
+    """[size_bytes] uint8, the file itself. It is filled again and again; another one may come under its path."""
+    status = file.stat()
+    return _mapped(file, status.st_dev, status.st_ino)
+
+
+@lru_cache(maxsize=2)
+def _mapped(file: Path, device: int, inode: int) -> torch.Tensor:
+    return torch.from_numpy(np.memmap(file, np.uint8, "r+"))
+
+
+def frozen_parts(path: Path) -> frozenset[Part]:
+    """The parts that a file leaves out."""
+    with safe_open(path, framework="pt") as file:
+        return frozenset(Part(part) for part in file.metadata()["frozen"].split())
+
+
+def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """What a file has, without reading the weights."""
+    with safe_open(path, framework="pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+def read_weights(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights of a file on the CPU: mapped, not copied, so that a large model is never in memory twice."""
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 (a safetensors handle is not iterable)
+            yield name, file.get_tensor(name)

@@ -1,0 +1,40 @@
+"""Weights files for tests: of plain tensors, and of what a learner writes."""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from museg_ray.learner.learner import Learner
+from museg_ray.weights.channel import WritePlace
+from museg_ray.weights.host import WeightHost
+from museg_ray.weights.layout import Part
+from museg_ray.weights.tensors import fill, read_weights, tensor_layout
+
+
+@contextmanager
+def weights_file(
+    tensors: Mapping[str, torch.Tensor], version: int = 1, frozen: Collection[Part] = ()
+) -> Iterator[Path]:
+    """As a machine's host serves it."""
+    host, layout = WeightHost(), tensor_layout(tensors, frozen)
+    host.reserve(layout)
+    file = host.begin(version, 0.0)
+    fill(file, layout, tensors)
+    host.commit(version)
+    yield file
+    host.close()
+
+
+def exported(learner: Learner, version: int = 0) -> dict[str, torch.Tensor]:
+    """What the one rank of a learner writes."""
+    host = WeightHost()
+    host.reserve(learner.weight_layout)
+    file = host.begin(version, 0.0)
+    written = learner.write_weights(version, WritePlace(file, 0, 1))
+    assert written == [(len(learner.weight_layout.header), learner.weight_layout.size_bytes)]
+    host.commit(version)
+    weights = {name: weight.clone() for name, weight in read_weights(file)}
+    host.close()
+    return weights
