@@ -91,13 +91,13 @@ TIME_LEARNER_S = _metric("time/learner_s", "s", "learner update")
 TIME_SYNC_S = _metric("time/sync_s", "s", "pushing weights to the rollout actors")
 TIME_STEP_S = _metric("time/step_s", "s", "the whole step")
 PUSH_PHASES_S = {
-    "prepare": _metric("push/prepare_s", "s", "until each machine's next weights file was free"),
-    "write": _metric("push/write_s", "s", "learner ranks writing the weights"),
-    "transfer": _metric("push/transfer_s", "s", "weights going to other machines"),
-    "pause": _metric("push/pause_s", "s", "until an engine's requests stood still; the slowest engine"),
-    "copy": _metric("push/copy_s", "s", "an engine loading the weights out of the file; the slowest engine"),
-    "resume": _metric("push/resume_s", "s", "until an engine's requests went on; the slowest engine"),
-    "probe": _metric("push/probe_s", "s", "engines and learner scoring one short sequence after the push"),
+    "prepare": _metric("time/push_prepare_s", "s", "until each machine's next weights file was free"),
+    "write": _metric("time/push_write_s", "s", "learner ranks writing the weights"),
+    "transfer": _metric("time/push_transfer_s", "s", "weights going to other machines"),
+    "pause": _metric("time/push_pause_s", "s", "until an engine's requests stood still; the slowest engine"),
+    "copy": _metric("time/push_copy_s", "s", "an engine loading the weights out of the file; the slowest engine"),
+    "resume": _metric("time/push_resume_s", "s", "until an engine's requests went on; the slowest engine"),
+    "probe": _metric("time/push_probe_s", "s", "engines and learner scoring one short sequence after the push"),
 }
 PUSH_GAP = _metric(
     "push/gap", "nats", "mean |engine - learner log-prob| of that sequence; the worst engine that serves"

@@ -5,6 +5,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
@@ -126,7 +127,8 @@ class NotingParts:
         return {"here"}
 
     async def answers(self, request: Request) -> dict[str, Group]:
-        return {"rollout-0": await self.sample(request.issue, request.prompt_ids, request.clip, request.sampling)}
+        group = await self.sample(request.issue, request.prompt_ids, request.clip, request.sampling)
+        return {"rollout-0": replace(group, responses=group.responses[:1])}
 
     async def gaps(self, group: Group, clips: Any) -> list[float]:
         return [self.gap] * len(group.responses)
