@@ -86,12 +86,8 @@ class WeightHost:
             WeightsLostError: one of them does not have it, or does not answer.
         """
         assert self._layout is not None
-        file, size_bytes = self._files[self._next].fileno(), self._layout.size_bytes
-        with (
-            mmap.mmap(file, size_bytes) as mapped,
-            memoryview(mapped) as target,
-            ThreadPoolExecutor(max(1, len(spans))) as threads,
-        ):
+        target = memoryview(mmap.mmap(self._files[self._next].fileno(), self._layout.size_bytes))
+        with ThreadPoolExecutor(max(1, len(spans))) as threads:
             calls = [threads.submit(fetch, address, version, wanted, target) for address, wanted in spans.items()]
             return sum(call.result() for call in calls)
 

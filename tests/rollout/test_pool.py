@@ -29,6 +29,10 @@ LONG = Sampling(group_size=4, temperature=1.0, max_completion_tokens=256)
 Weights = dict[str, torch.Tensor]
 
 
+def here() -> str:
+    return ray.get_runtime_context().get_node_id()
+
+
 class Pool:
     """The pool with its event loop and one query, so that a test reads as plain calls."""
 
@@ -54,8 +58,11 @@ class Pool:
     def push(self, weights: Weights) -> None:
         async def publish() -> None:
             version = self.pool.version + 1
-            self.channel._source = TensorSource(weights, ray.get_runtime_context().get_node_id())
-            await self.pool.publish(version, await self.channel.publish(version, self.pool.nodes))
+            before, self.channel = self.channel, SharedWeights(self.pool._config, TensorSource(weights, here()))
+            try:
+                await self.pool.publish(version, await self.channel.publish(version, self.pool.nodes))
+            finally:
+                await before.close()
 
         self.run(publish())
 

@@ -35,7 +35,7 @@ def pushing(rollout: Rollout, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
             later = asyncio.ensure_future(rollout.generate(clip, LONG, seed=11))
             confirmed = await push
             assert confirmed.version == version + 1 and confirmed.copy_s > 0
-            assert (confirmed.pause_s > 0) == (confirmed.resume_s > 0) == (way == "continue")
+            assert (confirmed.pause_s > 1e-5) is (confirmed.resume_s > 1e-5) is (way == "continue")
             return await first, await later
 
         with weights_file(weights, version + 1) as file:
