@@ -133,17 +133,23 @@ class SharedWeights:
 
     async def file(self, version: int, node: str) -> Path:
         """See `Weights.at`."""
-        if node not in self._machines or self._machines[node].version != version:
+        if not self._has(version, node):
             async with self._turn:
-                await self._join(version, node)
+                if not self._has(version, node):
+                    await self._join(version, node)
         return self._machines[node].file
+
+    def _has(self, version: int, node: str) -> bool:
+        return node in self._machines and self._machines[node].version == version
 
     async def _join(self, version: int, node: str) -> None:
         """A machine that was not there when the version was published, or whose process is gone since."""
         givers = [m for other, m in self._machines.items() if m.version == version and other != node]
         if not givers:
             raise WeightsLostError(f"No machine has weights {version} any more.")
-        machine = self._machines.setdefault(node, _Machine(node, self._config))
+        if node not in self._machines:
+            self._machines[node] = _Machine(node, self._config)
+        machine = self._machines[node]
         await machine.reserve(await self._agreed())
         await machine.begin(version)
         await machine.call("fetch", version, {await givers[0].call("address"): [self._whole]})

@@ -31,6 +31,7 @@ KINDS = {
     "reward": "ray::RewardActor",
     "clips": "ray::PrepareActor",
     "learner": "ray::LearnerActor",
+    "weights": "ray::HostActor",
 }
 """Kind -> how its processes are called."""
 STEPS_PER_KILL = 3
