@@ -31,3 +31,22 @@ def group_advantages(totals: FloatArray, scale: bool) -> FloatArray:
     if scale:
         advantages /= rewards.std(ddof=1) + STD_EPSILON
     return np.asarray(advantages, dtype=np.float32)
+
+
+def rloo_advantages(totals: FloatArray) -> FloatArray:
+    """Leave-one-out advantages (RLOO) of one group's responses: r minus the mean of the others.
+
+    The others do not depend on the response, so as its baseline they leave the policy gradient unbiased; the mean over
+    all does depend on it. Yet the two differ by a factor alone: r_i - (S - r_i) / (G - 1) = (r_i - S / G) G / (G - 1),
+    S being the sum. So they sum to 0 over the group, and a group whose rewards are all equal gives exactly 0.
+
+    Args:
+        totals: [G] total rewards, G >= 2.
+
+    Returns:
+        [G] float32 advantages.
+
+    Source: arXiv 2402.14740, section 2.2; Kool, van Hoof and Welling, "Buy 4 REINFORCE samples, get a baseline for
+    free!" (2019).
+    """
+    return group_advantages(totals, scale=False) * np.float32(len(totals) / (len(totals) - 1))

@@ -1,7 +1,8 @@
 """The GRPO loss: a weighted sum over flat completion tokens.
 
 The weights are those of the whole update (algo/aggregation.py), so the sums of a loss and of its statistics over any
-packs and ranks are those of the update. Shapes: K tokens, of any responses and groups.
+packs and ranks are those of the update. Shapes: K tokens, of any responses and groups. What goes by response (GSPO,
+`algo.correction_level`) wants all tokens of each: a response is never split over packs.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from museg_ray.algo.correction import importance_weights
 from museg_ray.algo.kl import KL_ESTIMATORS, k3
-from museg_ray.algo.surrogate import clipped_surrogate
+from museg_ray.algo.surrogate import SURROGATES
 from museg_ray.config.learning import AlgoConfig
 
 WEIGHT = "weight"
@@ -19,7 +20,7 @@ WEIGHT = "weight"
 KL = "kl"
 """k3 estimate of the KL to the reference in nats, whichever estimator the loss has; only with a reference."""
 CLIPPED = "clipped"
-"""Tokens whose policy gradient the clip cut."""
+"""Tokens whose policy gradient the clip cut; with CISPO, bounded."""
 ENTROPY = "entropy"
 """Of the policy at the token, in nats; only where it is given."""
 CORRECTION = "correction"
@@ -46,16 +47,18 @@ class LossTokens:
     """[K] each token's: that of its response."""
     weights: Tensor
     """[K] each token's share in the loss, see `token_weights`."""
+    responses: Tensor
+    """[K] int64, 0 to K - 1: of which response each token is."""
 
     def __post_init__(self) -> None:
         others = (self.old_logprobs, self.rollout_logprobs, self.reference_logprobs, self.entropies)
-        for values in (*others, self.advantages, self.weights):
+        for values in (*others, self.advantages, self.weights, self.responses):
             assert values is None or values.shape == self.logprobs.shape, f"{values.shape} is not one value a token"
         assert not self.old_logprobs.requires_grad, "the ratio to log-probs that follow the policy has no gradient"
 
 
 def grpo_loss(tokens: LossTokens, algo: AlgoConfig) -> tuple[Tensor, dict[str, Tensor]]:
-    """sum of weight * (correction * clipped surrogate + beta * KL - entropy_bonus * entropy) over the tokens.
+    """sum of weight * (correction * surrogate + beta * KL - entropy_bonus * entropy) over the tokens.
 
     The correction multiplies the policy gradient alone: an advantage was earned by what the rollout engine sampled.
     KL and entropy hold the policy itself in place, also on tokens on which the engines disagree: these would drift
@@ -65,7 +68,8 @@ def grpo_loss(tokens: LossTokens, algo: AlgoConfig) -> tuple[Tensor, dict[str, T
 
     Args:
         tokens: some or all of an update's tokens.
-        algo: the variants; `loss_mean` has gone into the weights, `scale_advantages` into the advantages.
+        algo: the variants; `loss_mean` has gone into the weights, `advantage` and `scale_advantages` into the
+            advantages.
 
     Returns:
         The scalar loss, and the detached statistics by their keys above, each a sum over tokens times their weights.
@@ -73,18 +77,11 @@ def grpo_loss(tokens: LossTokens, algo: AlgoConfig) -> tuple[Tensor, dict[str, T
     Source: GRPO (arXiv 2402.03300, equations 3 and 4). With the defaults and one update a rollout it is the on-policy
     form of MUSEG's published code.
     """
-    correction, was_corrected = importance_weights(
-        algo.correction, tokens.old_logprobs, tokens.rollout_logprobs, algo.correction_limit
-    )
+    correction, was_corrected = importance_weights(tokens.old_logprobs, tokens.rollout_logprobs, tokens.responses, algo)
     # A token that the correction drops is taken as on policy: an infinite loss times 0 would be NaN.
     logprobs = torch.where(correction == 0, tokens.old_logprobs, tokens.logprobs)  # [K]
-    surrogate, was_clipped = clipped_surrogate(
-        logprobs,
-        tokens.old_logprobs,
-        tokens.advantages,
-        clip_low=algo.clip_low,
-        clip_high=algo.clip_high,
-        dual_clip=algo.dual_clip,
+    surrogate, was_clipped = SURROGATES[algo.surrogate](
+        logprobs, tokens.old_logprobs, tokens.advantages, tokens.responses, algo
     )
     losses = correction * surrogate + _regulariser(tokens, algo)  # [K]
     stats = {CORRECTION: correction, CORRECTED: was_corrected, CLIPPED: was_clipped} | _policy_stats(tokens)

@@ -61,6 +61,7 @@ class Group:
     patches: torch.Tensor  # [patches, C]
     advantages: torch.Tensor  # [N]
     weights: torch.Tensor  # [N]
+    responses: torch.Tensor  # [N] which one each is of
     reference_gaps: torch.Tensor  # [N] log-probs of the reference policy, less those of the policy
 
 
@@ -84,6 +85,7 @@ def make_group(shape: Shape, spec: VisionSpec, device: torch.device) -> Group:
         patches=tensor(rng.normal(size=(int(np.prod(grid)), patch_values))),
         advantages=tensor(np.repeat(rng.normal(size=shape.group_size), lengths)),
         weights=tensor(np.repeat(weights, lengths)),
+        responses=tensor(np.repeat(range(shape.group_size), lengths)).long(),
         reference_gaps=tensor(rng.normal(scale=0.1, size=int(lengths.sum()))),
     )
 
@@ -91,8 +93,8 @@ def make_group(shape: Shape, spec: VisionSpec, device: torch.device) -> Group:
 def group_loss(logprobs: torch.Tensor, group: Group) -> torch.Tensor:
     """The loss of the paper's defaults in the first update of a rollout. `logprobs` [N]."""
     old = logprobs.detach()
-    tokens = LossTokens(logprobs, old, old, old + group.reference_gaps, None, group.advantages, group.weights)
-    loss, _ = grpo_loss(tokens, AlgoConfig())
+    of_each = (group.advantages, group.weights, group.responses)
+    loss, _ = grpo_loss(LossTokens(logprobs, old, old, old + group.reference_gaps, None, *of_each), AlgoConfig())
     return loss
 
 

@@ -12,25 +12,37 @@ class AlgoConfig:
     kl_estimator: str = "k3"
     """`k1` (log-ratio; its mean gradient is 0, so it holds nothing in place), `k2` (half its square) or `k3` (never
     negative, unbiased; GRPO)."""
+    advantage: str = "grpo"
+    """A response's reward minus the mean of its group (`grpo`), or of the others in it (`rloo`: leave one out, wants
+    scale_advantages false)."""
     scale_advantages: bool = True
     """Divide advantages by the group's standard deviation (GRPO); False keeps only the mean subtracted (Dr. GRPO)."""
     loss_mean: str = "sequence"
     """What weighs the same: each `sequence` (GRPO), each `token` of the update (DAPO), or each token by 1 over the
     `constant` rollout.max_completion_tokens (Dr. GRPO)."""
+    surrogate: str = "ppo"
+    """What of the ratio of new to old probability is clipped, from the second update of a rollout on: each token's
+    objective (`ppo`, as in GRPO), that of a whole response with the geometric mean of its tokens' ratios (`gspo`, wants
+    loss_mean `sequence` and much smaller clips, 0.0003 and 0.0004 there), or each token's weight alone, so that none
+    loses its gradient (`cispo`)."""
     clip_low: float = 0.2
     """The ratio of new to old probability stops pushing below 1 - clip_low. Acts from the second update of a rollout
     on."""
     clip_high: float = 0.2
     """... and above 1 + clip_high; more than clip_low is DAPO's clip-higher (0.28 there)."""
     dual_clip: float = 0.0
-    """Bound, above 1, on the ratio where the advantage is negative (dual-clip PPO); 0: none."""
+    """Bound, above 1, on the ratio where the advantage is negative (dual-clip PPO; not with `cispo`); 0: none."""
     entropy_bonus: float = 0.0
     """Weight of the token entropy that the loss rewards."""
     correction: str = "none"
     """Importance weights learner / rollout for engines that compute otherwise, or are older: `none`, `truncate` (to at
     most `correction_limit`) or `mask` (tokens outside 1 / limit .. limit are left out)."""
+    correction_level: str = "token"
+    """Of what the importance weight is: each `token`, the response as a whole (`sequence`: the product over its
+    tokens), or the `geometric` mean over them. With the last two a response is truncated or masked as a whole."""
     correction_limit: float = 2.0
-    """At least 1."""
+    """At least 1: no importance weight is above it, however old the weights that sampled the token. For `geometric`
+    close to 1: the means of long responses are."""
     num_epochs: int = 1
     """Passes over each step's groups."""
     num_minibatches: int = 1

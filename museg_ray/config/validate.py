@@ -18,9 +18,12 @@ _CHOICES: Mapping[str, tuple[object, ...]] = {
     "rewards.global_matching": ("iou", "f1"),
     "rewards.local_matching": ("sequential", "maximum", "none"),
     "rewards.timestamp": ("all", "fraction"),
+    "algo.advantage": ("grpo", "rloo"),
+    "algo.surrogate": ("ppo", "gspo", "cispo"),
     "algo.kl_estimator": ("k1", "k2", "k3"),
     "algo.loss_mean": ("sequence", "token", "constant"),
     "algo.correction": ("none", "truncate", "mask"),
+    "algo.correction_level": ("token", "sequence", "geometric"),
     "learner.schedule": ("linear", "constant"),
     "learner.reference": ("device", "sharded", "cpu", "lora_off"),
     "learner.attention": ("split", "flex", "dense"),
@@ -170,6 +173,34 @@ def _validate_algo(algo: AlgoConfig, prompts_per_step: int) -> None:
         algo.num_minibatches <= prompts_per_step,
         f"algo.num_minibatches is {algo.num_minibatches}, more than train.prompts_per_step ({prompts_per_step}): "
         "each update needs a group.",
+    )
+    _require(
+        algo.advantage == "grpo" or not algo.scale_advantages,
+        "algo.advantage is 'rloo', which has no division by the standard deviation; set algo.scale_advantages=false.",
+    )
+    _require(
+        algo.surrogate != "cispo" or algo.dual_clip == 0.0,
+        "algo.surrogate is 'cispo', which bounds the ratio by algo.clip_high for every token; set algo.dual_clip=0.",
+    )
+    _validate_levels(algo)
+
+
+def _validate_levels(algo: AlgoConfig) -> None:
+    """What goes by response and what by token."""
+    _require(
+        algo.surrogate != "gspo" or algo.loss_mean == "sequence",
+        f"algo.surrogate is 'gspo', a loss of whole responses that weigh the same; algo.loss_mean is "
+        f"{algo.loss_mean!r}. Set it to 'sequence'.",
+    )
+    _require(
+        algo.surrogate != "gspo" or algo.correction == "none" or algo.correction_level != "token",
+        "algo.surrogate is 'gspo', which has one ratio for a whole response, and algo.correction weighs its tokens one "
+        "by one; set algo.correction_level to 'sequence' or 'geometric'.",
+    )
+    _require(
+        algo.correction != "none" or algo.correction_level == "token",
+        f"algo.correction_level is {algo.correction_level!r}, but algo.correction is 'none'; set it to 'truncate' or "
+        "'mask'.",
     )
 
 

@@ -31,6 +31,7 @@ class MicroBatch:
     kept: torch.Tensor  # [K] which of the pack's completion tokens are in the loss
     advantages: torch.Tensor  # [K]
     weights: torch.Tensor  # [K] of `token_weights`
+    responses: torch.Tensor  # [K] which response of the pack, all of whose tokens are in it
     rollout_logprobs: torch.Tensor  # [K]
     is_current: torch.Tensor  # [K] bool, sampled by the learner's own weights throughout: must have their log-probs
     num_chunks: int
@@ -145,6 +146,7 @@ class Batcher:
             kept=kept,
             advantages=spread([advantage for _, advantage, _ in per_token]),
             weights=spread([weight for _, _, weight in per_token]),
+            responses=torch.unique(spread(range(len(lengths))), return_inverse=True)[1],  # below K: without empty ones
             rollout_logprobs=rollout_logprobs,
             is_current=spread(is_current).bool(),
             num_chunks=num_chunks,
@@ -163,7 +165,9 @@ class Batcher:
         row = Row(row.prompt_ids, row.positions, [[group.prompt_ids[0]]])
         none = torch.empty(0, device=self._device)
         pack = pack_rows([row], self._spec.video_token_id).to(self._device)
-        return MicroBatch(pack, (clip,), none.long(), none, none, none, none.bool(), num_chunks, is_filler=True)
+        return MicroBatch(
+            pack, (clip,), none.long(), none, none, none.long(), none, none.bool(), num_chunks, is_filler=True
+        )
 
 
 def _broken_rollout(group: Group) -> LearnerError:

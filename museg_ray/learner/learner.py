@@ -268,6 +268,7 @@ class Learner:
             entropies=entropies[batch.kept] if with_entropy else None,
             advantages=batch.advantages,
             weights=batch.weights,
+            responses=batch.responses,
         )
         loss, stats = grpo_loss(tokens, algo)
         if not loss.isfinite():

@@ -4,8 +4,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from museg_ray.algo.advantages import group_advantages
+from museg_ray.algo.advantages import group_advantages, rloo_advantages
 from museg_ray.clock import now_s
+from museg_ray.config.learning import AlgoConfig
 from museg_ray.config.schema import Config, PhaseConfig
 from museg_ray.data.fit import fit_to_file
 from museg_ray.data.prompts import render_prompt
@@ -34,7 +35,7 @@ class GroupMaker:
         self._told: set[str] = set()
         """Ids of the queries whose truth or length was told to differ from the file."""
         self._phases = {phase.name: phase for phase in config.train.phases}
-        self._scale_advantages = config.algo.scale_advantages
+        self._algo = config.algo
         rollout = config.rollout
         self._sampling = Sampling(rollout.group_size, rollout.temperature, rollout.max_completion_tokens)
 
@@ -56,7 +57,7 @@ class GroupMaker:
         scored = replace(
             group,
             outcomes=outcomes,
-            advantages=_advantages(outcomes, self._scale_advantages),
+            advantages=_advantages(outcomes, self._algo),
             clip_s=clip_s - start_s,
             rollout_s=rollout_s - clip_s,
             reward_s=now_s() - rollout_s,
@@ -83,11 +84,13 @@ class GroupMaker:
             return clip, await self._parts.rollouts.sample(issue, prompt_ids, clip, self._sampling)
 
 
-def _advantages(outcomes: tuple[RewardParts | Unscored, ...], scale: bool) -> FloatArray:
-    """[G] against the mean of the scored responses, NaN of the others; empty where fewer than two are scored."""
+def _advantages(outcomes: tuple[RewardParts | Unscored, ...], algo: AlgoConfig) -> FloatArray:
+    """[G] against the scored responses, NaN of the others; empty where fewer than two are scored."""
     totals = np.array([o.total if isinstance(o, RewardParts) else np.nan for o in outcomes], np.float32)  # [G]
     is_scored = ~np.isnan(totals)
     if is_scored.sum() < 2:
         return np.empty(0, np.float32)
-    totals[is_scored] = group_advantages(totals[is_scored], scale)
+    scored = totals[is_scored]
+    is_rloo = algo.advantage == "rloo"
+    totals[is_scored] = rloo_advantages(scored) if is_rloo else group_advantages(scored, algo.scale_advantages)
     return totals

@@ -23,7 +23,8 @@ def tokens_of(logprobs: Tensor, **changes: Any) -> LossTokens:
         logprobs.new_tensor([1.0, -2.0, -2.0, -2.0]),
         logprobs.new_tensor([1 / 2, 1 / 6, 1 / 6, 1 / 6]),
     )
-    return replace(LossTokens(logprobs, old, old, None, None, advantages, weights), **changes)
+    responses = torch.tensor([0, 1, 1, 1])
+    return replace(LossTokens(logprobs, old, old, None, None, advantages, weights, responses), **changes)
 
 
 def some_logprobs() -> Tensor:
@@ -44,6 +45,7 @@ def off_policy_tokens(seed: int = 0, num_tokens: int = 40) -> LossTokens:
         entropies=entropies.requires_grad_(),
         advantages=noise,
         weights=weights / num_tokens,
+        responses=torch.randint(num_tokens // 4, (num_tokens,), generator=generator),
     )
 
 
@@ -145,7 +147,8 @@ def test_the_defaults_are_the_loss_of_one_update_a_rollout_as_it_has_always_been
         policy, spread = logprobs[kept], torch.tensor(weigh).double().repeat_interleave(torch.tensor(lengths))
         old = policy.detach()
         loss, stats = grpo_loss(
-            LossTokens(policy, old, old, reference[kept], None, advantages[kept], spread[kept]), algo
+            LossTokens(policy, old, old, reference[kept], None, advantages[kept], spread[kept], torch.arange(len(old))),
+            algo,
         )
         total, kl, weight = total + loss, kl + stats[KL].item(), weight + stats[WEIGHT].item()
     assert total.item() == pytest.approx(expected.item(), abs=1e-6)
@@ -163,14 +166,33 @@ VARIANTS = [
         [0.0, 0.05],
     )
 ]
+BY_RESPONSE = [
+    AlgoConfig(
+        beta=0.3,
+        surrogate=surrogate,
+        clip_low=0.1,
+        clip_high=0.1,
+        correction=correction,
+        correction_level=level,
+        correction_limit=1.3,
+    )
+    for surrogate, correction, level in product(
+        ["ppo", "gspo", "cispo"], ["truncate", "mask"], ["sequence", "geometric"]
+    )
+]
+"""Those whose correction goes by response."""
 
 
 def label(algo: AlgoConfig) -> str:
-    return f"{algo.beta}-{algo.kl_estimator}-{algo.correction}-{algo.dual_clip}-{algo.entropy_bonus}"
+    return (
+        f"{algo.surrogate}-{algo.beta}-{algo.kl_estimator}-{algo.correction}-{algo.correction_level}-{algo.dual_clip}"
+        f"-{algo.entropy_bonus}"
+    )
 
 
-@pytest.mark.parametrize("algo", VARIANTS, ids=label)
+@pytest.mark.parametrize("algo", VARIANTS + [algo for algo in BY_RESPONSE if algo.surrogate != "cispo"], ids=label)
 def test_gradients_agree_with_finite_differences(algo: AlgoConfig) -> None:
+    """But for CISPO's, whose ratio is a constant for the gradient and not for a difference."""
     tokens = off_policy_tokens()
 
     def loss(logprobs: Tensor, entropies: Tensor) -> Tensor:
@@ -196,6 +218,59 @@ def test_the_sums_over_any_split_of_the_tokens_are_those_of_the_whole(algo: Algo
     (whole,) = torch.autograd.grad(loss, tokens.logprobs)
     (summed,) = torch.autograd.grad(total, tokens.logprobs)
     torch.testing.assert_close(summed, whole)
+
+
+@pytest.mark.parametrize("algo", BY_RESPONSE, ids=label)
+def test_the_sums_over_any_split_of_the_responses_are_those_of_the_whole(algo: AlgoConfig) -> None:
+    tokens = off_policy_tokens(seed=1)
+    loss, stats = grpo_loss(tokens, algo)
+    of_part = tokens.responses % 3
+    parts = []
+    for number in range(3):
+        part = part_of(tokens, of_part == number)
+        _, renumbered = torch.unique(part.responses, return_inverse=True)
+        parts.append(grpo_loss(replace(part, responses=renumbered), algo))
+    total = torch.stack([part for part, _ in parts]).sum()
+    torch.testing.assert_close(total, loss)
+    for name, value in stats.items():
+        torch.testing.assert_close(sum(part[name] for _, part in parts), value)
+    (whole,) = torch.autograd.grad(loss, tokens.logprobs)
+    (summed,) = torch.autograd.grad(total, tokens.logprobs)
+    torch.testing.assert_close(summed, whole)
+    assert 0 < stats[CORRECTED] < stats[WEIGHT] and stats[CLIPPED] > 0
+
+
+@pytest.mark.parametrize("surrogate", ["ppo", "gspo", "cispo"])
+def test_on_policy_the_gradient_is_the_plain_policy_gradient(surrogate: str) -> None:
+    tokens = tokens_of(some_logprobs())
+    algo = AlgoConfig(beta=0.0, surrogate=surrogate, correction="mask", correction_level="sequence")
+    assert gradient(tokens, algo).tolist() == pytest.approx([-1 / 2, 2 / 6, 2 / 6, 2 / 6])
+
+
+def test_gspo_loss_by_hand() -> None:
+    # Ratios 1.2; 0.5, 2, 1.331. s = 1.2 and 1.331 ** (1/3) = 1.1; at clips of 0.15 the first is held at 1.15 and has no
+    # gradient, the second is within. Mean over responses of -s A: (-1.15 * 1 + 1.1 * 2) / 2.
+    logprobs = some_logprobs()
+    old = logprobs.detach() - torch.tensor([1.2, 0.5, 2.0, 1.331], dtype=torch.float64).log()
+    tokens = tokens_of(logprobs, old_logprobs=old)
+    algo = AlgoConfig(beta=0.0, surrogate="gspo", clip_low=0.15, clip_high=0.15)
+    loss, stats = grpo_loss(tokens, algo)
+    assert loss.item() == pytest.approx((-1.15 + 2.2) / 2)
+    assert gradient(tokens, algo).tolist() == pytest.approx([0.0] + [2.2 / 2 / 3] * 3)
+    assert stats[CLIPPED].item() == pytest.approx(1 / 2)
+
+
+def test_a_masked_response_has_no_policy_gradient_at_any_of_its_tokens() -> None:
+    # w of the second response: e * 1 * 1, above 2. Its ratios of new to old overflow float32.
+    logprobs = torch.tensor(LOGPROBS, requires_grad=True)
+    rollout = logprobs.detach() - torch.tensor([0.0, 400.0, 400.0, 400.0])
+    for surrogate in ("ppo", "gspo", "cispo"):
+        tokens = tokens_of(
+            logprobs, old_logprobs=rollout + torch.tensor([0.0, 1.0, 0.0, 0.0]), rollout_logprobs=rollout
+        )
+        algo = AlgoConfig(beta=0.0, surrogate=surrogate, correction="mask", correction_level="sequence")
+        assert gradient(tokens, algo).tolist() == pytest.approx([-1 / 2, 0.0, 0.0, 0.0])
+        assert grpo_loss(tokens, algo)[1][CORRECTED].item() == pytest.approx(1 / 2)
 
 
 @pytest.mark.parametrize("algo", VARIANTS[-2:], ids=label)
@@ -278,7 +353,7 @@ def test_nan_is_not_hidden(name: str) -> None:
         assert loss.isnan()
 
 
-@pytest.mark.parametrize("algo", VARIANTS, ids=label)
+@pytest.mark.parametrize("algo", VARIANTS + BY_RESPONSE, ids=label)
 def test_without_tokens_the_loss_is_zero_and_backward_works(algo: AlgoConfig) -> None:
     everything = off_policy_tokens()
     tokens = part_of(everything, slice(0, 0))

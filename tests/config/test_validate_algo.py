@@ -4,13 +4,14 @@ from pathlib import Path
 import pytest
 
 from museg_ray.algo.aggregation import LOSS_MEANS
-from museg_ray.algo.correction import CORRECTIONS
+from museg_ray.algo.correction import CORRECTIONS, LEVELS
 from museg_ray.algo.kl import KL_ESTIMATORS
+from museg_ray.algo.surrogate import SURROGATES
 from museg_ray.config.load import load_config
 from museg_ray.errors import ConfigError
 
 DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
-CHOICES = {"kl_estimator": KL_ESTIMATORS, "loss_mean": LOSS_MEANS, "correction": CORRECTIONS}
+CHOICES = {"kl_estimator": KL_ESTIMATORS, "loss_mean": LOSS_MEANS, "correction": CORRECTIONS, "surrogate": SURROGATES}
 
 
 @pytest.mark.parametrize("key", CHOICES)
@@ -46,6 +47,44 @@ def test_a_choice_may_be_exactly_what_is_implemented(key: str) -> None:
 def test_a_wrong_value_is_refused_with_its_key(override: str, says: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(says)):
         load_config(DEMO, [override])
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_level_that_is_implemented_may_be_chosen(level: str) -> None:
+    config = load_config(DEMO, ["algo.correction=truncate", f"algo.correction_level={level}"])
+    assert config.algo.correction_level == level
+    with pytest.raises(ConfigError, match="correction_level is 'word'; it may be one of 'token', 'sequence'"):
+        load_config(DEMO, ["algo.correction_level=word"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["advantage=rloo"], "set algo.scale_advantages=false"),
+        (["advantage=mean"], "algo.advantage is 'mean'; it may be one of 'grpo', 'rloo'."),
+        (["surrogate=cispo", "dual_clip=3"], "algo.surrogate is 'cispo'"),
+        (["surrogate=gspo", "loss_mean=token"], "algo.loss_mean is 'token'. Set it to 'sequence'."),
+        (["surrogate=gspo", "loss_mean=constant"], "algo.loss_mean is 'constant'. Set it to 'sequence'."),
+        (["surrogate=gspo", "correction=mask"], "set algo.correction_level to 'sequence' or 'geometric'"),
+        (["correction_level=sequence"], "algo.correction_level is 'sequence', but algo.correction is 'none'"),
+    ],
+)
+def test_a_combination_without_meaning_is_refused(overrides: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        load_config(DEMO, [f"algo.{override}" for override in overrides])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["advantage=rloo", "scale_advantages=false", "loss_mean=constant"],
+        ["surrogate=gspo", "clip_low=3e-4", "clip_high=4e-4", "correction=mask", "correction_level=geometric"],
+        ["surrogate=gspo", "dual_clip=3"],
+        ["surrogate=cispo", "clip_low=1", "loss_mean=token", "correction=truncate"],
+    ],
+)
+def test_the_papers_combinations_are_taken(overrides: list[str]) -> None:
+    load_config(DEMO, [f"algo.{override}" for override in overrides])
 
 
 @pytest.mark.parametrize(

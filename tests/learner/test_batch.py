@@ -126,11 +126,26 @@ def test_every_token_is_in_one_micro_batch_of_one_rank_with_what_belongs_to_it(
         assert {clip.key for batch in batches for clip in batch.clips} == keys
         for batch in batches:
             found += rows_of(batch)
+            assert_own_responses(batch, groups)
             assert len(batch.pack.input_ids) <= pack_tokens
             assert batch.num_chunks >= len(batch.pack.targets) / CHUNK_TOKENS
             assert_own_videos(batcher, batch, spec)
     assert len(counts) == 1, "all ranks make as many passes, and call the output head as often in each"
     assert sorted(found) == sorted(expected)
+
+
+def assert_own_responses(batch: MicroBatch, groups: Sequence[Group]) -> None:
+    """Tokens of one number are all those of one response that are in the loss. A log-prob's hundreds tell the group,
+    its tens the response."""
+    assert not len(batch.responses) or batch.responses.max() < len(batch.responses)
+    numbers = batch.responses.unique()
+    of_number = [batch.rollout_logprobs[batch.responses == number].neg().tolist() for number in numbers]
+    assert len({logprobs[0] // 10 for logprobs in of_number}) == len(of_number)
+    for logprobs in of_number:
+        group, index = divmod(int(logprobs[0] // 10), 10)
+        response = groups[group].responses[index]
+        in_loss = [t != FORBIDDEN for t in response.token_ids]
+        assert logprobs == (-response.logprobs[in_loss]).tolist()
 
 
 def assert_own_videos(batcher: Batcher, batch: MicroBatch, spec: VisionSpec) -> None:
@@ -211,6 +226,32 @@ def test_an_update_does_not_depend_on_how_it_is_computed(
     clip: Clip,
     change: str,
 ) -> None:
+    assert_same_update(learning, start_learner, groups, clip, change)
+
+
+@pytest.mark.parametrize("level", ["sequence", "geometric"])
+def test_an_update_by_response_does_not_depend_on_how_its_groups_are_packed(
+    learning: Config, start_learner: StartLearner, groups: list[Group], clip: Clip, level: str
+) -> None:
+    """In the second step the learner has moved on from the weights of the rollout log-probs."""
+    learning.algo = replace(
+        learning.algo,
+        surrogate="gspo",
+        loss_mean="sequence",
+        clip_low=0.002,
+        clip_high=0.002,
+        correction="truncate",
+        correction_level=level,
+        correction_limit=1.001,
+    )
+    metrics = assert_same_update(learning, start_learner, groups, clip, "pack_tokens")
+    assert all(0 < metrics[name] < 1 for name in (names.LEARNER_CORRECTED_SHARE, names.LEARNER_CLIPPED_SHARE))
+
+
+def assert_same_update(
+    learning: Config, start_learner: StartLearner, groups: list[Group], clip: Clip, change: str
+) -> dict[str, float]:
+    """Metrics of the second step."""
     expected = updated(start_learner(learning), groups, clip)
     learner = learning.learner
     if change == "order":
@@ -228,6 +269,7 @@ def test_an_update_does_not_depend_on_how_it_is_computed(
     assert_same(found, expected, tolerance=2e-5)
     passes = [metrics[names.LEARNER_SEQUENCES] for (metrics,) in zip(found[0], strict=True)]
     assert passes == ([10.0, 10.0] if change == "pack_tokens" else [2.0, 2.0])
+    return found[0][1]
 
 
 @pytest.fixture(scope="module")

@@ -166,13 +166,21 @@ def token_losses(
     algo: AlgoConfig,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """[K] the loss of each token of one response, and [K] each of what is reported."""
-    ratio = torch.exp(logprobs - old)
+    log_ratio = logprobs - old
+    if algo.surrogate == "gspo":
+        log_ratio = log_ratio.mean().expand_as(log_ratio)
+    ratio = torch.exp(log_ratio)
     objective = torch.minimum(ratio * advantage, ratio.clamp(1 - algo.clip_low, 1 + algo.clip_high) * advantage)
     clipped = ratio > 1 + algo.clip_high if advantage > 0 else ratio < 1 - algo.clip_low
     if algo.dual_clip and advantage < 0:
         objective = objective.clamp(min=algo.dual_clip * advantage)
         clipped |= ratio > algo.dual_clip
-    weight = torch.exp(old - rollout)
+    if algo.surrogate == "cispo":
+        weighed = ratio.clamp(1 - algo.clip_low, 1 + algo.clip_high).detach()
+        objective, clipped = weighed * advantage * logprobs, weighed != ratio
+    gap = old - rollout
+    reduced = {"token": gap, "sequence": gap.sum().expand_as(gap), "geometric": gap.mean().expand_as(gap)}
+    weight = torch.exp(reduced[algo.correction_level])
     corrected = torch.zeros_like(weight, dtype=torch.bool)
     if algo.correction == "none":
         weight = torch.ones_like(weight)
@@ -181,6 +189,7 @@ def token_losses(
     else:
         corrected = (weight > algo.correction_limit) | (weight < 1 / algo.correction_limit)
         weight = torch.where(corrected, 0.0, weight)
+        clipped = clipped & ~corrected  # what the mask took is not the clip's
     d = reference - logprobs
     kl = {"k1": -d, "k2": d**2 / 2, "k3": torch.exp(d) - 1 - d}
     losses = -weight * objective + algo.beta * kl[algo.kl_estimator] - algo.entropy_bonus * entropies
@@ -300,6 +309,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "clip higher": {"num_epochs": 3, "clip_low": 0.01, "clip_high": 0.05},
     "dual clip": {"num_epochs": 3, "clip_low": 0.02, "clip_high": 0.02, "dual_clip": 1.01, "beta": 0.04},
     "minibatches": {"num_minibatches": 2, "loss_mean": "token", "beta": 0.04},
+    "gspo": {"surrogate": "gspo", "num_epochs": 3, "clip_low": 0.005, "clip_high": 0.005, "beta": 0.04},
+    "cispo": {"surrogate": "cispo", "num_epochs": 3, "clip_low": 0.02, "clip_high": 0.02, "loss_mean": "token"},
+    "product over a response": {"correction": "truncate", "correction_level": "sequence", "correction_limit": 1.3},
+    "gspo, geometric mean over a response": {
+        "surrogate": "gspo",
+        "num_epochs": 2,
+        "clip_low": 0.002,
+        "clip_high": 0.003,
+        "correction": "mask",
+        "correction_level": "geometric",
+        "correction_limit": 1.3,
+    },
     "one group an update": {"num_minibatches": 4, "clip_low": 0.02},
     "all": {
         "beta": 0.1,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from museg_ray.checkpoints.state import DriverState, Notes, TrainerState
+from museg_ray.config.learning import AlgoConfig
 from museg_ray.config.schema import Config, PhaseConfig, RewardWeights, TrainConfig
 from museg_ray.errors import UnfitQueryError, VideoError, VideoFault
 from museg_ray.fleet.control import Mailbox
@@ -194,9 +195,10 @@ class Run:
         unscored: set[tuple[str, str]],
         unreadable: set[str] | None = None,
         goes_on: "tuple[Run, int] | None" = None,
+        algo: AlgoConfig | None = None,
         **train: Any,
     ) -> None:
-        config = Config(train=TrainConfig(prompts_per_step=2, phases=phases, **train))
+        config = Config(train=TrainConfig(prompts_per_step=2, phases=phases, **train), algo=algo or AlgoConfig())
         config.data.train, config.data.multi_segment_share = "main.jsonl", 0.5
         self.parts = NotingParts(unscored, unreadable or set())
         actors = [self.parts, self.parts, self.parts, NotingLearner(self.parts), NotingWeights()]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from museg_ray.config.learning import AlgoConfig
 from museg_ray.config.schema import PhaseConfig
 from museg_ray.errors import LearnerError, ParityError, RewardError, UnfitQueryError, VideoError
 from museg_ray.metrics import names
@@ -60,6 +61,16 @@ def test_a_response_without_a_score_leaves_its_group_and_goes_into_quarantine(
     assert (row["query_id"], row["response_index"], row["text"]) == (drawn[0]["query_id"], 1, "bad")
     assert (row["step"], row["reasons"]) == (1, ["died", "died again"])
     assert [issue["outcome"] for issue in run.issued] == ["trained", "trained"]
+
+
+def test_rloo_leaves_each_scored_response_out_of_its_own_baseline(tmp_path: Path, tiny_model_dir: Path) -> None:
+    phases, algo = [PhaseConfig("only", 1)], AlgoConfig(advantage="rloo", scale_advantages=False)
+    drawn = Run(tmp_path, tiny_model_dir, phases, set()).to_end().issued
+    run = Run(tmp_path, tiny_model_dir, phases, {(drawn[0]["query_id"], "bad")}, algo=algo).to_end()
+    first, second = run.parts.updates[0]
+    # Rewards 1, 1/2 and 1/3, the second of them without a score in the first group.
+    assert first.advantages == pytest.approx([1 - 1 / 3, 1 / 3 - 1])
+    assert second.advantages == pytest.approx([1 - 5 / 12, 1 / 2 - 2 / 3, 1 / 3 - 3 / 4])
 
 
 def test_a_group_with_fewer_than_two_scores_is_filtered_with_its_reason(tmp_path: Path, tiny_model_dir: Path) -> None:
