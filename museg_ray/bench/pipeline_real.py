@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 
 from museg_ray.append_log import read_rows
@@ -51,6 +51,22 @@ def measure_real_overlap(tell: Callable[[str], None]) -> list[Row]:
         compared(f"step, k = {max_staleness} / longer side", "real stack, this machine", ms, longer_ms)
         for max_staleness, ms in step_ms.items()
     ]
+
+
+def push_phases(tell: Callable[[str], None]) -> list[Row]:
+    """Each phase of the demo's pushes while requests are in flight: its median over the 95th percentile.
+
+    Raises:
+        ResourceError: the run failed.
+    """
+    tell("pushes of the demo's first steps at k = 1")
+    with TemporaryDirectory(prefix="museg-bench-") as folder:
+        steps = _train(Path(folder) / "run", STALENESS[1])
+    rows = []
+    for phase, name in names.PUSH_PHASES_S.items():
+        ms = [1e3 * step[name] for step in steps]
+        rows.append(compared(f"{phase}, median / p95", "demo, k = 1", median(ms), quantiles(ms, n=20)[-1]))
+    return rows
 
 
 def _train(run_dir: Path, settings: tuple[str, ...]) -> list[dict[str, float]]:

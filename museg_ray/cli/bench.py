@@ -82,3 +82,18 @@ def pipeline(
     from museg_ray.bench.pipeline import bench_pipeline
 
     _run("the pipeline", json_file, lambda tell: bench_pipeline(tell, is_real))
+
+
+@bench.command()
+def weights(
+    size_gib: Annotated[
+        float, typer.Option(min=0.01, help="Of the made-up weights; it takes nine times as much.")
+    ] = 2.0,
+    rounds: Rounds = 5,
+    is_real: Annotated[bool, typer.Option("--real", help="Also the phases of pushes in a real run.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """A push of weights to four engines and a second machine, over plain copies of as many bytes."""
+    from museg_ray.bench.weights import bench_weights
+
+    _run("weights", json_file, lambda tell: bench_weights(size_gib, rounds, tell, is_real))

@@ -135,9 +135,7 @@ class Learner:
         sums = torch.zeros(2, len(group.responses), dtype=torch.float64, device=learner_device())
         gaps = (self._fixed_logprobs(self._engine, batch) - batch.rollout_logprobs).abs()
         if not batch.is_filler:
-            lengths = torch.tensor([len(response.token_ids) for response in group.responses])
-            response = torch.arange(len(lengths)).repeat_interleave(lengths).to(batch.kept.device)[batch.kept]  # [K]
-            sums.index_add_(1, response, torch.stack([gaps, torch.ones_like(gaps)]).double())
+            sums.index_add_(1, batch.responses, torch.stack([gaps, torch.ones_like(gaps)]).double())
         torch.distributed.all_reduce(sums)
         means: list[float] = (sums[0] / sums[1]).tolist()
         return means
