@@ -15,7 +15,7 @@ from safetensors.torch import save
 
 from museg_ray.errors import ResourceError
 from museg_ray.weights.file import held
-from museg_ray.weights.tensors import mapped, read_weights, tensor_layout
+from museg_ray.weights.tensors import copy_bytes, mapped, read_weights, tensor_layout
 
 TENSOR_ELEMENTS = 1 << 24
 SHARED_MEMORY = Path("/dev/shm")
@@ -86,7 +86,7 @@ def rank(size_bytes: int, index: int, count: int) -> Part:
         for name, weight in held_here.items():
             source = weight.view(torch.uint8)
             begin = layout.offsets[name] + index * len(source)
-            target[begin : begin + len(source)].copy_(source)
+            copy_bytes(source, target[begin : begin + len(source)])
 
     return write
 

@@ -16,7 +16,7 @@ from museg_ray.model.policy import PolicyModel
 from museg_ray.weights.channel import WritePlace
 from museg_ray.weights.layout import Layout, Part, part_of
 from museg_ray.weights.spans import Span, merged
-from museg_ray.weights.tensors import DTYPES, mapped
+from museg_ray.weights.tensors import DTYPES, copy_bytes, mapped
 
 NamedTensors = Iterator[tuple[str, torch.Tensor]]
 STAGING_BYTES = 64 * 1024**2
@@ -75,7 +75,7 @@ class _Copy:
 
     def __call__(self, held: torch.Tensor, target: torch.Tensor) -> None:
         if held.device.type == "cpu":
-            target.copy_(held)
+            copy_bytes(held, target)
             return
         for piece, into in zip(held.split(STAGING_BYTES), target.split(STAGING_BYTES), strict=True):
             if len(self._filled) == NUM_BUFFERS:
@@ -94,7 +94,7 @@ class _Copy:
     def _empty_one(self) -> None:
         event, buffer, into = self._filled.popleft()
         event.synchronize()
-        into.copy_(buffer)
+        copy_bytes(buffer, into)
 
 
 @cache

