@@ -1,4 +1,5 @@
-"""`museg bench learner`: one packed pass over a group against the published trainer's way, row by row."""
+"""`museg bench learner`: one packed pass over a group against the published trainer's way, row by row; and the vision
+tower alone against transformers' way, window by window."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -9,13 +10,16 @@ import torch
 
 from museg_ray.bench.apart import Facts, measure_apart
 from museg_ray.bench.learner_case import Shape
-from museg_ray.bench.learner_way import ROWS, Numbers
+from museg_ray.bench.learner_way import ONE_CALL, ROWS, TOWER_WAYS, WINDOWS, Numbers
 from museg_ray.bench.result import BenchResult, Row, Target, at_least, at_most
 from museg_ray.errors import ResourceError
 
 VIDEO_STEPS = (16, 56, 112)
 """Of each shape pairs of frames, 30 video tokens each: the last is MUSEG's."""
-SPEED_TARGET, MEMORY_TARGET, GAP_TARGET = 5.0, 0.25, 1e-4
+GAP_TARGET, TARGETS = 1e-4, {ROWS: (5.0, 0.25), WINDOWS: (1.5, 1.2)}
+"""First way -> speed and memory against it. The tower's arithmetic takes most of its time on a CPU, and windows of
+several lengths are copied there."""
+LABELS = {ROWS: "row by row", WINDOWS: "tower by windows", ONE_CALL: "tower"}
 
 WAY_MODULE = "museg_ray.bench.learner_way"
 Round = dict[str, Facts]
@@ -35,9 +39,12 @@ def bench_learner(model: str, device: str, rounds: int, tell: Callable[[str], No
         ResourceError: a GPU is needed and there is none, or a measurement failed.
     """
     device = _device(device, model)
-    ways = (ROWS, "split", "flex") if device == "cuda" else (ROWS, "split")  # flex is slow, without a kernel, on a CPU
+    packed = (
+        (ROWS, "split", "flex") if device == "cuda" else (ROWS, "split")
+    )  # flex is slow, without a kernel, on a CPU
+    cases = [*((packed, video_steps) for video_steps in VIDEO_STEPS), (TOWER_WAYS, VIDEO_STEPS[-1])]
     rows, targets = list[Row](), list[Target]()
-    for video_steps in VIDEO_STEPS:
+    for ways, video_steps in cases:
         for recompute in (False, True):
             measured = []
             for number in range(rounds):
@@ -63,23 +70,22 @@ def _device(name: str, model: str) -> str:
 
 
 def measure_round(ways: Sequence[str], model: str, device: str, video_steps: int, recompute: bool) -> Round:
-    """Each way's facts, with how far its numbers are from those of the rows."""
+    """Each way's facts, with how far its numbers are from those of the first way."""
     with tempfile.TemporaryDirectory(prefix="museg-bench-") as folder:
         files = {way: Path(folder) / f"{way}.pt" for way in ways}
         case = [model, device, str(video_steps), str(int(recompute))]
         facts = {way: measure_apart(way, WAY_MODULE, [*case, str(file)]) for way, file in files.items()}
         for way, file in files.items():
-            if file.exists() and files[ROWS].exists():
-                facts[way] |= compare(torch.load(files[ROWS]), torch.load(file))
+            if file.exists() and files[ways[0]].exists():
+                facts[way] |= compare(torch.load(files[ways[0]]), torch.load(file))
     return facts
 
 
-def compare(rows: Numbers, ours: Numbers) -> Facts:
+def compare(base: Numbers, ours: Numbers) -> Facts:
     """Largest difference of a log-prob in nats, and norm of the difference of the gradients over their norm."""
-    gradient_gap = (ours["gradient"] - rows["gradient"]).norm() / rows["gradient"].norm()
     return {
-        "logprob_gap": (ours["logprobs"] - rows["logprobs"]).abs().max().item(),
-        "gradient_gap": gradient_gap.item(),
+        "logprob_gap": (ours["logprobs"] - base["logprobs"]).abs().max().item(),
+        "gradient_gap": ((ours["gradient"] - base["gradient"]).norm() / base["gradient"].norm()).item(),
     }
 
 
@@ -87,56 +93,63 @@ def make_row(video_steps: int, way: str, recompute: bool, measured: Sequence[Rou
     """The table's line of one way at one shape.
 
     Video tokens, way, median seconds and MiB of a pass, tokens through the language model, patches through the tower;
-    then against row by row, over all rounds: medians of times faster and of the share of memory, and the larger one of
-    the two differences that `compare` finds.
+    then against the first way, over all rounds: medians of times faster and of the share of memory, and the larger one
+    of the two differences that `compare` finds. The tower's ways tell their attention calls too.
     """
-    row: Row = {"video": Shape(video_steps).video_tokens, "way": _label(way, recompute)}
+    calls = f": {measured[0][way]['calls']:,.0f} calls" if "calls" in measured[0][way] else ""
+    row: Row = {"video": Shape(video_steps).video_tokens, "way": _label(way, recompute) + calls, "s": "out of memory"}
+    row |= dict.fromkeys(("MiB", "tokens", "patches", "faster", "memory", "Δ"), "")
     if _ran_out(measured, way):
-        columns = ("MiB", "tokens", "patches", "faster", "memory", "Δ")
-        return row | {"s": "out of memory"} | dict.fromkeys(columns, "")
+        return row
     facts = [each[way] for each in measured]
-    ratios: Row = dict.fromkeys(("faster", "memory", "Δ"), "")
-    if not _ran_out(measured, ROWS):
-        ratios = {
-            "faster": _speed(measured, way),
-            "memory": _memory(measured, way),
-            "Δ": float(f"{max(max(each['logprob_gap'], each['gradient_gap']) for each in facts):.0e}"),  # little room
-        }
-    return row | {
+    row |= {
         "s": median(each["seconds"] for each in facts),
         "MiB": median(each["peak_mib"] for each in facts),
         "tokens": facts[0]["tokens"],
         "patches": facts[0]["patches"],
-        **ratios,
     }
+    if not _ran_out(measured, _base(measured)):
+        row |= {
+            "faster": _speed(measured, way),
+            "memory": _memory(measured, way),
+            "Δ": float(f"{max(max(each['logprob_gap'], each['gradient_gap']) for each in facts):.0e}"),  # little room
+        }
+    return row
 
 
 def make_targets(measured: Sequence[Round], recompute: bool, is_exact: bool) -> list[Target]:
-    """What packing is to reach at MUSEG's shape; without those that cannot be told, as a way ran out of memory.
+    """What ways are to reach at MUSEG's shape against the first; without those that cannot be told, as one ran out of
+    memory.
 
     Args:
         is_exact: in float32. In bfloat16 the ways round differently: that is shown, not judged.
     """
-    targets = []
+    targets, base = list[Target](), _base(measured)
+    speed, memory = TARGETS[base]
     for way in measured[0]:
-        if way == ROWS or _ran_out(measured, way) or _ran_out(measured, ROWS):
+        if way == base or _ran_out(measured, way) or _ran_out(measured, base):
             continue
-        label = _label(way, recompute)
+        label, than = _label(way, recompute), _label(base, recompute)
         targets += [
-            at_least(f"{label}: times faster than row by row", _speed(measured, way), SPEED_TARGET),
-            at_most(f"{label}: peak memory of the pass / row by row", _memory(measured, way), MEMORY_TARGET),
+            at_least(f"{label}: times faster than {than}", _speed(measured, way), speed),
+            at_most(f"{label}: peak memory of the pass / {than}", _memory(measured, way), memory),
         ]
         if is_exact:
             logprob, gradient = (max(each[way][gap] for each in measured) for gap in ("logprob_gap", "gradient_gap"))
             targets += [
-                at_most(f"{label}: largest difference of a log-prob, nats", logprob, GAP_TARGET),
+                at_most(f"{label}: largest difference of an output (log-prob, feature)", logprob, GAP_TARGET),
                 at_most(f"{label}: relative difference of the gradient", gradient, GAP_TARGET),
             ]
     return targets
 
 
 def _label(way: str, recompute: bool) -> str:
-    return ("row by row" if way == ROWS else way) + (", recomputed" if recompute else "")
+    return LABELS.get(way, way) + (", recomputed" if recompute else "")
+
+
+def _base(measured: Sequence[Round]) -> str:
+    """The way that the others are compared with: the first."""
+    return next(iter(measured[0]))
 
 
 def _ran_out(measured: Sequence[Round], way: str) -> bool:
@@ -145,8 +158,8 @@ def _ran_out(measured: Sequence[Round], way: str) -> bool:
 
 def _speed(measured: Sequence[Round], way: str) -> float:
     # Round by round: on a machine that others use too, the speed of a core changes from one to the next.
-    return median(each[ROWS]["seconds"] / each[way]["seconds"] for each in measured)
+    return median(each[_base(measured)]["seconds"] / each[way]["seconds"] for each in measured)
 
 
 def _memory(measured: Sequence[Round], way: str) -> float:
-    return median(each[way]["peak_mib"] / each[ROWS]["peak_mib"] for each in measured)
+    return median(each[way]["peak_mib"] / each[_base(measured)]["peak_mib"] for each in measured)

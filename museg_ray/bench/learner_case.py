@@ -15,6 +15,8 @@ from museg_ray.model.qwen_vl import PACKAGED_MODEL_DIR, VisionSpec, load_policy
 
 FRAME_PATCHES = (12, 10)
 """Patches of a frame, high and wide: 30 video tokens a step of two frames."""
+TOWER_FRAME_PATCHES = (6, 10)
+"""Likewise where the tower is measured alone, on twice as many frames: of MUSEG's 448 and 16:9."""
 TEXT_TOKENS = (20, 80)
 """Of the prompt, before and after the video."""
 NUM_WORDS = 256
@@ -45,11 +47,11 @@ class Shape:
     group_size: int = 8
     completion_tokens: tuple[int, int] = (200, 400)
     """Lengths are drawn evenly between: 300 on average."""
+    frame_patches: tuple[int, int] = FRAME_PATCHES
 
     @property
     def video_tokens(self) -> int:
-        height, width = FRAME_PATCHES
-        return self.video_steps * height * width // 4
+        return self.video_steps * int(np.prod(self.frame_patches)) // 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class Group:
 def make_group(shape: Shape, spec: VisionSpec, device: torch.device) -> Group:
     """The same for the same arguments."""
     rng = np.random.default_rng(0)
-    grid = (shape.video_steps, *FRAME_PATCHES)
+    grid = (shape.video_steps, *shape.frame_patches)
     before, after = TEXT_TOKENS
     prompt = [*[10] * before, *[spec.video_token_id] * spec.num_video_tokens(grid), *[11] * after]
     lengths = rng.integers(*shape.completion_tokens, shape.group_size, endpoint=True)

@@ -3,7 +3,8 @@
     python -m museg_ray.bench.learner_way WAY MODEL DEVICE VIDEO_STEPS RECOMPUTE OUT
 
 prints one JSON object and leaves log-probs and gradients in OUT for a comparison. WAY is `rows` (as the published
-trainer) or an attention of `learner.attention`; MODEL is `tiny` or `3b`; RECOMPUTE is 1 with gradient checkpointing.
+trainer), an attention of `learner.attention`, or one of `TOWER_WAYS` for the vision tower alone; MODEL is `tiny` or
+`3b`; RECOMPUTE is 1 with gradient checkpointing.
 """
 
 import json
@@ -14,15 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
-from museg_ray.bench.learner_case import Group, Shape, group_loss, load_model, make_group
+from museg_ray.bench.learner_case import TOWER_FRAME_PATCHES, Group, Shape, group_loss, load_model, make_group
 from museg_ray.bench.naive_learner import row_logprobs
+from museg_ray.model.family import family_of
 from museg_ray.model.packing import pack_rows
 from museg_ray.model.policy import PolicyModel, Videos
 from museg_ray.model.qwen_vl import PACKAGED_MODEL_DIR, VisionSpec, load_vision_spec
+from museg_ray.model.tower import use_one_call
 
 MIB = 1024**2
 ROWS = "rows"
+TOWER_WAYS = WINDOWS, ONE_CALL = "windows", "one_call"
+"""The vision tower as transformers has it, and as the learner runs it."""
 WARM_UP = Shape(video_steps=1, group_size=2, completion_tokens=(4, 8))
 CHUNK_TOKENS = 1024
 """The default of `learner.chunk_tokens`."""
@@ -34,30 +41,62 @@ Forward = Callable[[Group], torch.Tensor]
 Numbers = dict[str, torch.Tensor]
 
 
+class AttentionCalls(TorchFunctionMode):
+    """Counts the calls of attention kernels while it is entered."""
+
+    count = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function in (scaled_dot_product_attention, torch.ops.torch_attn._varlen_attn)
+        return function(*args, **(kwargs or {}))
+
+
 def measure(way: str, model: Any, shape: Shape) -> tuple[dict[str, float], Numbers]:
     """Of two forward and backward passes over the same group: the seconds of the second one; the MiB at the peak over
     what weights, their gradients and inputs take; tokens and patches of a pass; and its log-probs and gradients."""
     spec = load_vision_spec(PACKAGED_MODEL_DIR)
-    device = model.device
     forward = make_forward(way, model, spec)
-    run_pass(forward, make_group(WARM_UP, spec, device))  # imports, threads and gradients take their memory here
-    group = make_group(shape, spec, device)
-    start_bytes = _start_watching(device)
+    run_pass(forward, make_group(WARM_UP, spec, model.device))  # imports, threads and gradients take their memory here
+    group = make_group(shape, spec, model.device)
+    facts, numbers = _second_pass(model, lambda: run_pass(forward, group))
+    num_prompt, lengths = len(group.row.prompt_ids), [len(completion) for completion in group.row.completions]
+    copies = len(lengths) if way == ROWS else 1
+    tokens = copies * (num_prompt + max(lengths)) if way == ROWS else num_prompt + sum(lengths)
+    return facts | {"tokens": tokens, "patches": copies * len(group.patches)}, numbers
+
+
+def measure_tower(way: str, model: Any, shape: Shape) -> tuple[dict[str, float], Numbers]:
+    """As `measure`, of the vision tower and its mergers alone: a video's features in place of log-probs. Also how often
+    attention is called in a forward pass."""
+    if way == ONE_CALL:
+        use_one_call(model.model.visual)
+    spec, family = load_vision_spec(PACKAGED_MODEL_DIR), family_of(model.config.model_type)
+
+    def run(group: Group) -> torch.Tensor:
+        features = family.features(model, group.patches, torch.tensor([group.grid])).tokens.float()
+        features.square().mean().backward()
+        return features.detach()
+
+    run(make_group(WARM_UP, spec, model.device))
+    group = make_group(Shape(2 * shape.video_steps, frame_patches=TOWER_FRAME_PATCHES), spec, model.device)
+    with AttentionCalls() as calls:
+        run(group)
+    facts, numbers = _second_pass(model.model.visual, lambda: run(group))
+    return facts | {"tokens": 0, "patches": len(group.patches), "calls": calls.count}, numbers
+
+
+def _second_pass(model: Any, run: Callable[[], torch.Tensor]) -> tuple[dict[str, float], Numbers]:
+    """Runs twice; `run` gives the log-probs and adds to the model's gradients."""
+    start_bytes = _start_watching(model.device)
     for _ in range(2):
         model.zero_grad(set_to_none=False)
         start_s = time.perf_counter()
-        logprobs = run_pass(forward, group)
+        logprobs = run()
+        if logprobs.is_cuda:
+            torch.cuda.synchronize()
         seconds = time.perf_counter() - start_s
-    peak_bytes = _peak_bytes(device)
-    num_prompt, lengths = len(group.row.prompt_ids), [len(completion) for completion in group.row.completions]
-    copies = len(lengths) if way == ROWS else 1
-    facts = {
-        "seconds": seconds,
-        "peak_mib": (peak_bytes - start_bytes) / MIB,
-        "tokens": copies * (num_prompt + max(lengths)) if way == ROWS else num_prompt + sum(lengths),
-        "patches": copies * len(group.patches),
-    }
-    return facts, {"logprobs": logprobs.cpu(), "gradient": gradient(model)}
+    peak_mib = (_peak_bytes(model.device) - start_bytes) / MIB
+    return {"seconds": seconds, "peak_mib": peak_mib}, {"logprobs": logprobs.cpu(), "gradient": gradient(model)}
 
 
 def make_forward(way: str, model: Any, spec: VisionSpec) -> Forward:
@@ -67,8 +106,7 @@ def make_forward(way: str, model: Any, spec: VisionSpec) -> Forward:
 
     def packed_logprobs(group: Group) -> torch.Tensor:
         pack = pack_rows([group.row], spec.video_token_id).to(group.patches.device)
-        logprobs, _ = policy(pack, Videos(torch.tensor([group.grid]), group.patches))
-        return torch.as_tensor(logprobs)
+        return torch.as_tensor(policy(pack, Videos(torch.tensor([group.grid]), group.patches))[0])
 
     return packed_logprobs
 
@@ -77,8 +115,6 @@ def run_pass(forward: Forward, group: Group) -> torch.Tensor:
     """Adds to the gradients; [N] log-probs."""
     logprobs = forward(group)
     group_loss(logprobs, group).backward()
-    if logprobs.is_cuda:
-        torch.cuda.synchronize()
     return logprobs.detach()
 
 
@@ -111,7 +147,7 @@ def main(way: str, model_name: str, device: str, video_steps: str, recompute: st
         model = load_model(model_name, torch.device(device))
         if int(recompute):
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        facts, numbers = measure(way, model, Shape(int(video_steps)))
+        facts, numbers = (measure_tower if way in TOWER_WAYS else measure)(way, model, Shape(int(video_steps)))
     except torch.OutOfMemoryError:
         print(json.dumps({"out_of_memory": 1.0}))
         return

@@ -23,10 +23,13 @@ from museg_ray.model.packing import Span
 
 PREFIX = "museg_"
 """Before the names under which Hugging Face knows these functions."""
+Padding = tuple[torch.Tensor, torch.Tensor]
+"""For the completions of a span that have tokens: [rows, longest] the sequence's row at each place, a row of the
+completion again where it is padding; and the flat places that are no padding."""
 
 
 def use_attention(language_model: Any, name: str) -> None:
-    """Make a language model attend by `split`, `flex` or `dense`. The vision tower goes on with its own."""
+    """Make a language model attend by `split`, `flex` or `dense`. The vision tower has its own (tower.py)."""
     language_model.config._attn_implementation = PREFIX + name
 
 
@@ -35,23 +38,23 @@ def split_attention(
 ) -> torch.Tensor:
     """[1, heads, L, width] from query [1, heads, L, width], key and value [1, fewer heads, L, width]."""
     outputs = []
-    for span in spans:
+    for span, padding in zip(spans, _paddings(tuple(spans), query.device), strict=True):
         rows = slice(span.start, span.first_completion)
         q, k, v = (x[:, :, rows] for x in (query, key, value))
         outputs.append(scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)[0])
-        if sum(span.lengths):
-            outputs.append(_completions_attention(query[0], key[0], value[0], span, scaling))
+        if padding:
+            outputs.append(_completions_attention(query[0], key[0], value[0], span, padding, scaling))
     return torch.cat(outputs, dim=1)[None]
 
 
 def _completions_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, span: Span, scaling: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, span: Span, padding: Padding, scaling: float
 ) -> torch.Tensor:
     """[heads, tokens of all completions, width], from query, key, value [heads, L, width].
 
     The completions are padded to one length at their ends, where causality hides the padding from all that is kept.
     """
-    gather, keep = _padding(span, query.device)
+    gather, keep = padding
     num_rows, longest = gather.shape
 
     def padded(x: torch.Tensor) -> torch.Tensor:  # [rows, heads, longest, width]
@@ -68,9 +71,14 @@ def _completions_attention(
     return attended.transpose(0, 1).flatten(1, 2)[:, keep]
 
 
-def _padding(span: Span, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """For the completions that have tokens: [rows, longest] the sequence's row at each place, a row of the completion
-    again where it is padding; and the flat places that are no padding."""
+@lru_cache(maxsize=1)
+def _paddings(spans: tuple[Span, ...], device: torch.device) -> list[Padding | None]:
+    """Of each span; None where no completion has a token. All layers of a pack ask for the same, forward and when they
+    are computed again: the last ones are kept."""
+    return [_padding(span, device) if sum(span.lengths) else None for span in spans]
+
+
+def _padding(span: Span, device: torch.device) -> Padding:
     lengths = torch.tensor([length for length in span.lengths if length])
     starts = lengths.cumsum(0) - lengths + span.first_completion
     places = torch.arange(int(lengths.max()))

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.vision_utils import get_vision_attention_seqlens, get_vision_position_ids
 
 Grids = torch.Tensor
 """[videos, 3] int64 on the CPU: patches (t, h, w) of each video."""
@@ -78,7 +79,16 @@ class Family(Protocol):
 
     def _visual(self, model: PreTrainedModel, patches: torch.Tensor, grids: Grids) -> Any:
         visual = model.model.visual
-        return visual(patches.to(visual.dtype), grid_thw=grids.to(patches.device))
+        layout = self._layout(visual, grids).items()
+        moved = {name: x.to(patches.device) if isinstance(x, torch.Tensor) else x for name, x in layout}
+        return visual(patches.to(visual.dtype), grid_thw=grids, **moved)
+
+    def _layout(self, visual: Any, grids: Grids) -> dict[str, Any]:
+        """Where patches and windows are, once a pass and on the CPU, where the grids are: from grids on a GPU the
+        tower would read each video's sizes back."""
+        bounds, longest = get_vision_attention_seqlens(grids, visual.config)
+        positions = get_vision_position_ids(grids, visual.spatial_merge_size)
+        return {"cu_seqlens": bounds, "max_seqlen": longest, "position_ids": positions}
 
 
 def family_of(model_type: str) -> Family:

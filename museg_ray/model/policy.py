@@ -12,6 +12,7 @@ from museg_ray.model.attention import use_attention
 from museg_ray.model.family import Grids, TowerStates, VideoFeatures, family_of
 from museg_ray.model.packing import Pack
 from museg_ray.model.qwen_vl import FORBIDDEN_LOGIT_BIAS
+from museg_ray.model.tower import use_one_call
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class PolicyModel(nn.Module):
         self.temperature = temperature
         self.chunk_tokens = chunk_tokens
         use_attention(model.model.language_model, attention)
+        use_one_call(model.model.visual)
         bias = torch.zeros(model.config.text_config.vocab_size)
         bias[list(forbidden_ids)] = FORBIDDEN_LOGIT_BIAS
         self.register_buffer("logit_bias", bias, persistent=False)

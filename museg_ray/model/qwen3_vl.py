@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.vision_utils import get_vision_interpolation_indices_and_weights
 
 from museg_ray.model.family import Family, Grids, TowerStates, VideoFeatures
 
@@ -44,3 +45,8 @@ class Qwen3VL(Family):
         is_video = torch.zeros(length, dtype=torch.bool, device=video_rows.device)  # [L]
         mask = is_video.index_fill(0, video_rows, True)[None]
         return {"visual_pos_masks": mask, "deepstack_visual_embeds": list(features.deepstack)}
+
+    def _layout(self, visual: Any, grids: Grids) -> dict[str, Any]:
+        table = visual.num_grid_per_side, visual.interpolation_mode, visual.interpolation_align_corners
+        indices, weights = get_vision_interpolation_indices_and_weights(grids, *table, visual.spatial_merge_size)
+        return super()._layout(visual, grids) | {"interp_indices": indices, "interp_weights": weights}

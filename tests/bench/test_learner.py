@@ -11,7 +11,17 @@ from typer.testing import CliRunner
 from museg_ray.bench import learner
 from museg_ray.bench.learner import Round, bench_learner, compare, make_row, make_targets, measure_round
 from museg_ray.bench.learner_case import Group, Shape, build_3b, load_model, make_group
-from museg_ray.bench.learner_way import ROWS, Numbers, gradient, make_forward, measure, run_pass
+from museg_ray.bench.learner_way import (
+    ONE_CALL,
+    ROWS,
+    TOWER_WAYS,
+    WINDOWS,
+    Numbers,
+    gradient,
+    make_forward,
+    measure,
+    run_pass,
+)
 from museg_ray.cli.bench import bench
 from museg_ray.errors import ResourceError
 from museg_ray.model.qwen_vl import PACKAGED_MODEL_DIR, load_vision_spec
@@ -26,6 +36,11 @@ NEEDS_NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a 
 @pytest.fixture(scope="module")
 def measured() -> Round:
     return measure_round(WAYS, "tiny", "cpu", STEPS, recompute=False)
+
+
+@pytest.fixture(scope="module")
+def tower() -> Round:
+    return measure_round(TOWER_WAYS, "tiny", "cpu", STEPS, recompute=False)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +61,21 @@ def test_both_ways_compute_the_same_and_the_packed_one_computes_less(measured: R
     assert rows["patches"] == 8 * ours["patches"] == 8 * STEPS * 120
     assert ours["tokens"] < rows["tokens"] and ours["peak_mib"] < rows["peak_mib"]
     assert all(facts["seconds"] > 0 and facts["peak_mib"] > 0 for facts in measured.values())
+
+
+def test_the_tower_computes_the_same_in_fewer_calls(tower: Round) -> None:
+    """museg-tiny: a layer with windows of three lengths, six a frame, and one with whole frames."""
+    windows, ours = tower[WINDOWS], tower[ONE_CALL]
+    assert windows["calls"] == 2 * STEPS * (6 + 1) and ours["calls"] == 3 + 1
+    assert ours["logprob_gap"] < 1e-4 and ours["gradient_gap"] < 1e-4
+    assert max(ours["logprob_gap"], ours["gradient_gap"]) > 0, "0: the same way was measured twice"
+    assert windows["patches"] == ours["patches"] == 2 * STEPS * 60
+    rows = [make_row(STEPS, way, False, [tower]) for way in TOWER_WAYS]
+    assert [row["way"] for row in rows] == ["tower by windows: 28 calls", "tower: 4 calls"]
+    assert rows[1]["faster"] == windows["seconds"] / ours["seconds"]
+    speed, memory, *gaps = make_targets([tower], recompute=False, is_exact=True)
+    assert (speed.target, memory.target) == (1.5, 1.2) and "than tower by windows" in speed.name
+    assert [gap.met for gap in gaps] == [True, True]
 
 
 def test_every_way_has_a_row_and_every_promise_a_target(measured: Round) -> None:
@@ -97,31 +127,34 @@ def test_a_way_that_runs_out_of_memory_has_a_row_that_says_so(measured: Round) -
 
 
 def test_where_memory_runs_out_all_ways_are_measured_with_checkpointing_too(
-    measured: Round, monkeypatch: pytest.MonkeyPatch
+    measured: Round, tower: Round, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def round_of(ways: object, model: str, device: str, video_steps: int, recompute: bool) -> Round:
+        if ways == TOWER_WAYS:
+            return tower
         return measured if recompute or video_steps == 1 else measured | {ROWS: {"out_of_memory": 1.0}}
 
     monkeypatch.setattr(learner, "measure_round", round_of)
     monkeypatch.setattr(learner, "VIDEO_STEPS", (1, STEPS))
     result = bench_learner("tiny", "cpu", 2, lambda _: None)
     ways = ["row by row", "split"]
-    assert [row["way"] for row in result.rows] == [*ways, *ways, *(f"{way}, recomputed" for way in ways)]
-    assert len(result.targets) == 4 and all("recomputed" in target.name for target in result.targets)
+    found = [row["way"] for row in result.rows]
+    assert found[:-2] == [*ways, *ways, *(f"{way}, recomputed" for way in ways)] and "tower" in str(found[-1])
+    assert ["recomputed" in target.name for target in result.targets] == [True] * 4 + [False] * 4
 
 
 def test_the_command_prints_the_table_and_writes_it_as_json(
-    measured: Round, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    measured: Round, tower: Round, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learner, "measure_round", lambda *_: measured)
+    monkeypatch.setattr(learner, "measure_round", lambda ways, *_: tower if ways == TOWER_WAYS else measured)
     monkeypatch.setattr(learner, "VIDEO_STEPS", (STEPS,))
     file = tmp_path / "learner.json"
     command = ["learner", "--rounds", "1", "--device", "cpu", "--json", str(file)]
     done = CliRunner().invoke(bench, command, env={"COLUMNS": "160"})
     assert done.exit_code == 0, done.output
     written = json.loads(file.read_text())
-    assert written["bench"] == "learner" and len(written["targets"]) == 4
-    assert [row["video"] for row in written["rows"]] == [60, 60]
+    assert written["bench"] == "learner" and len(written["targets"]) == 8
+    assert [row["video"] for row in written["rows"]] == [60] * 4
     assert all(word in done.output for row in written["rows"] for word in (row["way"], "Δ", "60"))
 
 

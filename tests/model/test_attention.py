@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from museg_ray.model import attention
 from museg_ray.model.attention import PREFIX, visibility
 from museg_ray.model.packing import Span
 
@@ -129,15 +130,33 @@ def test_outputs_and_gradients_of_any_spans_equal_the_plain_formulas(
         torch.testing.assert_close(gradient, other, rtol=1e-5, atol=5e-6)
 
 
+@pytest.mark.parametrize("way", ["flex", "split"])
 @settings(max_examples=15)
-@given(some_spans(6), some_spans(6))
-def test_flex_follows_the_spans_from_one_pack_to_the_next(one: tuple[Span, ...], other: tuple[Span, ...]) -> None:
-    """It keeps the mask of the last pack for all layers of a pass: a stale one would be silent."""
+@given(one=some_spans(6), other=some_spans(6))
+def test_what_is_kept_of_a_pack_follows_the_spans_to_the_next(
+    way: str, one: tuple[Span, ...], other: tuple[Span, ...]
+) -> None:
+    """The mask or the padding of the last pack is kept for all layers of a pass: a stale one would be silent."""
     with torch.no_grad():
         for spans in (one, other, one):
             tensors = inputs(spans[-1].end, heads=2, kv_heads=1, width=4)
             expected = plain_attention(tensors, spans)
-            torch.testing.assert_close(attend("flex", tensors, spans).double(), expected, rtol=0, atol=2e-6)
+            torch.testing.assert_close(attend(way, tensors, spans).double(), expected, rtol=0, atol=2e-6)
+
+
+def test_padding_is_made_once_a_pack_for_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    spans, make = SHAPES["several spans"], attention._padding
+    made: list[Span] = []
+
+    def counted(span: Span, device: torch.device) -> attention.Padding:
+        made.append(span)
+        return make(span, device)
+
+    monkeypatch.setattr(attention, "_padding", counted)
+    attention._paddings.cache_clear()
+    for seed in range(3):
+        attend("split", inputs(spans[-1].end, heads=2, kv_heads=1, width=4, seed=seed), list(spans))
+    assert made == [span for span in spans if sum(span.lengths)]
 
 
 @pytest.mark.parametrize("way", WITH_BACKWARD)
