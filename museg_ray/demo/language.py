@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from museg_ray.demo.scene import KINDS
 from museg_ray.types import Segment
 
 CITE_PROMPT = "Find every time {question}. Refer to specific timestamps."
@@ -32,14 +31,3 @@ def write_response(scan: str, segments: Sequence[Segment]) -> str:
     """A full response in MUSEG's form: a scan of the video, the times read off it, then the answer."""
     cited = " and ".join(f"{start_s:.1f} to {end_s:.1f}" for start_s, end_s in segments)
     return f"<think>{scan}. So from {cited}.</think><answer>{format_segments(segments)}</answer>"
-
-
-def tokenizer_texts() -> list[str]:
-    """What the tokenizer is trained on: every prompt and the forms of every response, for all kinds of objects."""
-    texts = ["user\n", "assistant\n", "system\n"]
-    for color, shape in KINDS:
-        event = f"the {color} {shape} is visible"
-        texts += [template.format(question=event) for template in (CITE_PROMPT, FREE_PROMPT, SCAN_PROMPT)]
-        segments = [(1.0, 3.0), (5.0, 6.0), (9.0, 11.0)]
-        texts.append(write_response(write_scan(event, segments, 12), segments))
-    return texts * 20

@@ -25,15 +25,8 @@ from museg_ray.config.load import MODEL_CONFIG_FILE, save_config
 from museg_ray.config.schema import Config, SyntheticConfig
 from museg_ray.data.annotations import read_annotations
 from museg_ray.demo.corpus import ensure_corpus
-from museg_ray.demo.language import (
-    CITE_PROMPT,
-    FREE_PROMPT,
-    SCAN_PROMPT,
-    tokenizer_texts,
-    write_response,
-    write_scan,
-)
-from museg_ray.demo.tiny import build_model, build_tokenizer, save_tiny_model
+from museg_ray.demo.language import CITE_PROMPT, FREE_PROMPT, SCAN_PROMPT, write_response, write_scan
+from museg_ray.demo.tiny import build_model, save_tiny_model
 from museg_ray.model.packing import Pack, Row, pack_rows
 from museg_ray.model.patchify import patchify, video_grid
 from museg_ray.model.policy import PolicyModel, Videos
@@ -41,9 +34,9 @@ from museg_ray.model.positions import prompt_positions, seconds_per_grid
 from museg_ray.model.prompt import chat_prompt_ids, expand_video
 from museg_ray.model.qwen_vl import (
     PACKAGED_MODEL_DIR,
-    VisionSpec,
     end_token_id,
     forbidden_token_ids,
+    load_tokenizer,
     load_vision_spec,
 )
 from museg_ray.types import Clip, GroundingQuery, Segment
@@ -99,11 +92,9 @@ def draw_lesson(rng: np.random.Generator, course: Course, query: GroundingQuery,
 class WarmStart:
     """A tiny policy under supervised training."""
 
-    def __init__(self, scratch_dir: Path) -> None:
-        self.tokenizer = build_tokenizer(tokenizer_texts())
-        model = build_model(self.tokenizer, SEED)
-        save_tiny_model(model, self.tokenizer, scratch_dir)
-        self._spec: VisionSpec = load_vision_spec(scratch_dir)
+    def __init__(self) -> None:
+        self.tokenizer, self._spec = load_tokenizer(PACKAGED_MODEL_DIR), load_vision_spec(PACKAGED_MODEL_DIR)
+        model = build_model(SEED)
         forbidden = forbidden_token_ids(self.tokenizer, model.config.text_config.vocab_size)
         self.policy = PolicyModel(model, forbidden, temperature=1.0, attention="split", chunk_tokens=1024)
         self._end_id = end_token_id(self.tokenizer)
@@ -174,12 +165,12 @@ def rebuild_tiny_model(config: Config, out_dir: Path = PACKAGED_MODEL_DIR) -> No
     """
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out_dir.parent, prefix=".museg-tiny-") as scratch, Progress() as progress:
-        warm_start = WarmStart(Path(scratch) / "random")
+        warm_start = WarmStart()
         corpus = _load_corpus(config, progress)
         for course in COURSES:
             _train(warm_start, course, corpus, progress)
         trained = Path(scratch) / "trained"
-        save_tiny_model(warm_start.policy.model.to(torch.bfloat16), warm_start.tokenizer, trained)
+        save_tiny_model(warm_start.policy.model.to(torch.bfloat16), trained)
         save_config(config, trained / MODEL_CONFIG_FILE)
         if out_dir.exists():
             out_dir.rename(Path(scratch) / "replaced")  # deleted with the rest, once the new one is in its place
