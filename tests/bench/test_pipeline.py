@@ -17,10 +17,11 @@ from museg_ray.bench.pipeline_run import GROUP_SIZE, Meter, Waits, make_config, 
 from museg_ray.bench.result import BenchResult, Target
 from museg_ray.cli.bench import bench
 from museg_ray.clock import now_s
-from museg_ray.ledger.ledger import Ledger, Outcome, read_ledger
+from museg_ray.ledger.ledger import Ledger, Outcome
 from museg_ray.metrics import names
 from museg_ray.simulate.loop import SimulatedLoop
 from tests.simulated import run_simulated
+from tests.whole_ledger import read_ledger
 
 SMALL = Sizes(
     wait_s=0.005,

@@ -17,7 +17,6 @@ from museg_ray.config.schema import Config, PhaseConfig, RewardWeights, TrainCon
 from museg_ray.errors import UnfitQueryError, VideoError, VideoFault
 from museg_ray.fleet.control import Mailbox
 from museg_ray.fleet.member import CrewStatus
-from museg_ray.ledger.ledger import read_ledger
 from museg_ray.metrics import names
 from museg_ray.model.qwen_vl import load_tokenizer
 from museg_ray.runs.books import Books
@@ -31,6 +30,7 @@ from museg_ray.train.trainer import Trainer
 from museg_ray.types import GroundingQuery, Group, Issue, Response, RewardParts, Unscored
 from museg_ray.video.loader import ClipHandle
 from museg_ray.video.prepare import PreparedClip
+from tests.whole_ledger import read_ledger
 
 LEARNED = {names.LEARNER_LOSS: 0.0, names.PARITY_GAP_MEAN: 0.0, names.PARITY_GAP_MAX: 0.0}
 TEXTS = ("good", "bad", "worse")
