@@ -13,13 +13,14 @@ from itertools import chain
 from statistics import median
 
 from museg_ray.bench.pipeline_books import measure_books
+from museg_ray.bench.pipeline_fakes import GROUP_SIZE, Waits
 from museg_ray.bench.pipeline_real import measure_real_overlap
 from museg_ray.bench.pipeline_recovery import measure_recovery
-from museg_ray.bench.pipeline_run import GROUP_SIZE, Meter, Waits, make_config, train_fakes
+from museg_ray.bench.pipeline_run import Meter, make_config, train_fakes
 from museg_ray.bench.result import BenchResult, Row, Target, at_most, compared
+from museg_ray.bench.simulated_loop import SimulatedLoop
 from museg_ray.ledger.rollout_log import STEPS_PER_PART
 from museg_ray.metrics import names
-from museg_ray.simulate.loop import SimulatedLoop
 from museg_ray.train.parts import Parts
 
 WARM_UP_STEPS = 3

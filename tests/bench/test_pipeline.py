@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,14 @@ from typer.testing import CliRunner
 from museg_ray.bench import pipeline
 from museg_ray.bench.pipeline import Sizes, bench_pipeline
 from museg_ray.bench.pipeline_books import measure_books, write_ledger
-from museg_ray.bench.pipeline_run import GROUP_SIZE, Meter, Waits, make_config, train_fakes
+from museg_ray.bench.pipeline_fakes import GROUP_SIZE, FakeWorker, Waits
+from museg_ray.bench.pipeline_run import Meter, make_config, train_fakes
 from museg_ray.bench.result import BenchResult, Target
+from museg_ray.bench.simulated_loop import SimulatedLoop
 from museg_ray.cli.bench import bench
 from museg_ray.clock import now_s
 from museg_ray.ledger.ledger import Ledger, Outcome
 from museg_ray.metrics import names
-from museg_ray.simulate.loop import SimulatedLoop
 from tests.simulated import run_simulated
 from tests.whole_ledger import read_ledger
 
@@ -83,15 +85,15 @@ def test_a_step_takes_the_sum_of_both_in_turns_and_the_longer_one_overlapping(
 
 
 def test_groups_come_in_over_the_spread_and_nothing_else_takes_time() -> None:
-    async def take(waits: Waits, what: str) -> float:
+    async def take(what: Callable[[], Awaitable[object]]) -> float:
         start_s = now_s()
-        await waits.moment("somebody", what)
+        await what()
         return now_s() - start_s
 
     async def take_all() -> tuple[list[float], float, float]:
         waits = Waits(rollout_s=2.0, update_s=8.0, spread_s=10.0)
-        groups = [await take(waits, "generate") for _ in range(200)]
-        return groups, await take(waits, "update"), await take(waits, "ping")
+        groups = [await take(waits.rollout) for _ in range(200)]
+        return groups, await take(waits.update), await take(FakeWorker(waits).ping)
 
     groups, update, ping = run_simulated(take_all())
     assert 2.0 <= min(groups) < 2.1 and 11.9 < max(groups) <= 12.0

@@ -34,7 +34,6 @@ from museg_ray.fleet.errors import MemberLost
 from museg_ray.metrics import names
 from museg_ray.model.qwen_vl import PACKAGED_MODEL_DIR
 from museg_ray.runs.books import Books
-from museg_ray.simulate.script import Script
 from museg_ray.terminal.console import SafeConsole
 from museg_ray.terminal.display import Display
 from museg_ray.train.issues import IssueSource
@@ -43,6 +42,7 @@ from museg_ray.train.trainer import Trainer
 from museg_ray.types import GroundingQuery
 from tests.simulated import run_simulated
 from tests.train.fake_parts import fake_parts
+from tests.train.script import Script
 from tests.whole_ledger import read_ledger
 
 NUM_STEPS, PROMPTS, GROUP, MAX_REFILLS = 6, 3, 4, 2
