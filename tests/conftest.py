@@ -57,7 +57,7 @@ def ray_local() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random-weight museg-tiny: the architecture and tokenizer of the packaged one, untrained."""
-    from museg_ray.demo.tiny import build_model, save_tiny_model
+    from scripts.warm_start import build_model, save_tiny_model
 
     folder = tmp_path_factory.mktemp("model") / "museg-tiny-random"
     save_tiny_model(build_model(seed=0), folder)
