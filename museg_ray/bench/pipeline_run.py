@@ -1,15 +1,12 @@
-"""Training over fakes that wait instead of computing: the real trainer, crews, pools and books, for pipeline.py. The
-process time that the fakes still need is metered."""
+"""Training over fakes that wait instead of computing: the real trainer, crews, pools and books, for pipeline.py."""
 
 import asyncio
 import math
-import time
-import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any
 
 from museg_ray.append_log import Row, read_rows
 from museg_ray.bench.pipeline_fakes import GROUP_SIZE, FakeLearner, FakeWorker, Waits
@@ -45,8 +42,6 @@ NUM_QUERIES = 4096
 MAX_OTHER_ACTORS = 16
 """Reward actors, and clip actors, beside however many rollout actors."""
 
-Result = TypeVar("Result")
-Fake = TypeVar("Fake")
 OnUpdate = Callable[[Parts, int], None]
 """Is told of every update when it begins, with its step."""
 
@@ -56,43 +51,6 @@ QUERIES = tuple(
     for i in range(NUM_QUERIES)
 )
 """Half of them have one segment, half two; each has a video of its own."""
-
-
-class Meter:
-    """Adds up the process time that passes inside what is awaited through it, and not while that waits."""
-
-    def __init__(self) -> None:
-        self.cpu_s = 0.0
-
-    @types.coroutine
-    def of(self, call: Coroutine[Any, Any, Result]) -> Generator[Any, None, Result]:
-        """The result of `call`."""
-        try:
-            while True:
-                start_s = time.process_time()
-                try:
-                    waits_for = call.send(None)
-                except StopIteration as done:
-                    result: Result = done.value
-                    return result
-                finally:
-                    self.cpu_s += time.process_time() - start_s
-                yield waits_for
-        finally:
-            call.close()  # whoever awaited it may have given up
-
-    def watched(self, fake: Fake, *methods: str) -> Fake:
-        """A fake whose calls of these methods are awaited through this."""
-
-        def through(method: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
-            async def metered(*args: Any) -> Any:
-                return await self.of(method(*args))
-
-            return metered
-
-        for name in methods:
-            setattr(fake, name, through(getattr(fake, name)))
-        return fake
 
 
 def make_config(
@@ -126,7 +84,6 @@ def train_fakes(
     config: Config,
     waits: Waits,
     on_update: OnUpdate = lambda parts, step: None,
-    meter: Meter | None = None,
     make_loop: Callable[[], asyncio.AbstractEventLoop] | None = None,
 ) -> list[Row]:
     """Train from the first step to the last, in a folder that is gone afterwards; the rows of its metrics.jsonl.
@@ -135,28 +92,24 @@ def train_fakes(
         config: of `make_config`.
         waits: how long things take.
         on_update: see there.
-        meter: of the fakes' process time.
         make_loop: of the event loop; None: one on the real clock.
     """
     with TemporaryDirectory(prefix="museg-bench-") as folder:
         with asyncio.Runner(loop_factory=make_loop) as runner:
-            runner.run(_train(config, waits, on_update, meter or Meter(), Path(folder)))
+            runner.run(_train(config, waits, on_update, Path(folder)))
         return list(read_rows(Path(folder) / "metrics.jsonl"))
 
 
-async def _train(config: Config, waits: Waits, on_update: OnUpdate, meter: Meter, run_dir: Path) -> None:
+async def _train(config: Config, waits: Waits, on_update: OnUpdate, run_dir: Path) -> None:
     books = open_books(config, run_dir)
     events = books.events.add
 
-    def worker(*methods: str) -> FakeWorker:
-        return meter.watched(FakeWorker(waits), *methods)
-
-    learner: Any = meter.watched(FakeLearner(waits, lambda step: on_update(parts, step)), "update")
+    learner: Any = FakeLearner(waits, lambda step: on_update(parts, step))
     parts = Parts(
         tokenizer=load_tokenizer(PACKAGED_MODEL_DIR),
-        clips=ClipPool(config, events, lambda: worker("prepare")),
-        rollouts=RolloutPool(config, PACKAGED_MODEL_DIR, events, lambda: worker("generate", "update_weights")),
-        rewards=RewardPool(config, events, lambda *_: worker("score")),
+        clips=ClipPool(config, events, lambda: FakeWorker(waits)),
+        rollouts=RolloutPool(config, PACKAGED_MODEL_DIR, events, lambda: FakeWorker(waits)),
+        rewards=RewardPool(config, events, lambda *_: FakeWorker(waits)),
         learner=learner,
         control=Mailbox(),
         free_resources=lambda: {"CPU": math.inf, "GPU": math.inf},
