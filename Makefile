@@ -2,7 +2,7 @@
 
 BIN := .venv/bin
 
-.PHONY: chaos soak help setup demo test lint check
+.PHONY: chaos soak help setup demo test lint check tiny
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
@@ -26,6 +26,9 @@ chaos: setup  ## 60 steps whose processes are killed at random, beside undisturb
 
 soak: setup  ## 1,000 small steps: whether memory, files, threads, processes or shared memory grow (about 20 minutes)
 	@$(BIN)/python -m tests.soak
+
+tiny: setup  ## train the packaged museg-tiny anew from random weights (slow)
+	@$(BIN)/python -m scripts.warm_start
 
 check:  ## what continuous integration runs
 	@bash .ci/run

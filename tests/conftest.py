@@ -57,12 +57,10 @@ def ray_local() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random-weight museg-tiny: the architecture and tokenizer of the packaged one, untrained."""
-    from museg_ray.demo.language import tokenizer_texts
-    from museg_ray.demo.tiny import build_model, build_tokenizer, save_tiny_model
+    from scripts.warm_start import build_model, save_tiny_model
 
     folder = tmp_path_factory.mktemp("model") / "museg-tiny-random"
-    tokenizer = build_tokenizer(tokenizer_texts())
-    save_tiny_model(build_model(tokenizer, seed=0), tokenizer, folder)
+    save_tiny_model(build_model(seed=0), folder)
     return folder
 
 
@@ -99,11 +97,9 @@ def tiny_qwen3_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactor
 def _qwen3_config(tokenizer: "PreTrainedTokenizerBase") -> "Qwen3VLConfig":
     from transformers import Qwen3VLConfig
 
-    from museg_ray.demo.tiny import INITIALIZER_RANGE, SPECIAL_TOKENS
-
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+    ids = tokenizer.get_vocab()
     rope = {"rope_type": "default", "mrope_section": [6, 5, 5], "mrope_interleaved": True, "rope_theta": 10000.0}
-    shared = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": INITIALIZER_RANGE}
+    shared = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.06}
     text = {"num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
     vision = {"depth": 4, "num_heads": 2, "out_hidden_size": 64, "num_position_embeddings": 64}
     return Qwen3VLConfig(

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from museg_ray.simulate.loop import SimulatedLoop
+from museg_ray.bench.simulated_loop import SimulatedLoop
 
 
 def run_simulated(work: Any) -> Any:

@@ -51,8 +51,7 @@ ALLOWED = {
     "report": GROUND | {"video"},
     "demo": GROUND | PURE | {"evaluation"},
     "train": GROUND | PURE | BOOKS | {"fleet", "rollout", "learner", "evaluation", "report", "demo"},
-    "simulate": GROUND | PURE | BOOKS | {"fleet", "rollout", "train"},
-    "bench": GROUND | PURE | BOOKS | {"fleet", "rollout", "train", "simulate"},
+    "bench": GROUND | PURE | BOOKS | {"fleet", "rollout", "train"},
     "cli": GROUND | PURE | BOOKS | {"fleet", "rollout", "train", "report", "bench", "demo"},
 }
 

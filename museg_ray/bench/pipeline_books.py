@@ -10,7 +10,8 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from museg_ray.bench.pipeline_run import GROUP_SIZE, OUTCOMES, PHASE, QUERIES, RESPONSES, make_config, open_books
+from museg_ray.bench.pipeline_fakes import GROUP_SIZE, OUTCOMES, RESPONSES
+from museg_ray.bench.pipeline_run import PHASE, QUERIES, make_config, open_books
 from museg_ray.checkpoints.state import TrainerState
 from museg_ray.config.schema import FURTHER_REWARDS
 from museg_ray.ledger.ledger import Ledger, Outcome

@@ -1,22 +1,15 @@
-"""Training over fakes that wait instead of computing: the real trainer, crews, pools and books, for pipeline.py.
-
-What the fakes give is as long as a real model's, so that the driver has as much to pass on and to write down, but made
-beforehand. The process time that they still need is metered.
-"""
+"""Training over fakes that wait instead of computing: the real trainer, crews, pools and books, for pipeline.py."""
 
 import asyncio
 import math
-import time
-import types
-from collections.abc import Callable, Coroutine, Generator, Sequence
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
-
-import numpy as np
+from typing import Any
 
 from museg_ray.append_log import Row, read_rows
+from museg_ray.bench.pipeline_fakes import GROUP_SIZE, FakeLearner, FakeWeights, FakeWorker, Waits
 from museg_ray.checkpoints.state import Notes
 from museg_ray.checkpoints.writer import Checkpointer
 from museg_ray.config.learning import AlgoConfig, CheckpointConfig
@@ -32,134 +25,32 @@ from museg_ray.config.schema import (
 from museg_ray.fleet.control import Mailbox
 from museg_ray.model.qwen_vl import PACKAGED_MODEL_DIR, load_tokenizer
 from museg_ray.rewards.pool import RewardPool
-from museg_ray.rewards.scorer import Outcome, pack_outcomes, unpack
 from museg_ray.rollout.pool import RolloutPool
 from museg_ray.runs.books import Books
-from museg_ray.simulate.learner import FakeLearner, FakeWeights
-from museg_ray.simulate.script import Script
-from museg_ray.simulate.workers import FakeEngine, FakePreparer, FakeScorer
 from museg_ray.terminal.console import SafeConsole
 from museg_ray.terminal.display import Display
 from museg_ray.train.issues import IssueSource
 from museg_ray.train.parts import Parts
 from museg_ray.train.trainer import Trainer
-from museg_ray.types import GroundingQuery, Group, Response, RewardParts
+from museg_ray.types import GroundingQuery
 from museg_ray.video.actor import ClipPool
 
-GROUP_SIZE = 8
-COMPLETION_TOKENS = 300
 PHASE = "bench"
 ANNOTATIONS = "bench.jsonl"
 """Stands for the file that the queries come from; nobody opens it."""
 NUM_QUERIES = 4096
 MAX_OTHER_ACTORS = 16
 """Reward actors, and clip actors, beside however many rollout actors."""
-GOLDEN_RATIO = 0.618
 
-Result = TypeVar("Result")
-Fake = TypeVar("Fake")
 OnUpdate = Callable[[Parts, int], None]
 """Is told of every update when it begins, with its step."""
 
 
-def _response(index: int) -> Response:
-    reasoning = "Here the event seems to begin, and there it ends. " * 20
-    text = f"<think>{reasoning}</think><answer>{index}.0-{index + 3}.5</answer>"
-    return Response((1,) * COMPLETION_TOKENS, np.zeros(COMPLETION_TOKENS, np.float32), text, True)
-
-
-def _outcome(index: int) -> RewardParts:
-    share = index / GROUP_SIZE
-    return RewardParts(1.0 + share, share, share, share, 0.0, 1.0, ((float(index), index + 3.5),))
-
-
-RESPONSES = tuple(map(_response, range(GROUP_SIZE)))
-OUTCOMES = tuple(map(_outcome, range(GROUP_SIZE)))
 QUERIES = tuple(
     GroundingQuery(f"bench/{i}", f"/videos/{i}.mp4", f"event {i} is visible", ((1.0, 3.0), (5.0, 8.5))[: 1 + i % 2])
     for i in range(NUM_QUERIES)
 )
 """Half of them have one segment, half two; each has a video of its own."""
-
-
-class Waits(Script):
-    """What takes how long, on the clock of the loop."""
-
-    def __init__(self, rollout_s: float, update_s: float = 0.0, spread_s: float = 0.0) -> None:
-        """
-        Args:
-            rollout_s: of a group.
-            update_s: of a step.
-            spread_s: groups take up to so much longer, each another time.
-        """
-        self._rollout_s, self._update_s, self._spread_s = rollout_s, update_s, spread_s
-        self._num_groups = 0
-
-    async def moment(self, who: str, what: str) -> None:
-        if what == "generate":
-            self._num_groups += 1
-            await asyncio.sleep(self._rollout_s + self._spread_s * (self._num_groups * GOLDEN_RATIO % 1.0))
-        else:
-            await asyncio.sleep(self._update_s if what == "update" else 0.0)
-
-
-class Meter:
-    """Adds up the process time that passes inside what is awaited through it, and not while that waits."""
-
-    def __init__(self) -> None:
-        self.cpu_s = 0.0
-
-    @types.coroutine
-    def of(self, call: Coroutine[Any, Any, Result]) -> Generator[Any, None, Result]:
-        """The result of `call`."""
-        try:
-            while True:
-                start_s = time.process_time()
-                try:
-                    waits_for = call.send(None)
-                except StopIteration as done:
-                    result: Result = done.value
-                    return result
-                finally:
-                    self.cpu_s += time.process_time() - start_s
-                yield waits_for
-        finally:
-            call.close()  # whoever awaited it may have given up
-
-    def watched(self, fake: Fake, *methods: str) -> Fake:
-        """A fake whose calls of these methods are awaited through this."""
-
-        def through(method: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
-            async def metered(*args: Any) -> Any:
-                return await self.of(method(*args))
-
-            return metered
-
-        for name in methods:
-            setattr(fake, name, through(getattr(fake, name)))
-        return fake
-
-
-class _Engine(FakeEngine):
-    def _response(self, seed: int, version: int) -> Response:
-        return RESPONSES[seed % GROUP_SIZE]
-
-
-class _Scorer(FakeScorer):
-    async def score(self, parts: Sequence[bytes]) -> bytes:
-        await self._at("score")
-        outcomes: list[Sequence[Outcome]] = [OUTCOMES[: len(texts)] for texts, _, _ in unpack(parts)]
-        return pack_outcomes(outcomes)
-
-
-class _Learner(FakeLearner):
-    def __init__(self, script: Script, on_update: Callable[[int], None]) -> None:
-        super().__init__(script)
-        self._on_update = on_update
-
-    async def update(self, groups: Sequence[Group], clips: Any, step: int) -> dict[str, float]:
-        self._on_update(step)
-        return await super().update(groups, clips, step)
 
 
 def make_config(
@@ -191,41 +82,36 @@ def make_config(
 
 def train_fakes(
     config: Config,
-    script: Script,
+    waits: Waits,
     on_update: OnUpdate = lambda parts, step: None,
-    meter: Meter | None = None,
     make_loop: Callable[[], asyncio.AbstractEventLoop] | None = None,
 ) -> list[Row]:
     """Train from the first step to the last, in a folder that is gone afterwards; the rows of its metrics.jsonl.
 
     Args:
         config: of `make_config`.
-        script: how long things take.
+        waits: how long things take.
         on_update: see there.
-        meter: of the fakes' process time.
         make_loop: of the event loop; None: one on the real clock.
     """
     with TemporaryDirectory(prefix="museg-bench-") as folder:
         with asyncio.Runner(loop_factory=make_loop) as runner:
-            runner.run(_train(config, script, on_update, meter or Meter(), Path(folder)))
+            runner.run(_train(config, waits, on_update, Path(folder)))
         return list(read_rows(Path(folder) / "metrics.jsonl"))
 
 
-async def _train(config: Config, script: Script, on_update: OnUpdate, meter: Meter, run_dir: Path) -> None:
+async def _train(config: Config, waits: Waits, on_update: OnUpdate, run_dir: Path) -> None:
     books = open_books(config, run_dir)
     events = books.events.add
 
-    def engine() -> FakeEngine:
-        return meter.watched(_Engine(script, "engine", config.rollout), "generate", "update_weights")
-
-    learner = meter.watched(_Learner(script, lambda step: on_update(parts, step)), "update")
+    learner: Any = FakeLearner(waits, lambda step: on_update(parts, step))
     parts = Parts(
         tokenizer=load_tokenizer(PACKAGED_MODEL_DIR),
-        clips=ClipPool(config, events, lambda: meter.watched(FakePreparer(script, "preparer", frozenset()), "prepare")),
-        rollouts=RolloutPool(config, PACKAGED_MODEL_DIR, events, engine),
-        rewards=RewardPool(config, events, lambda *_: meter.watched(_Scorer(script, "scorer"), "score")),
+        clips=ClipPool(config, events, lambda: FakeWorker(waits)),
+        rollouts=RolloutPool(config, PACKAGED_MODEL_DIR, events, lambda: FakeWorker(waits)),
+        rewards=RewardPool(config, events, lambda *_: FakeWorker(waits)),
         learner=learner,
-        weights=FakeWeights(script, learner),
+        weights=FakeWeights(),
         control=Mailbox(),
         free_resources=lambda: {"CPU": math.inf, "GPU": math.inf},
     )

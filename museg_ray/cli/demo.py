@@ -12,7 +12,6 @@ from museg_ray.terminal.console import SafeConsole
 def demo(
     run_dir: Annotated[Path | None, typer.Option(help="Folder of this run; new or empty, but for --resume.")] = None,
     seed: Annotated[int, typer.Option(help="Seeds query order and sampling.")] = 0,
-    rebuild_model: Annotated[bool, typer.Option(help="First train the packaged museg-tiny anew (slow).")] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --run-dir where it is there.")
     ] = False,
@@ -29,10 +28,6 @@ def demo(
 
     from museg_ray.train.run import run
 
-    if rebuild_model:
-        from museg_ray.demo.warm_start import rebuild_tiny_model
-
-        rebuild_tiny_model(loaded)
     SafeConsole().print_line(f"Run folder: {run(loaded)}")
 
 

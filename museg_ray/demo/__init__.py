@@ -1,1 +1,1 @@
-"""The synthetic corpus and museg-tiny: what the demo runs on."""
+"""The synthetic corpus: what the demo runs on."""

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from museg_ray.append_log import AppendLog, Row, Watermark, damaged_line, read_rows
+from museg_ray.append_log import AppendLog, Row, Watermark, damaged_line
 from museg_ray.types import Issue
 
 ISSUED = "issued"
@@ -38,23 +38,10 @@ class OpenIssue:
     phase: str
     step: int
 
-
-@dataclass(slots=True)
-class LedgerRow:
-    """An issue and its end, for reports and audits."""
-
-    issue_id: int
-    query_id: str
-    video: str
-    phase: str
-    step: int
-    issued_unix_s: float
-    ended_unix_s: float | None = None
-    outcome: Outcome | None = None
-    """None: it has no end."""
-    reason: str = ""
-    weight_version: int | None = None
-    """Weights that its group was begun with; None when there was no group."""
+    @classmethod
+    def of(cls, row: Row) -> "OpenIssue":
+        """As it was issued."""
+        return cls(row["issue_id"], row["query_id"], row["video"], row["phase"], row["step"])
 
 
 class Ledger(AppendLog):
@@ -160,40 +147,4 @@ def _read_issues(log: AppendLog) -> _Issues:
             fits = lines.pop(issue_id, None) is not None
         if not fits:
             raise damaged_line(log.path, number, f"issue {issue_id} cannot be {event} there")
-    return _Issues(num, {issue_id: _opened(json.loads(line)) for issue_id, line in lines.items()})
-
-
-def read_ledger(path: Path) -> list[LedgerRow]:
-    """Every issue of a run, in the order of issue; none where the file is not there.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
-    issues: list[LedgerRow] = []
-    for number, row in enumerate(read_rows(path), start=1):
-        try:
-            if row["event"] == ISSUED:
-                issues.append(_begun(row, len(issues)))
-            else:
-                _end(issues[row["issue_id"]], row)
-        except (LookupError, ValueError) as error:
-            raise damaged_line(path, number, f"{type(error).__name__}: {error}") from None
-    return issues
-
-
-def _begun(row: Row, next_id: int) -> LedgerRow:
-    opened = _opened(row)
-    if opened.issue_id != next_id:
-        raise ValueError(f"issue {opened.issue_id} came where {next_id} was next")
-    return LedgerRow(opened.issue_id, opened.query_id, opened.video, opened.phase, opened.step, row["unix_s"])
-
-
-def _end(issue: LedgerRow, row: Row) -> None:
-    if issue.outcome is not None:
-        raise ValueError(f"issue {issue.issue_id} has ended already")
-    issue.outcome, issue.reason, issue.weight_version = Outcome(row["event"]), row["reason"], row["weight_version"]
-    issue.ended_unix_s = row["unix_s"]
-
-
-def _opened(row: Row) -> OpenIssue:
-    return OpenIssue(row["issue_id"], row["query_id"], row["video"], row["phase"], row["step"])
+    return _Issues(num, {issue_id: OpenIssue.of(json.loads(line)) for issue_id, line in lines.items()})

@@ -111,7 +111,7 @@ def resolve_model_path(path: str) -> Path:
     folder = PACKAGED_MODEL_DIR if path == PACKAGED_MODEL else Path(path).expanduser().resolve()
     if not folder.is_dir():
         advice = (
-            "build it with `museg demo --rebuild-model`"
+            "it comes with the package: install museg_ray anew"
             if path == PACKAGED_MODEL
             else f"set model.path to the folder of a Qwen2.5-VL or Qwen3-VL, or to {PACKAGED_MODEL}"
         )

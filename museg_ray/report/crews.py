@@ -1,17 +1,11 @@
-"""crews.png: which actor was there when, and how it left."""
+"""Which actor was there when, and how it left."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from museg_ray.report.run_folder import RunFolder
-from museg_ray.report.style import BLUE, GREEN, MUTED, ORANGE, PURPLE, house_style, save_png
-
-COLORS = {"rollout": BLUE, "reward": ORANGE, "clips": PURPLE, "learner": GREEN}
-ROW_INCHES = 0.22
+ROLES = ("rollout", "reward", "clips", "learner")
+"""In the order in which they are shown."""
 
 
 @dataclass(slots=True)
@@ -25,30 +19,9 @@ class Stay:
     was_lost: bool = False
 
 
-def draw_crews(run: RunFolder) -> Path | None:
-    """Draw `crews.png` in the run folder; None where the run has no events."""
-    stays = stays_of(run.events)
-    if not stays:
-        return None
-    with house_style():
-        figure = Figure(figsize=(10, 1.0 + ROW_INCHES * len(stays)))
-        axes = figure.add_subplot()
-        for place, stay in enumerate(stays):
-            color = COLORS.get(stay.role, MUTED)
-            axes.barh(place, stay.to_min - stay.from_min, left=stay.from_min, height=0.6, color=color)
-            if stay.was_lost:
-                axes.plot(stay.to_min, place, marker="x", color="black", markersize=6)
-        axes.set_yticks(range(len(stays)), [stay.member for stay in stays])
-        axes.invert_yaxis()
-        axes.grid(axis="x")
-        axes.set_xlabel("minutes since the first event")
-        axes.set_title("Who was there when (x: lost)")
-        figure.tight_layout()
-        return save_png(figure, run.path / "crews.png")
-
-
 def stays_of(events: Sequence[Mapping[str, Any]]) -> list[Stay]:
-    """One a member that served, in the order of joining; a driver that was started again names its members anew."""
+    """One a member that served, by role and in the order of joining; a driver that was started again names its members
+    anew."""
     if not events:
         return []
     first_s, last_s = events[0]["unix_s"], events[-1]["unix_s"]
@@ -67,4 +40,4 @@ def stays_of(events: Sequence[Mapping[str, Any]]) -> list[Stay]:
         elif event["kind"] in ("loss", "leave") and event.get("member") in here:
             gone = here.pop(event["member"])
             gone.to_min, gone.was_lost = now_min, event["kind"] == "loss"
-    return sorted(stays, key=lambda stay: (list(COLORS).index(stay.role), stay.from_min))
+    return sorted(stays, key=lambda stay: (ROLES.index(stay.role), stay.from_min))

@@ -14,7 +14,7 @@ from museg_ray.config.schema import FURTHER_REWARDS
 from museg_ray.files import whole_file
 from museg_ray.metrics import names
 from museg_ray.metrics.alarms import Alarm, alarm_name
-from museg_ray.report.crews import draw_crews
+from museg_ray.report.crews import stays_of
 from museg_ray.report.curves import draw_curves
 from museg_ray.report.run_folder import RunFolder, read_run
 from museg_ray.report.timelines import draw_timelines
@@ -43,7 +43,7 @@ def write_report(run_dir: Path) -> Path:
             no_alarm=_why_no_alarm(run),
             heldout=run.summary.get("heldout"),
             curves=_inlined(draw_curves(run)),
-            crews=_inlined(crews) if (crews := draw_crews(run)) else "",
+            stays=stays_of(run.events),
             events=[event for event in run.events if event["kind"] in TOLD_EVENTS],
             timelines=_inlined(draw_timelines(run)),
             part_times=_part_times(run),

@@ -7,7 +7,6 @@ no global state and needs no screen.
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -19,7 +18,6 @@ from museg_ray.files import whole_file
 INK = "#1f2328"
 MUTED = "#6e7781"
 FAINT = "#d8dee4"
-PAPER = "#ffffff"
 BLUE = "#0072b2"
 ORANGE = "#d98200"  # this and the next two darkened until labels in them can be read on white
 GREEN = "#009e73"
@@ -28,38 +26,12 @@ SKY = "#3d9fd6"
 
 TRUTH_COLOR, BEFORE_COLOR, AFTER_COLOR = INK, ORANGE, BLUE
 
-_STYLE: Any = {
-    "font.size": 10,
-    "text.color": INK,
-    "text.parse_math": False,  # a question may hold dollar signs
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": MUTED,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "axes.unicode_minus": False,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.6,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "figure.facecolor": PAPER,
-    "savefig.dpi": 150,
-}
+_STYLE = Path(__file__).with_name("museg.mplstyle")
 
 
 def house_style() -> AbstractContextManager[None]:
     """Settings of every figure that is made and saved inside this context."""
-    return matplotlib.rc_context(_STYLE)
+    return matplotlib.rc_context(fname=_STYLE)
 
 
 def save_png(figure: Figure, path: Path) -> Path:

@@ -4,6 +4,9 @@ import math
 from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
+import numpy.typing as npt
+
 from museg_ray.config.schema import BrevityConfig, RewardConfig
 from museg_ray.rewards.answer import ParsedResponse
 from museg_ray.rewards.custom import Reward, load_reward
@@ -84,23 +87,16 @@ def wasserstein_distance(a: Sequence[Segment], b: Sequence[Segment]) -> float:
     Both distribution functions are linear between neighbouring boundaries, so the integral is exact: a trapezium where
     their difference keeps its sign, two triangles where it changes.
     """
-    times_s = sorted({time_s for segment in (*a, *b) for time_s in segment})
-    gaps = [p - q for p, q in zip(_distribution(a, times_s), _distribution(b, times_s), strict=True)]
-    distance_s = 0.0
-    for index in range(len(times_s) - 1):
-        left, right = gaps[index], gaps[index + 1]
-        mean = abs(left + right) / 2 if left * right >= 0 else (left**2 + right**2) / (2 * (abs(left) + abs(right)))
-        distance_s += mean * (times_s[index + 1] - times_s[index])
-    return distance_s
+    times_s = np.unique([*a, *b])  # [T]
+    gaps = _distribution(a, times_s) - _distribution(b, times_s)
+    left, right = gaps[:-1], gaps[1:]
+    both = np.abs(left) + np.abs(right)
+    keeps_sign = left * right >= 0
+    means = np.where(keeps_sign, both / 2, (left**2 + right**2) / (2 * np.where(keeps_sign, 1.0, both)))
+    return float(means @ np.diff(times_s))
 
 
-def _distribution(disjoint: Sequence[Segment], times_s: Sequence[float]) -> list[float]:
-    """Share of the covered time that lies before each of the sorted times, [T] -> [T]; boundaries are among them."""
-    total_s, before_s, index, shares = total_length(disjoint), 0.0, 0, []
-    for time_s in times_s:
-        while index < len(disjoint) and disjoint[index][1] <= time_s:
-            before_s += disjoint[index][1] - disjoint[index][0]
-            index += 1
-        inside_s = max(0.0, time_s - disjoint[index][0]) if index < len(disjoint) else 0.0
-        shares.append((before_s + inside_s) / total_s)
-    return shares
+def _distribution(disjoint: Sequence[Segment], times_s: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Share of the covered time that lies before each of the times, [T] -> [T]."""
+    covered_s = np.cumsum([part_s for start_s, end_s in disjoint for part_s in (0.0, end_s - start_s)])
+    return np.interp(times_s, np.ravel(disjoint), covered_s / covered_s[-1])

@@ -137,7 +137,6 @@ class ClipPool:
         self._crew.resize(config.video.num_actors)
         self._pending: dict[str, asyncio.Task[ClipHandle]] = {}  # being prepared, or prepared ahead and not yet used
         self._ahead: dict[str, int] = {}  # bytes that each clip prepared ahead takes, or may take
-        self._running: set[str] = set()  # of `_ahead`, being prepared
         self._later: OrderedDict[str, None] = OrderedDict()  # to prepare ahead once there is room
         self.num_decoded = 0
         """Clips that no store had yet."""
@@ -173,7 +172,6 @@ class ClipPool:
         if task is None or (anew and task.done()):
             task = self._start(video)
         if self._ahead.pop(video, None) is not None:  # it is used now: there is room for another one
-            self._running.discard(video)
             if task.done():
                 del self._pending[video]
             self._work_ahead()
@@ -208,7 +206,6 @@ class ClipPool:
         failed = task.exception() is not None  # asked for here too: its callers may be gone
         if video in self._ahead:
             self._ahead[video] = 0 if failed else task.result().prepared.size_bytes
-            self._running.discard(video)
         elif self._pending.get(video) is task:  # else it was taken over in the moment in which it was done
             del self._pending[video]
         self._work_ahead()
@@ -217,13 +214,16 @@ class ClipPool:
         """Start what there is room for. No more at once than there are actors, so that a clip that is needed now waits
         for one of them at most."""
         most_bytes, largest_bytes = self._config.ahead_gib * GIB, largest_clip_bytes(self._config)
-        while self._later and len(self._running) < self._crew.num_wanted:
+        while self._later and self._num_running_ahead < self._crew.num_wanted:
             if sum(self._ahead.values()) + largest_bytes > most_bytes:
                 return
             video, _ = self._later.popitem(last=False)
             self._ahead[video] = largest_bytes
-            self._running.add(video)
             self._start(video)
+
+    @property
+    def _num_running_ahead(self) -> int:
+        return sum(not self._pending[video].done() for video in self._ahead)
 
     async def _prepare(self, video: str) -> ClipHandle:
         for pause_s in RETRY_AFTER_S:

@@ -12,8 +12,8 @@ rebuilt. `pyarrow.ipc.open_stream` reads an entry too: a row a frame, with its p
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,7 +25,7 @@ from museg_ray.files import partial_path, whole_file
 from museg_ray.types import Clip
 from museg_ray.video.access import PRIVATE, Access
 from museg_ray.video.folder import LimitedFolder, own_storage
-from museg_ray.video.lock import FileLock
+from museg_ray.video.lock import file_lock
 
 GIB = 1024**3
 CHECKSUM_BYTES = 32
@@ -96,21 +96,11 @@ class FrameStore:
         with own_storage(self._folder), whole_file(path) as partial, self._access.new_file(partial) as file:
             file.write(content_hash.encode())
 
-    @contextmanager
     def lock(
         self, key: str, patience_s: float, on_wait: Callable[[], None], tell: Callable[[str], None]
-    ) -> Iterator[bool]:
-        """One process prepares a clip, or reads a source, and others wait for it, see `FileLock.acquire`.
-
-        Yields:
-            Whether that took long, or was in vain.
-        """
-        lock = FileLock(self._locks / key, self._access)
-        waited = lock.acquire(patience_s, on_wait, tell)
-        try:
-            yield waited
-        finally:
-            lock.release()
+    ) -> AbstractContextManager[bool]:
+        """One process prepares a clip, or reads a source, and others wait for it, see `file_lock`."""
+        return file_lock(self._locks / key, self._access, patience_s, on_wait, tell)
 
     def _is_whole(self, key: str, mapped: pa.Buffer, identity: tuple[int, int]) -> bool:
         """Compare with the checksum: once in a process for each file, since it reads all of it."""

@@ -1,10 +1,9 @@
 """`museg bench pipeline` on small sizes; the whole of it takes a minute or two."""
 
-import asyncio
 import json
 import subprocess
 import sys
-import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -13,14 +12,16 @@ from typer.testing import CliRunner
 from museg_ray.bench import pipeline
 from museg_ray.bench.pipeline import Sizes, bench_pipeline
 from museg_ray.bench.pipeline_books import measure_books, write_ledger
-from museg_ray.bench.pipeline_run import GROUP_SIZE, Meter, Waits, make_config, train_fakes
+from museg_ray.bench.pipeline_fakes import GROUP_SIZE, FakeWorker, Waits
+from museg_ray.bench.pipeline_run import make_config, train_fakes
 from museg_ray.bench.result import BenchResult, Target
+from museg_ray.bench.simulated_loop import SimulatedLoop
 from museg_ray.cli.bench import bench
 from museg_ray.clock import now_s
-from museg_ray.ledger.ledger import Ledger, Outcome, read_ledger
+from museg_ray.ledger.ledger import Ledger, Outcome
 from museg_ray.metrics import names
-from museg_ray.simulate.loop import SimulatedLoop
 from tests.simulated import run_simulated
+from tests.whole_ledger import read_ledger
 
 SMALL = Sizes(
     wait_s=0.005,
@@ -34,7 +35,6 @@ SMALL = Sizes(
     num_rounds=1,
 )
 OVERLAP = {f"step, k = {k} / longer wait" for k in (0, 1)}
-DRIVER = {"driver's CPU time / step", "left out: fakes' / step"}
 BOOKS = {"step's books / first issue", "slowest of 10 / first", "checkpoint / first issue"}
 
 
@@ -51,8 +51,7 @@ def test_every_load_number_of_actors_and_book_has_a_row(result: BenchResult) -> 
     for what in OVERLAP:
         assert cases(result, what) == ["rollout:learner 1:1", "rollout:learner 2:1", "rollout:learner 1:2"]
     assert cases(result, "step / one actor's share") == [f"rollout actors: {count}" for count in (1, 2, 3)]
-    for what in DRIVER:
-        assert cases(result, what) == ["rollout actors: 2", "rollout actors: 3"]
+    assert cases(result, "driver's CPU time / step") == ["rollout actors: 2", "rollout actors: 3"]
     for what in (*BOOKS, "opening them / first issue"):
         assert cases(result, what) == ["issue 28"]
     assert len({tuple(row) for row in result.rows}) == 1, "a table needs the same columns in all rows"
@@ -82,69 +81,19 @@ def test_a_step_takes_the_sum_of_both_in_turns_and_the_longer_one_overlapping(
 
 
 def test_groups_come_in_over_the_spread_and_nothing_else_takes_time() -> None:
-    async def take(waits: Waits, what: str) -> float:
+    async def take(what: Callable[[], Awaitable[object]]) -> float:
         start_s = now_s()
-        await waits.moment("somebody", what)
+        await what()
         return now_s() - start_s
 
     async def take_all() -> tuple[list[float], float, float]:
         waits = Waits(rollout_s=2.0, update_s=8.0, spread_s=10.0)
-        groups = [await take(waits, "generate") for _ in range(200)]
-        return groups, await take(waits, "update"), await take(waits, "ping")
+        groups = [await take(waits.rollout) for _ in range(200)]
+        return groups, await take(waits.update), await take(FakeWorker(waits).ping)
 
     groups, update, ping = run_simulated(take_all())
     assert 2.0 <= min(groups) < 2.1 and 11.9 < max(groups) <= 12.0
     assert (update, ping) == (pytest.approx(8.0), 0.0)
-
-
-class Clock:
-    """Process time that passes when it is told to."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now_s = 0.0
-        monkeypatch.setattr(time, "process_time", lambda: self.now_s)
-
-    async def work(self, first_s: float, then_s: float) -> str:
-        self.now_s += first_s
-        await asyncio.sleep(0.001)
-        self.now_s += then_s
-        return "done"
-
-
-def test_the_meter_counts_what_passes_inside_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, meter = Clock(monkeypatch), Meter()
-
-    async def both() -> list[str]:
-        return await asyncio.gather(meter.of(clock.work(1.0, 2.0)), clock.work(100.0, 200.0))
-
-    assert asyncio.run(both()) == ["done", "done"]
-    assert (meter.cpu_s, clock.now_s) == (3.0, 303.0)
-
-
-def test_what_is_metered_can_fail_and_be_given_up() -> None:
-    meter, closed = Meter(), list[str]()
-
-    async def fail() -> None:
-        raise ValueError("as it was raised")
-
-    async def wait() -> None:
-        try:
-            await asyncio.sleep(3600)
-        finally:
-            closed.append("closed")
-
-    async def give_up() -> None:
-        async with asyncio.timeout(0.001):
-            await meter.of(wait())
-
-    async def await_failure() -> None:
-        await meter.of(fail())
-
-    with pytest.raises(ValueError, match="as it was raised"):
-        asyncio.run(await_failure())
-    with pytest.raises(TimeoutError):
-        asyncio.run(give_up())
-    assert closed == ["closed"]
 
 
 def test_a_ledger_written_fast_is_that_of_a_run(tmp_path: Path) -> None:

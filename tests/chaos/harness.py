@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from museg_ray.append_log import read_rows
 from museg_ray.checkpoints.folder import list_checkpoints, verify
 from museg_ray.files import PARTIAL
-from museg_ray.ledger.ledger import read_ledger
 from museg_ray.metrics import names
+from tests.whole_ledger import read_ledger
 
 KINDS = {
     "engine": "VLLM::EngineCore",

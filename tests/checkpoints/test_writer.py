@@ -13,9 +13,9 @@ from museg_ray.config.load import load_config
 from museg_ray.config.schema import Config, PhaseConfig
 from museg_ray.errors import CheckpointError, ConfigError, LearnerError, ResourceError
 from museg_ray.events import no_events
-from museg_ray.simulate.learner import FakeLearner
-from museg_ray.simulate.script import Script
 from tests.checkpoints.test_folder import RUN_ID, state, steps_of
+from tests.train.fake_learner import FakeLearner
+from tests.train.script import Script
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import torch
 from museg_ray.cli.demo import demo_config_path
 from museg_ray.config.load import MODEL_CONFIG_FILE, load_config
 from museg_ray.config.schema import SyntheticConfig
-from museg_ray.demo import warm_start
-from museg_ray.demo.warm_start import Course, careless_segments, rebuild_tiny_model
 from museg_ray.model.qwen_vl import load_policy, load_tokenizer
 from museg_ray.types import Segment
+from scripts import warm_start
+from scripts.warm_start import Course, careless_segments, rebuild_tiny_model
 
 TRUTH: tuple[Segment, ...] = ((1.0, 2.0), (4.0, 6.0))
 

@@ -13,10 +13,11 @@ import pytest
 
 from museg_ray.append_log import AppendLog, Watermark
 from museg_ray.errors import CheckpointError, PoisonQueryError, ResourceError, VideoError, VideoFault
-from museg_ray.ledger.ledger import Ledger, Outcome, read_ledger
+from museg_ray.ledger.ledger import Ledger, Outcome
 from museg_ray.ledger.quarantine import Quarantine
 from museg_ray.ledger.rollout_log import STEPS_PER_PART, PartsMark, RolloutLog
 from museg_ray.types import GroundingQuery, Group, Issue, Response, RewardParts, Unscored, VersionSpan
+from tests.whole_ledger import read_ledger
 
 QUERY = GroundingQuery("train/7", "7.mp4", "it rains", ((1.0, 2.5),))
 

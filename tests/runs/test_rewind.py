@@ -14,7 +14,7 @@ from museg_ray.checkpoints import folder as checkpoints
 from museg_ray.checkpoints.state import DriverState, Notes, TrainerState
 from museg_ray.config.schema import Config, PhaseConfig
 from museg_ray.errors import CheckpointError, ResourceError, VideoError
-from museg_ray.ledger.ledger import Outcome, read_ledger
+from museg_ray.ledger.ledger import Outcome
 from museg_ray.metrics import names
 from museg_ray.runs.books import Books
 from museg_ray.runs.rewind import remove_partials
@@ -24,6 +24,7 @@ from museg_ray.terminal.display import Display
 from tests.checkpoints.test_folder import RUN_ID, build
 from tests.checkpoints.test_folder import state as checkpoint_state
 from tests.ledger.test_ledger import a_group, an_issue
+from tests.whole_ledger import read_ledger
 
 STEP, LAST = 4, 7
 

@@ -1,4 +1,4 @@
-"""A run's parts without a cluster: real crews and pools over the package's fake workers, and its fake learner."""
+"""A run's parts without a cluster: real crews and pools over fake workers and a fake learner."""
 
 import math
 from collections.abc import AsyncIterator, Callable, Collection
@@ -16,11 +16,11 @@ from museg_ray.fleet.control import Mailbox
 from museg_ray.model.qwen_vl import load_tokenizer
 from museg_ray.rewards.pool import RewardPool
 from museg_ray.rollout.pool import RolloutPool
-from museg_ray.simulate.learner import FakeLearner, FakeWeights
-from museg_ray.simulate.script import Script
-from museg_ray.simulate.workers import FakeEngine, FakePreparer, FakeScorer
 from museg_ray.train.parts import Parts, StartParts
 from museg_ray.video.actor import ClipPool
+from tests.train.fake_learner import FakeLearner, FakeWeights
+from tests.train.fake_workers import FakeEngine, FakePreparer, FakeScorer
+from tests.train.script import Script
 
 W = TypeVar("W")
 

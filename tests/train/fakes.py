@@ -1,4 +1,4 @@
-"""Runs with the package's fakes, in a server of processes that die where they are told to.
+"""Runs with fakes, in a server of processes that die where they are told to.
 
 What a group holds follows from query, seed, weights and version; what the weights become, from the groups, the step, a
 moment and a random state. So a run that lost or repeated any of it would show other numbers from there on.
@@ -20,9 +20,9 @@ from museg_ray.checkpoints import folder as checkpoints
 from museg_ray.config.load import load_config
 from museg_ray.config.schema import Config
 from museg_ray.errors import LearnerError, MusegError
-from museg_ray.simulate.script import Script
 from museg_ray.train.run import run
 from tests.train.fake_parts import fake_start
+from tests.train.script import Script
 
 
 @dataclass

@@ -18,7 +18,6 @@ from museg_ray.config.schema import Config, PhaseConfig, RewardWeights, TrainCon
 from museg_ray.errors import UnfitQueryError, VideoError, VideoFault
 from museg_ray.fleet.control import Mailbox
 from museg_ray.fleet.member import CrewStatus
-from museg_ray.ledger.ledger import read_ledger
 from museg_ray.metrics import names
 from museg_ray.model.qwen_vl import load_tokenizer
 from museg_ray.rollout.pool import Request
@@ -34,6 +33,7 @@ from museg_ray.types import GroundingQuery, Group, Issue, Response, RewardParts,
 from museg_ray.video.loader import ClipHandle
 from museg_ray.video.prepare import PreparedClip
 from museg_ray.weights.channel import Confirmed
+from tests.whole_ledger import read_ledger
 
 LEARNED = {names.LEARNER_LOSS: 0.0, names.PARITY_GAP_MEAN: 0.0, names.PARITY_GAP_MAX: 0.0}
 TEXTS = ("good", "bad", "worse")

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from museg_ray.checkpoints.folder import list_checkpoints
-from museg_ray.ledger.ledger import read_ledger
 from museg_ray.metrics import names
+from tests.whole_ledger import read_ledger
 
 FREE_METRICS = (
     "time_s",

@@ -16,7 +16,7 @@ import pytest
 
 from museg_ray.append_log import read_rows
 from museg_ray.checkpoints.folder import list_checkpoints, verify
-from museg_ray.ledger.ledger import read_ledger
+from tests.whole_ledger import read_ledger
 
 WAIT_S = 300.0
 LONG = ("train.phases=[{name: long, steps: 1000, prompt: 'Find {question}.'}]", "rollout.num_actors=1")

@@ -14,11 +14,11 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from museg_ray.checkpoints.folder import list_checkpoints, verify
 from museg_ray.config.load import load_config
 from museg_ray.data.prompts import render_prompt
-from museg_ray.ledger.ledger import read_ledger
 from museg_ray.model.export import export_checkpoint
 from museg_ray.model.prompt import chat_prompt_ids
 from museg_ray.model.qwen_vl import PACKAGED_MODEL_DIR, load_tokenizer
 from museg_ray.video.prepare import read_clip
+from tests.whole_ledger import read_ledger
 
 
 def _metrics(folder: Path) -> list[dict[str, float]]:

@@ -31,11 +31,9 @@ from museg_ray.config.schema import (
 from museg_ray.errors import LearnerError, LearnerLostError
 from museg_ray.fleet.control import Wish
 from museg_ray.fleet.errors import MemberLost
-from museg_ray.ledger.ledger import read_ledger
 from museg_ray.metrics import names
 from museg_ray.model.qwen_vl import PACKAGED_MODEL_DIR
 from museg_ray.runs.books import Books
-from museg_ray.simulate.script import Script
 from museg_ray.terminal.console import SafeConsole
 from museg_ray.terminal.display import Display
 from museg_ray.train.issues import IssueSource
@@ -44,6 +42,8 @@ from museg_ray.train.trainer import Trainer
 from museg_ray.types import GroundingQuery
 from tests.simulated import run_simulated
 from tests.train.fake_parts import fake_parts
+from tests.train.script import Script
+from tests.whole_ledger import read_ledger
 
 NUM_STEPS, PROMPTS, GROUP, MAX_REFILLS = 6, 3, 4, 2
 TAKES_S = {"generate": 1.0, "update": 1.5, "update_weights": 0.2, "start": 4.0, "prepare": 0.3, "score": 0.05}

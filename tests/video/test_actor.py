@@ -196,7 +196,7 @@ def test_a_clip_taken_over_in_the_moment_in_which_it_is_done_leaves_its_place_to
                 await asyncio.sleep(0)
             assert (await pool.get(video)).prepared.video == video
         await settle()
-        assert actors.asked == list("abc") and not pool._pending and not pool._running
+        assert actors.asked == list("abc") and not pool._pending and not pool._ahead
 
     run(test())
 
@@ -209,7 +209,7 @@ def test_what_was_prepared_ahead_is_prepared_anew_where_its_machine_may_be_gone(
         assert (await pool.get("a", anew=True)).prepared.video == "a"
         assert (await pool.get("b")).prepared.video == "b"
         await settle()
-        assert actors.asked == list("aba") and not pool._pending and not pool._running
+        assert actors.asked == list("aba") and not pool._pending and not pool._ahead
 
     run(test())
 

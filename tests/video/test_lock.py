@@ -24,11 +24,10 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from museg_ray.video.access import PRIVATE
-from museg_ray.video.lock import FileLock
-lock = FileLock(Path(sys.argv[1]), PRIVATE)
-lock.acquire(0, float, print)
-print("held", flush=True)
-time.sleep(600)
+from museg_ray.video.lock import file_lock
+with file_lock(Path(sys.argv[1]), PRIVATE, 0, float, print):
+    print("held", flush=True)
+    time.sleep(600)
 """
 
 

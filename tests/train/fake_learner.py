@@ -10,8 +10,8 @@ import numpy as np
 
 from museg_ray.config.schema import PhaseConfig
 from museg_ray.metrics import names
-from museg_ray.simulate.script import Script
 from museg_ray.types import Group
+from tests.train.script import Script
 
 SHARD = "shard-00000-of-00001.safetensors"
 GAP = 1e-7

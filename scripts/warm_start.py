@@ -1,4 +1,15 @@
-"""Supervised training of museg-tiny, up to the point where reinforcement learning has clear room above it.
+"""How museg-tiny was made: `make tiny` trains it anew from random weights, and replaces the packaged folder.
+
+The packaged folder defines the architecture, which is that of Qwen2.5-VL at about 1.3 M parameters, with the same
+classes, special tokens and chat format, so that the rest of the system cannot tell them apart. In its files
+
+* the tokenizer is a byte-level BPE of the demo's prompts and responses, with digits as tokens of their own, as Qwen's
+* `initializer_range` is 0.06: Qwen's 0.02 leaves the video features of so narrow a model almost constant, and it then
+  learns without looking
+* `tokens_per_second` is 1, one position a second: each word of a scan is then equally far from its frames
+* the processor's frames have 56 x 56 to 84 x 56 pixels
+
+The training is supervised, up to the point where reinforcement learning has clear room above it:
 
     random weights ─▶ scans ("no no red red no …", a word a second), which tie each time to its frames
                    ─▶ full responses, a scan and then what a careless annotator answered ─▶ the packaged model
@@ -9,6 +20,7 @@ The videos are a corpus of their own; neither the demo's train split nor its hel
 """
 
 import math
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,20 +32,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.progress import Progress
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from museg_ray.config.load import MODEL_CONFIG_FILE, save_config
+from museg_ray.cli.demo import demo_config_path
+from museg_ray.config.load import MODEL_CONFIG_FILE, load_config, save_config
 from museg_ray.config.schema import Config, SyntheticConfig
 from museg_ray.data.annotations import read_annotations
 from museg_ray.demo.corpus import ensure_corpus
-from museg_ray.demo.language import (
-    CITE_PROMPT,
-    FREE_PROMPT,
-    SCAN_PROMPT,
-    tokenizer_texts,
-    write_response,
-    write_scan,
-)
-from museg_ray.demo.tiny import build_model, build_tokenizer, save_tiny_model
 from museg_ray.model.packing import Pack, Row, pack_rows
 from museg_ray.model.patchify import patchify, video_grid
 from museg_ray.model.policy import PolicyModel, Videos
@@ -41,9 +46,9 @@ from museg_ray.model.positions import prompt_positions, seconds_per_grid
 from museg_ray.model.prompt import chat_prompt_ids, expand_video
 from museg_ray.model.qwen_vl import (
     PACKAGED_MODEL_DIR,
-    VisionSpec,
     end_token_id,
     forbidden_token_ids,
+    load_tokenizer,
     load_vision_spec,
 )
 from museg_ray.types import Clip, GroundingQuery, Segment
@@ -54,6 +59,14 @@ SEED = 0
 VIDEOS_PER_STEP = 16
 WARMUP_SHARE = 0.08
 ADAM_BETAS = (0.9, 0.98)
+TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "processor_config.json")
+"""Of the packaged folder: what a model has beside its weights and configuration."""
+CITE_PROMPT = "Find every time {question}. Refer to specific timestamps."
+"""Phase 1: the reasoning is to name the times."""
+FREE_PROMPT = "Find every time {question}."
+"""Phase 2 and evaluation."""
+SCAN_PROMPT = "Second by second: {question}?"
+"""The first lessons of the warm start: the scan alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +109,46 @@ def draw_lesson(rng: np.random.Generator, course: Course, query: GroundingQuery,
     return prompt.format(question=query.question), write_response(scan, segments)
 
 
+def format_segments(segments: Sequence[Segment]) -> str:
+    return " ".join(f"{start_s:.1f}-{end_s:.1f}" for start_s, end_s in segments)
+
+
+def write_scan(event: str, segments: Sequence[Segment], duration_s: int) -> str:
+    """One word a second: the object's colour while it is visible, else `no`.
+
+    The colour word and not `yes`: its logit can grow with "this colour is asked for" and with "this colour is seen"
+    separately, where `yes` needs their product, which a tiny model does not find.
+    """
+    color = event.split()[1]
+    visible = [any(start_s <= second < end_s for start_s, end_s in segments) for second in range(duration_s)]
+    return " ".join(color if seen else "no" for seen in visible)
+
+
+def write_response(scan: str, segments: Sequence[Segment]) -> str:
+    """A full response in MUSEG's form: a scan of the video, the times read off it, then the answer."""
+    cited = " and ".join(f"{start_s:.1f} to {end_s:.1f}" for start_s, end_s in segments)
+    return f"<think>{scan}. So from {cited}.</think><answer>{format_segments(segments)}</answer>"
+
+
+def build_model(seed: int) -> Qwen2_5_VLForConditionalGeneration:
+    """A model with random float32 weights, the same for the same seed."""
+    torch.manual_seed(seed)
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_pretrained(PACKAGED_MODEL_DIR)).float()
+
+
+def save_tiny_model(model: Qwen2_5_VLForConditionalGeneration, out_dir: Path) -> None:
+    """Write a Hugging Face folder that stock transformers and stock vLLM load."""
+    model.save_pretrained(out_dir)
+    for name in TEXT_FILES:
+        shutil.copyfile(PACKAGED_MODEL_DIR / name, out_dir / name)
+
+
 class WarmStart:
     """A tiny policy under supervised training."""
 
-    def __init__(self, scratch_dir: Path) -> None:
-        self.tokenizer = build_tokenizer(tokenizer_texts())
-        model = build_model(self.tokenizer, SEED)
-        save_tiny_model(model, self.tokenizer, scratch_dir)
-        self._spec: VisionSpec = load_vision_spec(scratch_dir)
+    def __init__(self) -> None:
+        self.tokenizer, self._spec = load_tokenizer(PACKAGED_MODEL_DIR), load_vision_spec(PACKAGED_MODEL_DIR)
+        model = build_model(SEED)
         forbidden = forbidden_token_ids(self.tokenizer, model.config.text_config.vocab_size)
         self.policy = PolicyModel(model, forbidden, temperature=1.0, attention="split", chunk_tokens=1024)
         self._end_id = end_token_id(self.tokenizer)
@@ -174,12 +219,12 @@ def rebuild_tiny_model(config: Config, out_dir: Path = PACKAGED_MODEL_DIR) -> No
     """
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out_dir.parent, prefix=".museg-tiny-") as scratch, Progress() as progress:
-        warm_start = WarmStart(Path(scratch) / "random")
+        warm_start = WarmStart()
         corpus = _load_corpus(config, progress)
         for course in COURSES:
             _train(warm_start, course, corpus, progress)
         trained = Path(scratch) / "trained"
-        save_tiny_model(warm_start.policy.model.to(torch.bfloat16), warm_start.tokenizer, trained)
+        save_tiny_model(warm_start.policy.model.to(torch.bfloat16), trained)
         save_config(config, trained / MODEL_CONFIG_FILE)
         if out_dir.exists():
             out_dir.rename(Path(scratch) / "replaced")  # deleted with the rest, once the new one is in its place
@@ -211,3 +256,7 @@ def _train(
         schedule.step()
         optimizer.zero_grad()
         progress.update(bar, advance=1, description=f"warm start (loss {loss.item() / count:.3f})")
+
+
+if __name__ == "__main__":
+    rebuild_tiny_model(load_config(demo_config_path()))

@@ -16,11 +16,11 @@ from museg_ray.fleet.errors import MemberLost
 from museg_ray.rewards.recipe import Recipe
 from museg_ray.rewards.scorer import Outcome, pack_outcomes, unpack
 from museg_ray.rollout.engine import Sampling
-from museg_ray.simulate.script import Script, number
 from museg_ray.types import Group, Issue, Response, VersionSpan
 from museg_ray.video.loader import ClipHandle
 from museg_ray.video.prepare import PreparedClip
 from museg_ray.weights.channel import Confirmed
+from tests.train.script import Script, number
 
 
 class _FakeWorker:
