@@ -17,6 +17,7 @@ import torch
 from museg_ray.config.schema import Config
 from museg_ray.errors import ModelError, WeightSyncError
 from museg_ray.events import EventKind, no_events
+from museg_ray.fleet.deadlines import Deadline
 from museg_ray.rollout.engine import Sampling
 from museg_ray.rollout.pool import RolloutPool
 from museg_ray.types import Clip, Group, Issue
@@ -189,6 +190,24 @@ def test_a_group_that_is_given_up_leaves_its_engine(pool: Pool, stored_clip: tup
 
     assert pool.run(give_up()) < 1.0, "nothing else is sampled any more"
     assert pool.pool.num_waiting == 0
+
+
+def test_an_engine_that_stops_in_a_load_is_replaced_after_its_deadline_and_the_others_serve(
+    pool: Pool, noisy_weights: Weights, stored_clip: tuple[ClipHandle, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool.run(pool.until_all_serve())
+    monkeypatch.setitem(pool.pool._crew.deadlines, "update_weights", Deadline(4.0, "weights.timeout_s"))  # type: ignore[arg-type]
+    stopped, *_ = engine_processes()
+    stopped.suspend()
+    pool.events.clear()
+    pool.push(noisy_weights)
+    (loss,) = [text for kind, text in pool.events if kind is EventKind.LOSS]
+    assert "loading weights" in loss and "took longer than 4 s (weights.timeout_s)" in loss
+    pool.run(pool.until_all_serve())
+    groups = pool.sample(stored_clip[0], num_groups=2)
+    assert {group.weight_version for group in groups} == {pool.pool.version}
+    assert groups[0].responses[0].token_ids == groups[1].responses[0].token_ids
+    assert not psutil.wait_procs([stopped], timeout=30)[1]
 
 
 def test_closed_pool_leaves_no_engine_process(pool: Pool) -> None:
