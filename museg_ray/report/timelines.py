@@ -24,7 +24,8 @@ from museg_ray.report.style import (
     save_png,
     spread,
 )
-from museg_ray.report.tracks import TRACK_INCHES, Track, draw_tracks
+from museg_ray.report.timeline_text import Track
+from museg_ray.report.tracks import TRACK_INCHES, draw_tracks
 from museg_ray.shown_text import one_line
 from museg_ray.types import Clip, Segment
 from museg_ray.video.prepare import read_clip
