@@ -13,7 +13,7 @@ from museg_ray.config.schema import FURTHER_REWARDS, AlarmConfig, RewardConfig, 
 from museg_ray.metrics import names
 from museg_ray.metrics.alarms import alarm_name
 from museg_ray.rewards.answer import parse_items, parse_response
-from museg_ray.rewards.custom import load_reward
+from museg_ray.rewards.further import load_reward
 from museg_ray.rewards.recipe import Recipe
 from museg_ray.rewards.reference import reference_rewards
 from museg_ray.types import GroundingQuery

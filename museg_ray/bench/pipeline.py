@@ -14,7 +14,6 @@ from statistics import median
 
 from museg_ray.bench.pipeline_books import measure_books
 from museg_ray.bench.pipeline_fakes import GROUP_SIZE, Waits
-from museg_ray.bench.pipeline_real import measure_real_overlap
 from museg_ray.bench.pipeline_recovery import measure_recovery
 from museg_ray.bench.pipeline_run import make_config, train_fakes
 from museg_ray.bench.result import BenchResult, Row, Target, at_most, compared
@@ -72,7 +71,7 @@ def bench_pipeline(tell: Tell, is_real: bool = False, sizes: Sizes = FULL) -> Be
     """
     Args:
         tell: is told what is being done.
-        is_real: also on the real stack.
+        is_real: also kills engines of the real stack.
         sizes: how much is measured.
 
     Raises:
@@ -80,7 +79,7 @@ def bench_pipeline(tell: Tell, is_real: bool = False, sizes: Sizes = FULL) -> Be
     """
     found = [part(sizes, tell) for part in (measure_overlap, measure_scaling, measure_driver, measure_late_books)]
     if is_real:
-        found += [(measure_real_overlap(tell), []), measure_recovery(tell)]
+        found.append(measure_recovery(tell))
     rows = chain.from_iterable(rows for rows, _ in found)
     targets = chain.from_iterable(targets for _, targets in found)
     return BenchResult("pipeline", tuple(rows), tuple(targets))

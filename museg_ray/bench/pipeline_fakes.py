@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from museg_ray.config.schema import PhaseConfig
+from museg_ray.fleet.places import ANYWHERE
+from museg_ray.fleet.worker import ActorWorker
 from museg_ray.metrics import names
 from museg_ray.rewards.scorer import Outcome, pack_outcomes, unpack
 from museg_ray.rollout.engine import Sampling
@@ -60,28 +61,20 @@ class Waits:
         await asyncio.sleep(self._update_s)
 
 
-class FakeWorker:
-    """A member of any crew, which is never lost."""
+class FakeWorker(ActorWorker):
+    """A member of any crew, without an actor, which is never lost."""
 
     node = "here"
 
     def __init__(self, waits: Waits) -> None:
+        super().__init__(ANYWHERE)
         self._waits, self._version = waits, 0
-
-    async def placed(self) -> bool:
-        return False
 
     async def start(self) -> None:
         pass
 
     async def ping(self) -> bool:
         return False
-
-    async def close(self) -> None:
-        pass
-
-    def kill(self) -> None:
-        pass
 
     async def generate(self, issue: Issue, prompt_ids: Sequence[int], clip: ClipHandle, sampling: Sampling) -> Group:
         version = self._version
@@ -115,8 +108,10 @@ class FakeLearner:
     def __init__(self, waits: Waits, on_update: Callable[[int], None]) -> None:
         self._waits, self._on_update = waits, on_update
 
-    async def ready(self) -> None:
+    async def ready(self, *_: object) -> None:
         pass
+
+    start_phase = finish_checkpoint = ping = close = ready
 
     async def update(self, groups: Sequence[Group], clips: Any, step: int) -> dict[str, float]:
         self._on_update(step)
@@ -129,22 +124,10 @@ class FakeLearner:
     async def gaps(self, group: Group, clips: Any) -> list[float]:
         return [GAPS[names.PARITY_GAP_MEAN]] * len(group.responses)
 
-    async def start_phase(self, phase: PhaseConfig) -> None:
-        pass
-
     async def begin_checkpoint(self, folder: Path) -> None:
         for name in ("shard-00000-of-00001.safetensors", "rng-00000.pt"):
             (folder / name).touch()
         (folder / "learner.json").write_text(json.dumps({"format": 1, "num_shards": 1}))
-
-    async def finish_checkpoint(self) -> None:
-        pass
-
-    async def ping(self) -> None:
-        pass
-
-    async def close(self) -> None:
-        pass
 
 
 class FakeWeights:

@@ -10,9 +10,9 @@ from threading import Event, Thread
 import psutil
 import torch
 
-from museg_ray.bench.pipeline_real import push_phases
 from museg_ray.bench.result import BenchResult, at_most, compared
 from museg_ray.bench.weights_machine import second_machine
+from museg_ray.bench.weights_real import push_phases
 from museg_ray.bench.weights_roles import Role, engine, made_up, naive_engine, naive_rank, rank
 from museg_ray.weights.host import WeightHost
 from museg_ray.weights.tensors import tensor_layout

@@ -75,7 +75,7 @@ def learner(
 
 @bench.command()
 def pipeline(
-    is_real: Annotated[bool, typer.Option("--real", help="Also on the real stack: minutes more.")] = False,
+    is_real: Annotated[bool, typer.Option("--real", help="Also kill parts of the real stack: minutes more.")] = False,
     json_file: JsonFile = None,
 ) -> None:
     """What the driver adds to rollouts and learner: overlap, its own time with many actors, its books, scaling."""

@@ -20,7 +20,7 @@ from museg_ray.config.load import load_config
 from museg_ray.config.schema import PhaseConfig, RewardConfig, RewardWeights
 from museg_ray.data.fields import expect, numbered_lines, read_object, read_pairs, read_segments, required
 from museg_ray.errors import ConfigError, DataError
-from museg_ray.report.timeline_text import TextTrack, text_timeline
+from museg_ray.report.timeline_text import Track, text_timeline
 from museg_ray.rewards.answer import parse_items
 from museg_ray.rewards.recipe import Recipe
 from museg_ray.rewards.reference import ReferenceRewards, reference_rewards
@@ -131,7 +131,7 @@ def _explained(explanation: "Explanation", question: str, reference: ReferenceRe
     response = explanation.response
     if question:
         yield Text(one_line(question), "bold")
-    tracks = [TextTrack("truth", explanation.truth, "default"), TextTrack("answer", response.segments, "cyan")]
+    tracks = [Track("truth", explanation.truth, "default"), Track("answer", response.segments, "cyan")]
     yield Padding(text_timeline(tracks, TIMELINE_WIDTH), (1, 0))
     if response.answer_problem:
         yield Text.assemble(("The answer is invalid", "red"), f": {one_line(response.answer_problem)}.\n")

@@ -49,11 +49,7 @@ def group_metrics(sampled: Sequence[Group], rollout_s: float, dropped: Sequence[
 
 def _mean_std(groups: Sequence[Group]) -> float:
     """Over the groups, of the rewards' standard deviation."""
-    by_size = defaultdict(list)
-    for group in groups:
-        totals = [parts.total for parts in group.rewards]
-        by_size[len(totals)].append(totals)
-    return fmean(np.concatenate([np.std(totals, axis=1, ddof=1) for totals in by_size.values()]).tolist())
+    return fmean(float(np.std([parts.total for parts in group.rewards], ddof=1)) for group in groups)
 
 
 def _reward_means(rewards: Sequence[RewardParts]) -> dict[str, float]:

@@ -19,7 +19,7 @@ def gauge_name(metric: str) -> str:
 
 
 class RaySink:
-    """Sets one gauge a metric. Ray must be initialised: without it the values vanish unseen."""
+    """Sets one gauge a metric, where Ray is initialised."""
 
     def __init__(self, run_name: str) -> None:
         self._run_name = run_name
@@ -27,6 +27,8 @@ class RaySink:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Set the gauges of `values` and `museg_step`."""
+        if not ray.is_initialized():
+            return
         self._set(STEP_GAUGE, "last finished optimiser step", step)
         for name, value in values.items():
             metric = METRICS[name]
@@ -38,8 +40,3 @@ class RaySink:
             gauge.set_default_tags({"run": self._run_name})
             self._gauges[name] = gauge
         self._gauges[name].set(value)
-
-
-def open_ray_sink(run_name: str) -> RaySink | None:
-    """The sink of this run, or None where Ray is not initialised."""
-    return RaySink(run_name) if ray.is_initialized() else None

@@ -10,7 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 from museg_ray.append_log import AppendLog, Row
 from museg_ray.metrics.alarms import Alarm
 from museg_ray.metrics.names import METRICS
-from museg_ray.metrics.ray_sink import RaySink, open_ray_sink
+from museg_ray.metrics.ray_sink import RaySink
 
 
 class Recorder:
@@ -26,10 +26,10 @@ class Recorder:
         Raises:
             ResourceError: a file cannot be read or written.
         """
-        self._tensorboard_dir, self._run_name = str(run_dir / "tensorboard"), run_name
+        self._tensorboard_dir = str(run_dir / "tensorboard")
         self.metrics, self.alarms = AppendLog(run_dir / "metrics.jsonl"), AppendLog(run_dir / "alarms.jsonl")
         self._tensorboard: SummaryWriter | None = None  # from the first step on: a run that is refused leaves none
-        self._ray_sink: RaySink | None = None  # likewise: Ray starts later
+        self._ray_sink = RaySink(run_name)
         self._started_s = time.monotonic()
 
     def log(self, step: int, phase: str, values: Mapping[str, float]) -> None:
@@ -52,9 +52,7 @@ class Recorder:
         writer = self._open_tensorboard(None)
         for name, value in values.items():
             writer.add_scalar(name, value, step)
-        self._ray_sink = self._ray_sink or open_ray_sink(self._run_name)
-        if self._ray_sink is not None:
-            self._ray_sink.write(step, values)
+        self._ray_sink.write(step, values)
 
     def alarm(self, alarm: Alarm) -> None:
         """Append an alarm to `alarms.jsonl`; whether it still holds is in the metrics `alarm/*` of each step."""

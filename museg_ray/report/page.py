@@ -2,8 +2,7 @@
 
 import base64
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from museg_ray.config.schema import FURTHER_REWARDS
 from museg_ray.files import whole_file
 from museg_ray.metrics import names
-from museg_ray.metrics.alarms import Alarm, alarm_name
+from museg_ray.metrics.alarms import alarm_name
 from museg_ray.report.crews import stays_of
 from museg_ray.report.curves import draw_curves
 from museg_ray.report.run_folder import RunFolder, read_run
@@ -39,7 +38,6 @@ def write_report(run_dir: Path) -> Path:
         .render(
             run=run,
             scores=_scores(run),
-            alarms=_alarms_by_name(run.alarms),
             no_alarm=_why_no_alarm(run),
             heldout=run.summary.get("heldout"),
             curves=_inlined(draw_curves(run)),
@@ -67,7 +65,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=_number, duration=_duration, segments=_segments, clock=_clock, counts=_counts)
+    environment.filters["clock"] = _clock
     return environment
 
 
@@ -86,14 +84,6 @@ def _scores(run: RunFolder) -> list[dict[str, Any]]:
         {"name": name, "meaning": meaning} | {column: scores.get(key) for column, scores in columns.items()}
         for key, name, meaning in (names.SCORES if run.summary else names.SCORES[:1])
     ]
-
-
-def _alarms_by_name(alarms: Sequence[Alarm]) -> dict[str, list[Alarm]]:
-    """In the order of each name's first; one that came back stands with its name."""
-    by_name: dict[str, list[Alarm]] = {}
-    for alarm in alarms:
-        by_name.setdefault(alarm.name, []).append(alarm)
-    return by_name
 
 
 def _why_no_alarm(run: RunFolder) -> str:
@@ -131,26 +121,6 @@ def _samples(run: RunFolder) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]
     return samples
 
 
-def _number(value: float | None, form: str = ".3f") -> str:
-    return "-" if value is None else format(value, form)
-
-
-def _duration(seconds: float) -> str:
-    """`12.1 s` under two minutes, `6 min 28 s` above."""
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{int(seconds // 60)} min {int(seconds % 60)} s"
-
-
-def _counts(found: Counter[str]) -> str:
-    """How many of each kind, the most frequent first."""
-    return ", ".join(f"{count} {kind}" for kind, count in found.most_common())
-
-
 def _clock(unix_s: float) -> str:
     """Of the day, where the page was made."""
     return time.strftime("%H:%M:%S", time.localtime(unix_s))
-
-
-def _segments(segments: Sequence[Mapping[str, float]]) -> str:
-    return ", ".join(f"{segment['start_s']:.1f} to {segment['end_s']:.1f} s" for segment in segments) or "none"

@@ -12,16 +12,18 @@ NUM_TICKS = 6
 NICE_STEPS = (1.0, 2.0, 5.0, 10.0)
 
 
-class TextTrack(NamedTuple):
-    """One row."""
+class Track(NamedTuple):
+    """One row of segments, of any time line."""
 
     label: str
     segments: Sequence[Segment]
-    style: str
-    """Of its bars, in rich's words."""
+    color: str
+    """Of its bars, in the words of what draws them."""
+    note: str = ""
+    """Written at the right end of a picture."""
 
 
-def text_timeline(tracks: Sequence[TextTrack], width: int) -> Text:
+def text_timeline(tracks: Sequence[Track], width: int) -> Text:
     """Tracks over 0 to the last end of all, one line each, and an axis in seconds below. Needs at least one segment.
 
     A segment shorter than a character is drawn as one, so that nothing that is there goes unseen.
@@ -37,7 +39,7 @@ def text_timeline(tracks: Sequence[TextTrack], width: int) -> Text:
         bars = _bars(track.segments, last_end_s, width)
         lines.append(
             Text.assemble(
-                (track.label.ljust(label_width), "dim"), "  ", *((c, track.style if c == "█" else "dim") for c in bars)
+                (track.label.ljust(label_width), "dim"), "  ", *((c, track.color if c == "█" else "dim") for c in bars)
             )
         )
     lines.append(Text(" " * (label_width + 2) + _axis(last_end_s, width), "dim"))

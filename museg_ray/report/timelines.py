@@ -19,12 +19,12 @@ from museg_ray.report.style import (
     BEFORE_COLOR,
     MUTED,
     TRUTH_COLOR,
-    add_axes_inches,
     house_style,
     save_png,
     spread,
 )
-from museg_ray.report.tracks import TRACK_INCHES, Track, draw_tracks
+from museg_ray.report.timeline_text import Track
+from museg_ray.report.tracks import TRACK_INCHES, draw_tracks
 from museg_ray.shown_text import one_line
 from museg_ray.types import Clip, Segment
 from museg_ray.video.prepare import read_clip
@@ -69,19 +69,18 @@ def draw_selection(path: Path, clip: Clip) -> Path:
 
 
 def _selection(clip: Clip) -> Figure:
-    width = tile_width(clip, STRIP)
-    columns = max(1, min(len(clip.frames), int(INNER / (width + 0.05))))
-    rows = -(-len(clip.frames) // columns)
-    height = HEADER + rows * (STRIP + TIMES)
-    figure = Figure(figsize=(WIDTH, height))
+    columns = min(len(clip.frames), num_tiles(clip, INNER, STRIP))
+    tops = [HEADER + row * (STRIP + TIMES) for row in range(-(-len(clip.frames) // columns))]
+    figure = Figure(figsize=(WIDTH, tops[-1] + STRIP + TIMES))
     title = f"{Path(clip.video).name}: {len(clip.frames)} frames of {clip.duration_s:g} s"
-    figure.text(LEFT / WIDTH, 1 - 0.4 / height, one_line(title), fontweight="bold")
-    for index, (frame, time_s) in enumerate(zip(clip.frames, clip.times_s, strict=True)):
-        row, column = divmod(index, columns)
-        axes = add_axes_inches(figure, LEFT + column * INNER / columns, HEADER + row * (STRIP + TIMES), width, STRIP)
-        axes.imshow(frame)
-        axes.set_axis_off()
-        axes.set_title(f"{time_s:.2f}", fontsize=6, fontweight="normal", color=MUTED, pad=2)
+    _write(figure, LEFT, 0.4, title, fontweight="bold")
+    for row, top in enumerate(tops):
+        times_s = clip.times_s[row * columns : (row + 1) * columns].tolist()
+        axes = draw_strip(figure, clip, times_s, (LEFT, top, INNER * len(times_s) / columns, STRIP))
+        for index, time_s in enumerate(times_s):
+            axes.text(
+                (index + 0.5) * INNER / columns, STRIP + 0.03, f"{time_s:.2f}", color=MUTED, fontsize=6, ha="center"
+            )
     return figure
 
 

@@ -1,29 +1,17 @@
 """Draws segments as tracks on one time axis: the lower half of every time line."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from museg_ray.report.style import FAINT, MUTED, add_axes_inches
-from museg_ray.types import Segment
+from museg_ray.report.timeline_text import Track
 
 TRACK_INCHES = 0.25
 BAR_SHARE = 0.62
 """Of a track's height."""
-
-
-@dataclass(frozen=True, slots=True)
-class Track:
-    """One row of segments."""
-
-    label: str
-    segments: Sequence[Segment]
-    color: str
-    note: str = ""
-    """Written at the right end."""
 
 
 def draw_tracks(

@@ -1,17 +1,25 @@
-"""The further rewards but `custom`: plain IoU, R1@t as steps, nearness on the time axis, shortness."""
+"""The further rewards: plain IoU, R1@t as steps, nearness on the time axis, shortness; and `custom`, a function of the
+user's, by import path."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from numbers import Real
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from museg_ray.config.schema import BrevityConfig, RewardConfig
+from museg_ray.config.user_function import load_function
+from museg_ray.errors import RewardError
 from museg_ray.rewards.answer import ParsedResponse
-from museg_ray.rewards.custom import Reward, load_reward
 from museg_ray.rewards.segments import iou, total_length, union
 from museg_ray.types import GroundingQuery, Segment
+
+Reward: TypeAlias = Callable[[ParsedResponse, GroundingQuery], float]
+"""`my_reward(response, query) -> float` in [0, 1]. It must return the same for the same arguments, and soon: it runs
+in the reward actors, once a response, under `rewards.response_timeout_s`."""
 
 THRESHOLDS = (0.3, 0.5, 0.7)
 """The IoUs at which Charades-STA and its successors count a hit."""
@@ -100,3 +108,24 @@ def _distribution(disjoint: Sequence[Segment], times_s: npt.NDArray[np.float64])
     """Share of the covered time that lies before each of the times, [T] -> [T]."""
     covered_s = np.cumsum([part_s for start_s, end_s in disjoint for part_s in (0.0, end_s - start_s)])
     return np.interp(times_s, np.ravel(disjoint), covered_s / covered_s[-1])
+
+
+def load_reward(path: str) -> Reward:
+    """The function at `package.module.function`, its results checked.
+
+    Raises:
+        ConfigError: no such module or function.
+    """
+    return _checked(path, load_function("rewards.custom", path))
+
+
+def _checked(path: str, function: Reward) -> Reward:
+    """Invariant: no reward outside [0, 1] and no NaN gets past here; one NaN poisons its whole group's advantages."""
+
+    def reward(response: ParsedResponse, query: GroundingQuery) -> float:
+        value: object = function(response, query)
+        if not isinstance(value, Real) or not 0.0 <= float(value) <= 1.0:
+            raise RewardError(f"{path} returned {value!r}; a reward must be a number in [0, 1].")
+        return float(value)
+
+    return reward

@@ -5,9 +5,8 @@ import math
 from museg_ray.config.schema import RewardConfig, RewardWeights
 from museg_ray.rewards.answer import ParsedResponse, parse_response
 from museg_ray.rewards.citation import timestamp_reward
-from museg_ray.rewards.custom import Reward
 from museg_ray.rewards.format import format_reward
-from museg_ray.rewards.further import further_rewards
+from museg_ray.rewards.further import Reward, further_rewards
 from museg_ray.rewards.matching import global_reward, local_reward
 from museg_ray.rewards.segments import union
 from museg_ray.types import GroundingQuery, RewardParts

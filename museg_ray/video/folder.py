@@ -1,15 +1,16 @@
-"""A folder of files with a limit on its size: the longest unused leave first. Safe for processes that share it."""
+"""The folders of a frame store: who may use them, and how large one may get. Safe for processes that share them."""
 
 import os
 import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from museg_ray.errors import ResourceError
 from museg_ray.files import is_partial
-from museg_ray.video.access import PRIVATE, Access
 
 UNCOUNTED_SHARE = 0.02
 """Others add files too: after so much of its own, of the limit, a process counts the folder anew."""
@@ -19,6 +20,38 @@ STORED = re.compile(r"[0-9a-f]{32}\.arrow|[0-9a-f]{64}(\..{0,7})?")
 """How its files are called: a clip by its key, a copy by a hash, with the ending of its video."""
 ABANDONED_S = 24 * 3600.0
 """A partial file so old belongs to a process that was killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """The permissions of new folders, and of new files in them, by `video.store_mode` and whatever the umask. What is
+    there already keeps its own."""
+
+    folder_mode: int
+
+    def make_folder(self, path: Path) -> None:
+        """Make a folder where there is none; those above it are no part of the store and follow the umask."""
+        try:
+            path.mkdir(mode=0o700, parents=True)
+        except OSError:  # of a folder that is there some systems say first that it may not be written
+            if not path.is_dir():
+                raise
+        else:
+            path.chmod(self.folder_mode)
+
+    def new_file(self, path: Path) -> BinaryIO:
+        """Make a file to write to. Never, not even for a moment, is it open to more than it may be."""
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        os.fchmod(descriptor, self.folder_mode & 0o666)
+        return os.fdopen(descriptor, "wb")
+
+
+PRIVATE = Access(0o700)
+ACCESS = {
+    "private": PRIVATE,
+    "group": Access(0o2770),  # with the bit that gives all in it the store folder's group
+    "shared": Access(0o777),
+}
 
 
 @contextmanager
@@ -37,7 +70,8 @@ def own_storage(folder: Path) -> Iterator[None]:
 
 
 class LimitedFolder:
-    """Files appear whole, by a rename, and may vanish at any time: who has one open or mapped keeps it."""
+    """Files with a limit on their size: the longest unused leave first. They appear whole, by a rename, and may vanish
+    at any time: who has one open or mapped keeps it."""
 
     def __init__(self, folder: Path, limit_bytes: int, access: Access = PRIVATE) -> None:
         self.folder, self.access = folder, access

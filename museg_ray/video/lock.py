@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from museg_ray.files import partial_path
-from museg_ray.video.access import Access
-from museg_ray.video.folder import own_storage
+from museg_ray.video.folder import Access, own_storage
 
 POLL_S = 0.05
 NAMED_AFTER_S = 10.0

@@ -11,9 +11,8 @@ from blake3 import blake3
 from museg_ray.config.schema import VideoConfig
 from museg_ray.errors import VideoError, VideoFault
 from museg_ray.types import Clip
-from museg_ray.video.access import ACCESS
 from museg_ray.video.decode import decode_clip
-from museg_ray.video.folder import LimitedFolder
+from museg_ray.video.folder import ACCESS, LimitedFolder
 from museg_ray.video.probe import VideoProbe, probe
 from museg_ray.video.source import Source, content_hash, find_source, local_file
 from museg_ray.video.store import GIB, FrameStore

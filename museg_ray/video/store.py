@@ -23,8 +23,7 @@ from blake3 import blake3
 
 from museg_ray.files import partial_path, whole_file
 from museg_ray.types import Clip
-from museg_ray.video.access import PRIVATE, Access
-from museg_ray.video.folder import LimitedFolder, own_storage
+from museg_ray.video.folder import PRIVATE, Access, LimitedFolder, own_storage
 from museg_ray.video.lock import file_lock
 
 GIB = 1024**3

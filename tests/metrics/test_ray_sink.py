@@ -6,7 +6,7 @@ import urllib.request
 import ray
 
 from museg_ray.metrics import names
-from museg_ray.metrics.ray_sink import gauge_name, open_ray_sink
+from museg_ray.metrics.ray_sink import RaySink, gauge_name
 
 EXPORT_DEADLINE_S = 90.0
 """Ray exports metrics every 10 s, and here every second."""
@@ -27,9 +27,7 @@ def test_every_gauge_name_is_one_that_prometheus_takes():
 
 
 def test_values_appear_on_the_metrics_port_with_the_run_as_tag(ray_local: None):
-    sink = open_ray_sink("gauge-test")
-    assert sink is not None
-    sink.write(3, {names.REWARD_TOTAL: 1.5})
+    RaySink("gauge-test").write(3, {names.REWARD_TOTAL: 1.5})
     deadline_s = time.monotonic() + EXPORT_DEADLINE_S
     exported = ""
     while "ray_museg_reward_total{" not in exported and time.monotonic() < deadline_s:

@@ -1,11 +1,11 @@
 import pytest
 
-from museg_ray.report.timeline_text import TextTrack, text_timeline
+from museg_ray.report.timeline_text import Track, text_timeline
 from museg_ray.types import Segment
 
 
 def lines(*tracks: list[Segment], width: int = 20) -> list[str]:
-    named = [TextTrack(f"t{index}", segments, "cyan") for index, segments in enumerate(tracks)]
+    named = [Track(f"t{index}", segments, "cyan") for index, segments in enumerate(tracks)]
     return text_timeline(named, width).plain.splitlines()
 
 
@@ -30,5 +30,5 @@ def test_the_axis_has_round_seconds_in_order(last_s: float) -> None:
 
 
 def test_bars_and_dots_have_their_styles() -> None:
-    text = text_timeline([TextTrack("a", [(0.0, 1.0)], "cyan")], 10)
+    text = text_timeline([Track("a", [(0.0, 1.0)], "cyan")], 10)
     assert {span.style for span in text.spans} >= {"cyan", "dim"}

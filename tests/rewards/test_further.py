@@ -11,9 +11,9 @@ from scipy.stats import wasserstein_distance as scipy_distance
 from museg_ray.config.schema import BrevityConfig
 from museg_ray.errors import ConfigError, RewardError
 from museg_ray.rewards.answer import ParsedResponse, parse_response
-from museg_ray.rewards.custom import load_reward
 from museg_ray.rewards.further import (
     brevity_reward,
+    load_reward,
     recall_reward,
     tiou_reward,
     wasserstein_distance,

@@ -10,8 +10,7 @@ import pytest
 
 from museg_ray.config.load import load_config
 from museg_ray.errors import ConfigError, ResourceError
-from museg_ray.video.access import PRIVATE
-from museg_ray.video.folder import own_storage
+from museg_ray.video.folder import PRIVATE, own_storage
 from museg_ray.video.prepare import Preparer, open_store, read_clip
 from tests.video.conftest import Configure, RemoteFiles, Render
 

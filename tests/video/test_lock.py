@@ -23,7 +23,7 @@ KEY = "0123456789abcdef" * 2
 HOLDER = """
 import sys, time
 from pathlib import Path
-from museg_ray.video.access import PRIVATE
+from museg_ray.video.folder import PRIVATE
 from museg_ray.video.lock import file_lock
 with file_lock(Path(sys.argv[1]), PRIVATE, 0, float, print):
     print("held", flush=True)
