@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -30,22 +29,15 @@ METRICS_OF_STEP = {name: 0.5 for name in METRICS if name not in NOT_IN_EVERY_STE
 """As many as a run has; the values do not matter."""
 
 
-@dataclass(frozen=True, slots=True)
-class BooksTimes:
-    """Milliseconds in which the event loop does nothing else; of the least disturbed round."""
-
-    open_ms: float
-    """Once, at the start of a run."""
-    step_ms: float
-    """Mean of the steps up to a part of the rollout log, the one that writes it included."""
-    slowest_step_ms: float
-    """Of these."""
-    checkpoint_ms: float
+STEP, SLOWEST_STEP, CHECKPOINT, OPENING = "step's books", f"slowest of {STEPS_PER_PART}", "checkpoint", "opening them"
+Times = dict[str, float]
+"""Milliseconds in which the event loop does nothing else, by what: the mean of the steps up to a part of the rollout
+log, the one that writes it included; the slowest of these; a checkpoint; opening them all at the start of a run."""
 
 
-def measure_books(num_issues: int, num_rounds: int) -> tuple[BooksTimes, BooksTimes]:
-    """At the first issue of a run, and behind `num_issues` of them. In turns: a machine that others use too changes its
-    speed."""
+def measure_books(num_issues: int, num_rounds: int) -> tuple[Times, Times]:
+    """At the first issue of a run, and behind `num_issues` of them, of the least disturbed round. In turns: a machine
+    that others use too changes its speed."""
     with TemporaryDirectory(prefix="museg-bench-") as first_dir, TemporaryDirectory(prefix="museg-bench-") as late_dir:
         first, late = _Run(Path(first_dir), 0), _Run(Path(late_dir), num_issues)
         for run in (first, late):
@@ -66,21 +58,21 @@ class _Run:
         config = make_config(self._step + 1, 1, PROMPTS_PER_STEP, PROMPTS_PER_STEP)
         start_s = time.perf_counter()
         self.books = open_books(config, run_dir)
-        self._open_ms = _ms_since(start_s)
+        self._opening_ms = _ms_since(start_s)
         assert self.books.ledger.num_issues == num_issues and not self.books.ledger.open_issues
 
-    def times(self, rounds: Sequence[tuple[float, float, float]]) -> BooksTimes:
-        return BooksTimes(self._open_ms, *(min(column) for column in zip(*rounds, strict=True)))
+    def times(self, rounds: Sequence[Times]) -> Times:
+        return {what: min(times[what] for times in rounds) for what in rounds[0]} | {OPENING: self._opening_ms}
 
-    def round(self) -> tuple[float, float, float]:
-        """Milliseconds of a step, of the slowest one, and of a checkpoint some steps later."""
+    def round(self) -> Times:
+        """All but the opening; the checkpoint comes some steps later."""
         steps_ms = [self._step_ms() for _ in range(STEPS_PER_PART)]
         for _ in range(STEPS_TO_CHECKPOINT):
             self._step_ms()
         state = TrainerState(self._step, PHASE, self._step, self._step, {}, {}, num_empty=0, untold=[])
         start_s = time.perf_counter()
         self.books.at_checkpoint(state)
-        return fmean(steps_ms), max(steps_ms), _ms_since(start_s)
+        return {STEP: fmean(steps_ms), SLOWEST_STEP: max(steps_ms), CHECKPOINT: _ms_since(start_s)}
 
     def _step_ms(self) -> float:
         """Of all that is written down from the issue of a step's queries to its end."""

@@ -78,9 +78,8 @@ def _selection(clip: Clip) -> Figure:
         times_s = clip.times_s[row * columns : (row + 1) * columns].tolist()
         axes = draw_strip(figure, clip, times_s, (LEFT, top, INNER * len(times_s) / columns, STRIP))
         for index, time_s in enumerate(times_s):
-            axes.text(
-                (index + 0.5) * INNER / columns, STRIP + 0.03, f"{time_s:.2f}", color=MUTED, fontsize=6, ha="center"
-            )
+            middle = (index + 0.5) * INNER / columns
+            axes.text(middle, STRIP + 0.03, f"{time_s:.2f}", color=MUTED, fontsize=6, ha="center")
     return figure
 
 

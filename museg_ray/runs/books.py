@@ -172,10 +172,9 @@ class Books:
     def _replay(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Alarms look at steps that are long done; so does the display."""
         self._watch = AlarmWatch(self._config.alarms, self._config.train.phases)
-        self._display.forget_steps()
+        self._display.go_back(rows)
         for row in rows:
             self._watch.observe(row["step"], row["phase"], row)
-            self._display.earlier_step(row["step"], row["phase"], row)
 
     def _note(self, result: StepResult) -> None:
         metrics, notes = result.metrics, self._notes

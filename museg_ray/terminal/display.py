@@ -19,7 +19,7 @@ from museg_ray.metrics import names
 from museg_ray.metrics.alarms import Alarm
 from museg_ray.shown_text import one_line
 from museg_ray.terminal.console import SafeConsole
-from museg_ray.terminal.panel import SPARK_WIDTH, Progress, StepRow, alarm_notice, clock, closing_table, training_panel
+from museg_ray.terminal.panel import SPARK_WIDTH, Progress, Row, alarm_notice, clock, closing_table, training_panel
 
 PLAIN_COLUMNS = (
     # heading, width, form, metric
@@ -131,7 +131,7 @@ class Display:
         self._last_step_s = time.monotonic()
         if not self._training_start_s:
             self._training_start_s = self._last_step_s - metrics.get(names.TIME_STEP_S, 0.0)
-        self._progress.rows.append(StepRow(step, phase, metrics))
+        self._progress.rows.append({"step": step, "phase": phase, **metrics})
         if not self._is_live:
             if phase != self._headed_phase:
                 self.line(f"phase {phase}")
@@ -139,15 +139,13 @@ class Display:
                 self._headed_phase = phase
             self.line(_plain_row(self._progress))
 
-    def forget_steps(self) -> None:
-        """Training was taken back: `earlier_step` tells of those that stay. The time that has gone is gone."""
-        self._progress.rows.clear()
-
-    def earlier_step(self, step: int, phase: str, metrics: Mapping[str, float]) -> None:
-        """Take in a step that was made before the run was resumed, without a line of its own."""
-        self._progress.rows.append(StepRow(step, phase, metrics))
-        self._last_step_s = time.monotonic()
-        self._training_start_s = self._training_start_s or self._last_step_s
+    def go_back(self, rows: Sequence[Row]) -> None:
+        """These steps were made before the run was resumed, or stay of training that was taken back, without a line of
+        their own. The time that has gone is gone."""
+        self._progress.rows = list(rows)
+        if rows:
+            self._last_step_s = time.monotonic()
+            self._training_start_s = self._training_start_s or self._last_step_s
 
     def event(self, text: str) -> None:
         """Show what happened to a part of the run: who was lost, who joined, what was scaled."""
@@ -233,4 +231,4 @@ def _plain_row(progress: Progress) -> str:
     for _, width, form, metric in PLAIN_COLUMNS:
         now = progress.latest(metric)
         cells.append(f"{'-' if now is None else form.format(now):>{width}}")
-    return f"{progress.rows[-1].step:>4}/{progress.total_steps:<4}  {'  '.join(cells)}"
+    return f"{progress.step:>4}/{progress.total_steps:<4}  {'  '.join(cells)}"

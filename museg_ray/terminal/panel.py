@@ -38,13 +38,8 @@ REWARD_ROWS = (
 TIME_STYLES = {"clips": "magenta", "rollout": "cyan", "reward": "yellow", "learner": "blue", "sync": "green"}
 
 
-@dataclass(frozen=True, slots=True)
-class StepRow:
-    """One finished step."""
-
-    step: int
-    phase: str
-    metrics: Mapping[str, float]
+Row = Mapping[str, Any]
+"""A finished step, as metrics.jsonl has it: `step`, `phase` and its metrics."""
 
 
 @dataclass(slots=True)
@@ -54,11 +49,16 @@ class Progress:
     run_name: str
     phases: Sequence[PhaseConfig]
     total_steps: int
-    rows: list[StepRow] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def step(self) -> int:
+        """The last one that has finished."""
+        return int(self.rows[-1]["step"])
 
     def latest(self, metric: str) -> float | None:
         """Value of the last step; None where it was not recorded."""
-        return self.rows[-1].metrics.get(metric)
+        return self.rows[-1].get(metric)
 
     def history(self, metric: str) -> list[float | None]:
         """One value a step; None where it was not recorded or would be misread.
@@ -66,12 +66,12 @@ class Progress:
         The total and its spread start anew with each phase: under other weights they are other quantities.
         """
         depends_on_phase = metric in (names.REWARD_TOTAL, names.REWARD_STD)
-        phase = self.rows[-1].phase
-        return [None if depends_on_phase and row.phase != phase else row.metrics.get(metric) for row in self.rows]
+        phase = self.rows[-1]["phase"]
+        return [None if depends_on_phase and row["phase"] != phase else row.get(metric) for row in self.rows]
 
     def recent(self, metric: str) -> float:
         """Mean over the last `RECENT_STEPS` steps; 0 where it was not recorded."""
-        return _mean([row.metrics.get(metric) for row in self.rows[-RECENT_STEPS:]]) or 0.0
+        return _mean([row.get(metric) for row in self.rows[-RECENT_STEPS:]]) or 0.0
 
     @property
     def alarms(self) -> list[str]:
@@ -81,12 +81,12 @@ class Progress:
     @property
     def is_complete(self) -> bool:
         """True once the last step is in."""
-        return bool(self.rows) and self.rows[-1].step >= self.total_steps
+        return bool(self.rows) and self.step >= self.total_steps
 
     @property
     def remaining_s(self) -> float:
         """Seconds to the last step at the recent speed."""
-        return self.recent(names.TIME_STEP_S) * (self.total_steps - self.rows[-1].step)
+        return self.recent(names.TIME_STEP_S) * (self.total_steps - self.step)
 
 
 def clock(seconds: float) -> str:
@@ -146,7 +146,7 @@ def _labelled(label: str, *content: RenderableType) -> Table:
 
 
 def _phase_line(progress: Progress) -> Table:
-    text, first, step = Text(), 1, progress.rows[-1].step
+    text, first, step = Text(), 1, progress.step
     for phase in progress.phases:
         last = first + phase.steps - 1
         mark, style = ("✓", "dim") if step > last else ("●", "bold cyan") if step >= first else ("○", "dim")
@@ -156,7 +156,7 @@ def _phase_line(progress: Progress) -> Table:
 
 
 def _progress_line(progress: Progress, elapsed_s: float, remaining_s: float) -> Table:
-    step, total = progress.rows[-1].step, progress.total_steps
+    step, total = progress.step, progress.total_steps
     bar = ProgressBar(total=total, completed=step, width=SPARK_WIDTH, complete_style="cyan", finished_style="green")
     left = f"{clock(remaining_s)} left" if step < total else "done"
     count = Text.assemble((f"{step}", "bold"), (f" of {total}", "dim"))

@@ -104,7 +104,7 @@ def probe(path: str) -> VideoProbe:
         return replace(
             found,
             pts=found.pts if tells_order(container, stream) else None,
-            promised_s=_promised_s(stream) or (container.duration or 0) / av.time_base,
+            promised_s=_promised_s(container, stream),
             late_s=max(0.0, starts_s[-1] - min(starts_s)),
             num_joints=clock.num_joints,
             is_plain=display.is_plain and is_plain(container, stream) and not clock.num_joints,
@@ -126,7 +126,7 @@ def promised_length(path: str) -> tuple[float, float]:
     """
     with open_container(path) as container:
         stream = video_stream(container)
-        promised_s = _promised_s(stream) or (container.duration or 0) / av.time_base
+        promised_s = _promised_s(container, stream)
         if promised_s and not Clock(container, stream).may_leap:
             late_s = float((stream.start_time or 0) * stream.time_base) if not stream.duration else 0.0
             return round(promised_s - late_s, 3), float(stream.average_rate or 0)
@@ -185,9 +185,7 @@ def _check_complete(container: av.container.InputContainer, stream: av.video.str
             f"it is cut off: its index names {stream.frames} frames, it holds {held.num_packets}", VideoFault.CUT_OFF
         )
     start_s = (container.start_time or 0) / av.time_base
-    promised_s, end_s = _promised_s(stream), held.end_s
-    if not promised_s:
-        promised_s, end_s = (container.duration or 0) / av.time_base, held.any_end_s
+    promised_s, end_s = _promised_s(container, stream), held.end_s if _stream_s(stream) else held.any_end_s
     end_s = max(end_s, end_s - start_s)  # Matroska counts from 0, others from the first frame
     frame_s = float(1 / stream.average_rate) if stream.average_rate else 0.0
     if end_s < promised_s * (1 - MISSING_TOLERANCE) - frame_s - HEADER_SLACK_S:
@@ -196,7 +194,12 @@ def _check_complete(container: av.container.InputContainer, stream: av.video.str
         )
 
 
-def _promised_s(stream: av.video.stream.VideoStream) -> float:
+def _promised_s(container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> float:
+    """The length of a stream, or else of all in the file; 0 where the header tells neither."""
+    return _stream_s(stream) or (container.duration or 0) / av.time_base
+
+
+def _stream_s(stream: av.video.stream.VideoStream) -> float:
     """The length of a stream as the container tells it; 0 where it does not. Matroska has it among the tags."""
     if stream.duration:
         return float(stream.duration * stream.time_base)

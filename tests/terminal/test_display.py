@@ -1,5 +1,6 @@
 import io
 import re
+from collections.abc import Mapping
 
 import pytest
 
@@ -8,7 +9,7 @@ from museg_ray.metrics import names
 from museg_ray.metrics.alarms import Alarm
 from museg_ray.terminal.console import SafeConsole
 from museg_ray.terminal.display import Display
-from museg_ray.terminal.panel import Progress, StepRow, clock, closing_table, sparkline, training_panel
+from museg_ray.terminal.panel import Progress, Row, clock, closing_table, sparkline, training_panel
 from tests.hostile import ESCAPED, HOSTILE, SURROGATE, assert_harmless
 
 PHASES = [PhaseConfig("timestamps", 2), PhaseConfig("free", 2)]
@@ -48,7 +49,11 @@ def rendered(renderable: object, width: int = 80) -> str:
     return written(console)
 
 
-def progress_of(*rows: StepRow) -> Progress:
+def step_row(step: int, phase: str, metrics: Mapping[str, float]) -> Row:
+    return {"step": step, "phase": phase, **metrics}
+
+
+def progress_of(*rows: Row) -> Progress:
     return Progress("run-1", PHASES, 4, list(rows))
 
 
@@ -66,8 +71,7 @@ def test_a_pipe_gets_one_ascii_line_a_step_within_120_characters():
 def test_a_run_that_goes_on_prints_no_line_for_earlier_steps_but_its_phases_heading():
     console = plain_console()
     with Display("run-1", PHASES, 4, console) as display:
-        for step in (1, 2):
-            display.earlier_step(step, "timestamps", METRICS)
+        display.go_back([step_row(step, "timestamps", METRICS) for step in (1, 2)])
         display.step(3, "timestamps", METRICS)
     assert [line.split()[0] for line in written(console).splitlines()] == ["phase", "step", "3/4"]
 
@@ -81,8 +85,7 @@ def test_training_that_was_taken_back_shows_the_steps_that_stay_and_all_the_time
         for step, matching in ((1, 0.1), (2, 0.9)):
             display.step(step, "timestamps", METRICS | {names.REWARD_MATCHING: matching})
             now_s[0] += 60.0
-        display.forget_steps()
-        display.earlier_step(1, "timestamps", METRICS | {names.REWARD_MATCHING: 0.1})
+        display.go_back([step_row(1, "timestamps", METRICS | {names.REWARD_MATCHING: 0.1})])
         display.step(2, "timestamps", METRICS | {names.REWARD_MATCHING: 0.2})
     last = written(console).rpartition("matching")[2]
     assert "0.10 to 0.20" in last, "0.9 was never"
@@ -167,7 +170,7 @@ def test_a_terminal_gets_an_alarm_above_the_panel():
 def test_the_panel_names_the_alarms_that_hold_and_has_no_row_without_one():
     def panel_text(**raised: float) -> str:
         metrics = METRICS | {f"alarm/{name}": state for name, state in raised.items()}
-        return rendered(training_panel(progress_of(StepRow(1, "timestamps", metrics)), 75.0, 4000.0))
+        return rendered(training_panel(progress_of(step_row(1, "timestamps", metrics)), 75.0, 4000.0))
 
     assert "alarms" not in panel_text()
     (row,) = [line for line in panel_text(truncated=1.0, video_blind=1.0).splitlines() if "alarms" in line]
@@ -177,37 +180,37 @@ def test_the_panel_names_the_alarms_that_hold_and_has_no_row_without_one():
 
 
 def test_the_panel_shows_a_further_reward_only_where_it_was_recorded():
-    with_it = rendered(training_panel(progress_of(StepRow(1, "free", {names.REWARD_TIOU: 0.25})), 75.0, 4000.0))
-    without = rendered(training_panel(progress_of(StepRow(1, "free", {names.REWARD_TOTAL: 0.25})), 75.0, 4000.0))
+    with_it = rendered(training_panel(progress_of(step_row(1, "free", {names.REWARD_TIOU: 0.25})), 75.0, 4000.0))
+    without = rendered(training_panel(progress_of(step_row(1, "free", {names.REWARD_TOTAL: 0.25})), 75.0, 4000.0))
     assert "tiou" in with_it
     assert "tiou" not in without
 
 
 def test_the_panel_fits_80_columns_without_breaking_a_line():
-    panel = training_panel(progress_of(*(StepRow(step, "timestamps", METRICS) for step in (1, 2))), 75.0, 4000.0)
+    panel = training_panel(progress_of(*(step_row(step, "timestamps", METRICS) for step in (1, 2))), 75.0, 4000.0)
     narrow, wide = rendered(panel, 80).splitlines(), rendered(panel, 200).splitlines()
     assert max(map(len, narrow)) <= 80
     assert len(narrow) == len(wide)
 
 
 def test_the_panel_shows_phase_step_times_and_weight_version():
-    text = rendered(training_panel(progress_of(StepRow(1, "timestamps", METRICS)), 75.0, 4000.0))
+    text = rendered(training_panel(progress_of(step_row(1, "timestamps", METRICS)), 75.0, 4000.0))
     for shown in ("● timestamps 1 to 2", "○ free 3 to 4", "1 of 4", "1:15 gone", "1:06:40 left", "4.00 s", "v3"):
         assert shown in text
 
 
 def test_the_total_starts_anew_with_a_phase_since_its_weights_differ():
-    rows = [StepRow(2, "timestamps", {names.REWARD_TOTAL: 2.4}), StepRow(3, "free", {names.REWARD_TOTAL: 1.6})]
+    rows = [step_row(2, "timestamps", {names.REWARD_TOTAL: 2.4}), step_row(3, "free", {names.REWARD_TOTAL: 1.6})]
     assert progress_of(*rows).history(names.REWARD_TOTAL) == [None, 1.6]
 
 
 def test_the_parts_keep_their_history_over_phases():
-    rows = [StepRow(2, "timestamps", {names.REWARD_MATCHING: 0.4}), StepRow(3, "free", {names.REWARD_MATCHING: 0.6})]
+    rows = [step_row(2, "timestamps", {names.REWARD_MATCHING: 0.4}), step_row(3, "free", {names.REWARD_MATCHING: 0.6})]
     assert progress_of(*rows).history(names.REWARD_MATCHING) == [0.4, 0.6]
 
 
 def test_remaining_time_follows_the_last_steps():
-    rows = [StepRow(step, "timestamps", {names.TIME_STEP_S: 4.0}) for step in (1, 2)]
+    rows = [step_row(step, "timestamps", {names.TIME_STEP_S: 4.0}) for step in (1, 2)]
     assert progress_of(*rows).remaining_s == 8.0
 
 
