@@ -79,9 +79,9 @@ def measure_tower(way: str, model: Any, shape: Shape) -> tuple[dict[str, float],
 
     run(make_group(WARM_UP, spec, model.device))
     group = make_group(Shape(2 * shape.video_steps, frame_patches=TOWER_FRAME_PATCHES), spec, model.device)
+    facts, numbers = _second_pass(model.model.visual, lambda: run(group))
     with AttentionCalls() as calls:
         run(group)
-    facts, numbers = _second_pass(model.model.visual, lambda: run(group))
     return facts | {"tokens": 0, "patches": len(group.patches), "calls": calls.count}, numbers
 
 
