@@ -61,8 +61,7 @@ def start_vllm(model_dir: Path, model: ModelConfig, rollout: RolloutConfig, **ot
     from vllm.v1.engine.async_llm import AsyncLLM
 
     name_semaphores()
-    args = AsyncEngineArgs(**_common_args(model_dir, model, rollout) | _device_args(rollout) | other_args)
-    return AsyncLLM.from_engine_args(args)
+    return AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_args(model_dir, model, rollout) | other_args))
 
 
 def clip_cache_bytes(spec: VisionSpec, max_tokens: int) -> int:
@@ -71,7 +70,8 @@ def clip_cache_bytes(spec: VisionSpec, max_tokens: int) -> int:
     return max_tokens * spec.merge_size**2 * patch_bytes + CLIP_EXTRA_BYTES
 
 
-def _common_args(model_dir: Path, model: ModelConfig, rollout: RolloutConfig) -> dict[str, Any]:
+def engine_args(model_dir: Path, model: ModelConfig, rollout: RolloutConfig) -> dict[str, Any]:
+    """vLLM's engine arguments, but for those that are as vLLM has them."""
     from vllm.config import WeightTransferConfig
 
     return {
@@ -79,9 +79,8 @@ def _common_args(model_dir: Path, model: ModelConfig, rollout: RolloutConfig) ->
         "dtype": model.dtype,
         "max_model_len": model.max_tokens,
         "max_num_seqs": rollout.max_num_seqs,
-        # Whole prompts only. On a CPU a seeded request dies ("CPU Generator does not use offset") when its prompt is
-        # prefilled in chunks; and any prompt may be, not only a long one, when it is the last that fits into a step.
-        "enable_chunked_prefill": False,
+        # vLLM also sizes its cache of video features, and what the tower may do in a step, by it: left to itself an
+        # engine that is made as ours is takes 2,048 on any GPU, which is less than one of MUSEG's videos.
         "max_num_batched_tokens": max(PROMPTS_PER_STEP * model.max_tokens, rollout.max_num_seqs),
         "limit_mm_per_prompt": {"video": 1, "image": 0},
         # Raw uint8 pixels cross to the engine process, a quarter of the bytes of normalised ones; the model normalises.
@@ -98,14 +97,25 @@ def _common_args(model_dir: Path, model: ModelConfig, rollout: RolloutConfig) ->
         "weight_transfer_config": WeightTransferConfig(backend="museg_file"),
         "worker_extension_cls": "museg_ray.weights.vllm_backend.WeightFileExtension",
         "disable_log_stats": True,
+        **_device_args(rollout),
     }
 
 
 def _device_args(rollout: RolloutConfig) -> dict[str, Any]:
     if rollout.num_gpus:
         num_shards = max(1, int(rollout.num_gpus))
-        return {"gpu_memory_utilization": rollout.gpu_memory_utilization, "tensor_parallel_size": num_shards}
+        return {
+            "gpu_memory_utilization": rollout.gpu_memory_utilization,
+            "tensor_parallel_size": num_shards,
+            # vLLM's choice for several shards inside a placement group is Ray, whose workers would ask for GPUs of their
+            # own beside those of the actor.
+            "distributed_executor_backend": "mp" if num_shards > 1 else "uni",
+        }
     return {
+        # Whole prompts only. On a CPU a seeded request dies ("CPU Generator does not use offset") when its prompt is
+        # prefilled in chunks; and any prompt may be, not only a long one, when it is the last that fits into a step.
+        # On a GPU vLLM warns of wrong results without chunks.
+        "enable_chunked_prefill": False,
         # An explicit size also spares the warm-up that vLLM would size the cache by.
         "kv_cache_memory_bytes": int(rollout.kv_cache_gib * GIB),
         # vLLM's choice on a CPU is a worker process beside the engine process. It imports everything once more (8 s)

@@ -14,6 +14,8 @@ import pytest
 import yaml
 
 from museg_ray.config.load import load_config
+from museg_ray.config.schema import Config
+from museg_ray.fleet.places import needs
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE_ROOT = "/opt/museg_ray/"
@@ -104,9 +106,13 @@ def test_every_pod_has_the_same_image_and_a_metrics_port(rayjob: dict[str, Any])
     assert all({"name": "metrics", "containerPort": 8080} in pod["ports"] for pod in containers)
 
 
-def test_each_group_offers_a_resource_of_its_role(rayjob: dict[str, Any]) -> None:
-    for role, group in worker_groups(rayjob).items():
-        assert json.loads(json.loads(group["rayStartParams"]["resources"])) == {role: 1}
+def test_each_group_offers_a_resource_of_its_roles(rayjob: dict[str, Any]) -> None:
+    offered = {
+        name: json.loads(json.loads(group["rayStartParams"]["resources"]))
+        for name, group in worker_groups(rayjob).items()
+    }
+    assert offered == {"learner": {"learner": 1}, "rollout": {"rollout": 1}, "reward": {"reward": 1, "clips": 1}}
+    assert {role for group in offered.values() for role in group} == set(needs(Config())), "the names that are asked for"
 
 
 def test_dockerfile_copies_files_that_exist_and_builds_the_named_targets() -> None:
