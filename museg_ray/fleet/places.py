@@ -154,7 +154,8 @@ class Places:
         Raises:
             ResourceError: there was none for `fleet.place_timeout_s`.
         """
-        bundles, least = [], {}
+        bundles: list[dict[str, float]] = []
+        least: dict[str, range] = {}
         for role in ("learner", "rollout", "reward", "clips"):
             own = self.bundles(role)
             least[role] = range(len(bundles), len(bundles) + len(own))

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from museg_ray.config.schema import ModelConfig, RolloutConfig
+from museg_ray.errors import ModelError
 from museg_ray.fleet.scratch import name_semaphores
-from museg_ray.model.qwen_vl import VisionSpec, load_vision_spec
+from museg_ray.model.qwen_vl import VisionSpec, forbidden_token_ids, load_tokenizer, load_vision_spec, vocab_size
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -18,6 +19,23 @@ PROMPTS_PER_STEP = 4
 CLIP_EXTRA_BYTES = 64 * 1024
 """What a clip takes beside its pixels: its grid and its rate; far more than they need."""
 GIB = 1024**3
+MAX_BIASED_TOKENS = 1024
+"""Of a request on a GPU: vLLM's MAX_NUM_LOGIT_BIAS_TOKENS (v1/worker/gpu/sample/logit_bias.py); more end its worker."""
+
+
+def check_forbidden_tokens(model_dir: Path, rollout: RolloutConfig) -> None:
+    """
+    Raises:
+        ModelError: an engine on a GPU could not keep all tokens out of responses that may not be in them.
+    """
+    tokenizer, num_rows = load_tokenizer(model_dir), vocab_size(model_dir)
+    num_forbidden = len(forbidden_token_ids(tokenizer, num_rows))
+    if rollout.num_gpus and (excess := num_forbidden - MAX_BIASED_TOKENS) > 0:
+        raise ModelError(
+            f"{num_forbidden} tokens may not be in a response, {num_rows - len(tokenizer)} of them rows of the output "
+            f"head without a token; on a GPU vLLM takes {MAX_BIASED_TOKENS}. Cut the head of {model_dir} by {excess} "
+            "rows (resize_token_embeddings of transformers)."
+        )
 
 
 def engine_environment(rollout: RolloutConfig) -> dict[str, str]:
@@ -107,8 +125,8 @@ def _device_args(rollout: RolloutConfig) -> dict[str, Any]:
         return {
             "gpu_memory_utilization": rollout.gpu_memory_utilization,
             "tensor_parallel_size": num_shards,
-            # vLLM's choice for several shards inside a placement group is Ray, whose workers would ask for GPUs of their
-            # own beside those of the actor.
+            # vLLM's choice for several shards inside a placement group is Ray, whose workers would ask for GPUs beside
+            # those of the actor.
             "distributed_executor_backend": "mp" if num_shards > 1 else "uni",
         }
     return {

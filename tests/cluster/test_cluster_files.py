@@ -112,7 +112,7 @@ def test_each_group_offers_a_resource_of_its_roles(rayjob: dict[str, Any]) -> No
         for name, group in worker_groups(rayjob).items()
     }
     assert offered == {"learner": {"learner": 1}, "rollout": {"rollout": 1}, "reward": {"reward": 1, "clips": 1}}
-    assert {role for group in offered.values() for role in group} == set(needs(Config())), "the names that are asked for"
+    assert {role for group in offered.values() for role in group} == set(needs(Config())), "as they are asked for"
 
 
 def test_dockerfile_copies_files_that_exist_and_builds_the_named_targets() -> None:

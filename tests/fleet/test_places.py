@@ -205,7 +205,8 @@ def test_another_roles_lost_machine_holds_up_nobody(monkeypatch: pytest.MonkeyPa
 
         def without_rollouts_machine(group: PlacementGroup) -> dict[str, Any]:
             table = real(group)
-            return table | {"state": "RESCHEDULING", "bundles_to_node_id": table["bundles_to_node_id"] | {of_rollout: ""}}
+            nodes = table["bundles_to_node_id"] | {of_rollout: ""}
+            return table | {"state": "RESCHEDULING", "bundles_to_node_id": nodes}
 
         monkeypatch.setattr(places_module, "placement_group_table", without_rollouts_machine)
         await run.places.take("learner").ready(1.0)
