@@ -73,8 +73,8 @@ def test_gpu_lock_is_whole_sorted_and_of_the_cuda_whose_driver_is_checked() -> N
     names = [canonical(line.partition("==")[0]) for line in requirement_lines("gpu.txt")]
     assert names == sorted(set(names))
     assert {"setuptools", "triton", "xgrammar"} <= set(names), "what the direct ones pull in"
-    of_cuda = {match[1] for name in names if (match := re.fullmatch(r"nvidia-.*-cu(\d+)", name))}
-    assert of_cuda == {str(LEAST_CUDA // 1000)}
+    lock, cuda = pins(requirement_lines("gpu.txt")), f"{LEAST_CUDA // 1000}.{LEAST_CUDA % 1000 // 10}."
+    assert lock["cuda-toolkit"].startswith(cuda) and lock["nvidia-cuda-runtime"].startswith(cuda), "that torch is for"
 
 
 def test_every_import_of_the_package_is_a_declared_dependency() -> None:

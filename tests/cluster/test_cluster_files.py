@@ -94,6 +94,16 @@ def test_rayjob_offers_what_its_config_reserves(rayjob: dict[str, Any]) -> None:
     assert int(limits(groups["reward"])["cpu"]) >= pooled
 
 
+def test_a_rollout_pod_has_memory_for_two_versions_of_the_weights_beside_rays_objects(rayjob: dict[str, Any]) -> None:
+    memory_gib, weights_gib, engine_gib = int(limits(worker_groups(rayjob)["rollout"])["memory"][:-2]), 16.6 / 1.074, 16
+    assert memory_gib > 2 * weights_gib + 0.3 * memory_gib + engine_gib
+
+
+def test_images_have_what_the_probes_of_kuberay_call() -> None:
+    (install,) = re.findall(r"AS gpu\nRUN apt-get .*?\n\n?ENV", (ROOT / "docker/Dockerfile").read_text(), re.DOTALL)
+    assert " wget " in install
+
+
 def test_rayjob_runs_the_pinned_ray(rayjob: dict[str, Any]) -> None:
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     assert f"ray[default]=={rayjob['spec']['rayClusterSpec']['rayVersion']}" in dependencies
