@@ -10,6 +10,8 @@ from pathlib import Path
 from secrets import token_hex
 from stat import S_ISREG
 
+from blake3 import blake3
+
 PARTIAL = ".partial"
 _PARTIAL_NAME = re.compile(r"\..+\.[0-9a-f]{16}\.partial(\..{1,7})?")
 
@@ -81,6 +83,18 @@ def whole_file(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def described(path: Path) -> dict[str, object]:
+    """Size and BLAKE3 of a file, which is on the disk when this returns: to be called on the machine that wrote it,
+    where it is in memory still."""
+    sync(path)
+    return {"size_bytes": path.stat().st_size, "blake3": hash_of(path)}
+
+
+def hash_of(path: Path) -> str:
+    """BLAKE3 of a file's content, in hexadecimal digits."""
+    return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from hatchling import build
 
+from museg_ray.fleet.gpu_driver import LEAST_CUDA
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -60,8 +62,19 @@ def test_cpu_lock_holds_no_cuda_builds_that_break_vllm() -> None:
     assert not {"torchaudio", "torchcodec"} & pins(requirement_lines("cpu.txt")).keys()
 
 
-def test_gpu_requirements_are_the_direct_dependencies() -> None:
-    assert sorted(requirement_lines("gpu.txt")) == sorted(PROJECT["dependencies"] + EXTRAS["gpu"])
+def test_gpu_lock_pins_what_pyproject_pins_and_all_else_as_the_cpu_lock() -> None:
+    lock, on_cpu = pins(requirement_lines("gpu.txt")), pins(requirement_lines("cpu.txt"))
+    direct = pins(PROJECT["dependencies"] + EXTRAS["gpu"])
+    assert direct == {name: lock.get(name) for name in direct}
+    assert {name for name in lock.keys() & on_cpu.keys() if lock[name] != on_cpu[name]} == {"torch", "apache-tvm-ffi"}
+
+
+def test_gpu_lock_is_whole_sorted_and_of_the_cuda_whose_driver_is_checked() -> None:
+    names = [canonical(line.partition("==")[0]) for line in requirement_lines("gpu.txt")]
+    assert names == sorted(set(names))
+    assert {"setuptools", "triton", "xgrammar"} <= set(names), "what the direct ones pull in"
+    lock, cuda = pins(requirement_lines("gpu.txt")), f"{LEAST_CUDA // 1000}.{LEAST_CUDA % 1000 // 10}."
+    assert lock["cuda-toolkit"].startswith(cuda) and lock["nvidia-cuda-runtime"].startswith(cuda), "that torch is for"
 
 
 def test_every_import_of_the_package_is_a_declared_dependency() -> None:

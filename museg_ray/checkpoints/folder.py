@@ -17,16 +17,14 @@ has. `checkpoints` may be a link to other storage, where other runs' checkpoints
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-from blake3 import blake3
 
 from museg_ray.checkpoints.state import DriverState, read_state
 from museg_ray.config.learning import CheckpointConfig
 from museg_ray.errors import CheckpointError
-from museg_ray.files import PARTIAL, free_path, is_partial, remove_files, sync
+from museg_ray.files import PARTIAL, described, free_path, hash_of, is_partial, remove_files, sync
 from museg_ray.model.shards import expected_files
 
 CHECKPOINTS_DIR = "checkpoints"
@@ -87,16 +85,25 @@ def list_checkpoints(parent: Path) -> list[Checkpoint]:
     return sorted((as_checkpoint(folder) for folder in folders), key=lambda checkpoint: checkpoint.step)
 
 
-def publish(partial: Path) -> Checkpoint:
+def publish(partial: Path, of_learner: Mapping[str, dict[str, object]] | None = None) -> Checkpoint:
     """Give a complete partial folder its manifest and its name. All of it is on the disk before it is renamed.
+
+    Args:
+        partial: see `partial_folder`.
+        of_learner: `files.described` of those files in `learner` that their writers have hashed already; the others are
+            hashed here.
 
     Raises:
         OSError: disk full and the like; the folder keeps its partial name.
-        CheckpointError: a file of the learner's is not there, though its rank has written it.
+        CheckpointError: a file of the learner's is not there, or not whole, though its rank has written it.
     """
     _check_files(partial)
     manifest, paths = partial / MANIFEST_FILE, sorted(path for path in partial.rglob("*") if path.is_file())
-    files = {path.relative_to(partial).as_posix(): _described(path) for path in paths if path != manifest}
+    known = {partial / LEARNER_DIR / name: file for name, file in (of_learner or {}).items()}
+    for path, file in known.items():
+        _verify_size(path, file)
+    files = {path.relative_to(partial).as_posix(): known.get(path) or described(path) for path in paths}
+    files.pop(MANIFEST_FILE, None)
     _write_synced(manifest, json.dumps({"format": MANIFEST_FORMAT, "files": files}, indent=1))
     for folder, _, _ in os.walk(partial):
         sync(Path(folder))
@@ -120,25 +127,29 @@ def verify(checkpoint: Checkpoint, run_id: str | None = None) -> None:
         raise CheckpointError(f"{checkpoint.folder} belongs to another run.")
     if state.step != checkpoint.step:
         raise CheckpointError(f"{checkpoint.folder} holds step {state.step}: it has another one's name.")
-    described = _read_manifest(checkpoint.folder / MANIFEST_FILE)
-    for name, expected in described.items():
+    listed = _read_manifest(checkpoint.folder / MANIFEST_FILE)
+    for name, expected in listed.items():
         try:
             _verify_file(checkpoint.folder / name, expected)
         except OSError as error:
             raise CheckpointError(f"{checkpoint.folder / name} cannot be read: {error.strerror or error}.") from error
     for name in _check_files(checkpoint.folder):
-        if name not in described:
+        if name not in listed:
             raise CheckpointError(f"{checkpoint.folder / MANIFEST_FILE} does not list {name}: it is damaged.")
 
 
-def _verify_file(path: Path, expected: dict[str, object]) -> None:
+def _verify_file(path: Path, expected: Mapping[str, object]) -> None:
+    _verify_size(path, expected)
+    if hash_of(path) != expected["blake3"]:
+        raise CheckpointError(f"{path} does not hold what was written to it: its BLAKE3 differs.")
+
+
+def _verify_size(path: Path, expected: Mapping[str, object]) -> None:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing.")
     size_bytes = path.stat().st_size
     if size_bytes != expected["size_bytes"]:
         raise CheckpointError(f"{path} has {size_bytes} bytes; {expected['size_bytes']} were written.")
-    if _hash(path) != expected["blake3"]:
-        raise CheckpointError(f"{path} does not hold what was written to it: its BLAKE3 differs.")
 
 
 def _check_files(folder: Path) -> list[str]:
@@ -259,15 +270,6 @@ def _ranked(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
     return [checkpoint for *_, checkpoint in sorted(compared, key=lambda each: each[1:3])]
 
 
-def _described(path: Path) -> dict[str, object]:
-    sync(path)
-    return {"size_bytes": path.stat().st_size, "blake3": _hash(path)}
-
-
-def _hash(path: Path) -> str:
-    return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
-
-
 def _write_synced(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
     sync(path)
@@ -277,9 +279,9 @@ def _read_manifest(path: Path) -> dict[str, dict[str, object]]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         found, files = manifest["format"], manifest["files"]
-        described = {str(name): {key: file[key] for key in ("size_bytes", "blake3")} for name, file in files.items()}
+        listed = {str(name): {key: file[key] for key in ("size_bytes", "blake3")} for name, file in files.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error}).") from None
     if found != MANIFEST_FORMAT:
         raise CheckpointError(f"{path} is of format {found}; this version of museg_ray reads {MANIFEST_FORMAT}.")
-    return described
+    return listed

@@ -1,13 +1,13 @@
 """Takes checkpoints while training goes on.
 
     begin(state) ─▶ the learner copies its state aside ─▶ training goes on
-                     └─▶ its ranks write the copy ─▶ hashes, manifest, name (checkpoint.publish) ─▶ retention
+                     └─▶ its ranks write and hash the copy ─▶ manifest, name (checkpoint.publish) ─▶ retention
 
 At most one is under way; the next one waits for it.
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -38,7 +38,7 @@ class CheckpointedLearner(Protocol):
 
     async def begin_checkpoint(self, folder: Path) -> None: ...
 
-    async def finish_checkpoint(self) -> None: ...
+    async def finish_checkpoint(self) -> Mapping[str, dict[str, object]]: ...
 
 
 class Checkpointer:
@@ -134,11 +134,11 @@ class Checkpointer:
         return task
 
     async def _complete(self, partial: Path, step: int) -> None:
-        await self._learner.finish_checkpoint()
+        written = await self._learner.finish_checkpoint()
         try:
             # To the end also when it is given up: what is deleted under a thread that lists files would be missing in
             # a manifest that looks whole.
-            await to_the_end(self._publish(partial, step))
+            await to_the_end(self._publish(partial, step, written))
         except OSError as error:
             raise _not_written(partial, error) from error
         try:
@@ -149,8 +149,8 @@ class Checkpointer:
                 "writable, then go on with --resume (run.resume=true)."
             ) from error
 
-    async def _publish(self, partial: Path, step: int) -> None:
-        await asyncio.to_thread(checkpoint.publish, partial)
+    async def _publish(self, partial: Path, step: int, written: Mapping[str, dict[str, object]]) -> None:
+        await asyncio.to_thread(checkpoint.publish, partial, written)
         self._events(EventKind.CHECKPOINT, f"checkpoint of step {step}")
 
 

@@ -75,6 +75,9 @@ class LearnerConfig:
     """Keep the optimiser's state in the CPU's memory (ZeRO 1 to 3)."""
     offload_weights: bool = False
     """Keep weights in the CPU's memory while no layer needs them (ZeRO 3)."""
+    reduce_in_float32: bool = False
+    """Add up the ranks' gradients in float32, with twice the bytes between them. Else they cross, and each sum over the
+    ranks is rounded, in `model.dtype`; what is added up over packed sequences is float32 in any case (ZeRO 1 to 3)."""
     reference: str = "device"
     """Where the KL reference lies: a copy on each rank's `device`, `sharded` over the ranks (ZeRO 3), sharded in the
     `cpu` memory, or no copy at all: the policy with its adapters off (`lora_off`)."""

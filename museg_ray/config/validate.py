@@ -226,7 +226,10 @@ def _validate_learner(config: Config) -> None:
     learner = config.learner
     _require(
         learner.num_gpus in (0.0, 1.0),
-        f"learner.num_gpus is {learner.num_gpus:g}; a rank has one GPU, or 0: set learner.num_ranks instead.",
+        f"learner.num_gpus is {learner.num_gpus:g}; a rank has one GPU, or 0 to learn on a CPU: for more GPUs set "
+        "learner.num_ranks instead. None is shared with an engine, which keeps its memory while the learner computes: "
+        "engines and learner on GPUs need two at least (with learner.lora.rank=16 and learner.reference=lora_off one "
+        "of 80 GB is enough for a 7B's learner). With a single one set rollout.num_gpus=1 and learner.num_gpus=0.",
     )
     _require(
         all(0.0 <= beta < 1.0 for beta in learner.adam_betas),

@@ -102,6 +102,9 @@ async def evaluate(
 ) -> Evaluation:
     """One greedy response to each query, scored as in the paper, whatever the run trains on.
 
+    Twice as many are under way as the actors sample at once, so that the clips of one half are prepared meanwhile. All
+    of a large file at once would drive one another's clips out of the frame store before they are sampled.
+
     Args:
         has_own_videos: the truths are cut at the ends of the video files; not where videos are swapped.
 
@@ -110,8 +113,13 @@ async def evaluate(
     """
     sampling = Sampling(group_size=1, temperature=0.0, max_completion_tokens=max_completion_tokens)
     recipe, weights = Recipe(RewardConfig()), RewardWeights()
+    turns = asyncio.Semaphore(2 * rollouts.room)
 
     async def answer(issue: Issue) -> Answered | QueryError:
+        async with turns:
+            return await answered(issue)
+
+    async def answered(issue: Issue) -> Answered | QueryError:
         query = issue.query
         prompt_ids = chat_prompt_ids(tokenizer, render_prompt(prompt, query.question))
         try:

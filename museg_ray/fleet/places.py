@@ -23,6 +23,8 @@ WHO = {"rollout": "a rollout actor", "reward": "a reward actor", "clips": "a cli
 """Waits, in words."""
 Needs = Mapping[str, float]
 """CPUs and GPUs that one process reserves."""
+ROLE_AMOUNT = 0.001
+"""Of the resource that a cluster may define for a role, under the role's name: so little that it bounds no number."""
 
 
 def needs(config: Config) -> dict[str, Needs]:
@@ -67,7 +69,7 @@ class Reserved(Place):
     def __init__(self, places: "Places", role: str) -> None:
         self._places, self._role = places, role
         self._group: PlacementGroup | None = None
-        self._first = 0
+        self._indices = range(0)
         self._is_left = False
 
     async def ready(self, limit_s: float = math.inf) -> None:
@@ -85,24 +87,24 @@ class Reserved(Place):
         """
         if self._is_left:
             raise ResourceError(f"{WHO[self._role]} is not wanted any more.")
-        if not self.is_least and (first := self._places.least.pop(self._role, None)) is not None:
+        if not self.is_least and (indices := self._places.least.pop(self._role, None)) is not None:
             self._give_up_own()
-            self._group, self._first, self.is_least = self._places.group, first, True
+            self._group, self._indices, self.is_least = self._places.group, indices, True
         if self._group is None:
-            bundles = [self._places.bundle(self._role)] * self._places.count(self._role)
-            self._group = placement_group(bundles, strategy="PACK")
-        return _are_placed(self._group, range(self._first, self._first + self._places.count(self._role)))
+            bundles = self._places.bundles(self._role)
+            self._group, self._indices = placement_group(bundles, strategy="PACK"), range(len(bundles))
+        return _are_placed(self._group, self._indices)
 
     def strategy(self, index: int = 0) -> PlacementGroupSchedulingStrategy:
         assert self._group is not None, "ready() comes first"
-        return PlacementGroupSchedulingStrategy(self._group, self._first + index)
+        return PlacementGroupSchedulingStrategy(self._group, self._indices[index % len(self._indices)])
 
     def leave(self) -> None:
         if self._is_left:
             return
         self._is_left = True
         if self.is_least:
-            self._places.least[self._role] = self._first
+            self._places.least[self._role] = self._indices
         else:
             self._give_up_own()
 
@@ -142,8 +144,8 @@ class Places:
         self._limit_s = config.fleet.place_timeout_s
         self._num_ranks = config.learner.num_ranks
         self._words: dict[str, _Words] = {}
-        self.least: dict[str, int] = {}
-        """Where in `group` the least crew's bundles of a role begin, of roles that nobody has there."""
+        self.least: dict[str, range] = {}
+        """The least crew's bundles of a role in `group`, of roles that nobody has there."""
         self.group: PlacementGroup | None = None
 
     async def reserve(self) -> None:
@@ -152,13 +154,18 @@ class Places:
         Raises:
             ResourceError: there was none for `fleet.place_timeout_s`.
         """
-        roles = ("rollout", "reward", "clips", *["learner"] * self._num_ranks)
-        self.group = placement_group([self.bundle(role) for role in roles], strategy="PACK")
+        bundles: list[dict[str, float]] = []
+        least: dict[str, range] = {}
+        for role in ("learner", "rollout", "reward", "clips"):
+            own = self.bundles(role)
+            least[role] = range(len(bundles), len(bundles) + len(own))
+            bundles += own
+        self.group = placement_group(bundles, strategy="PACK")
         began_s, words = now_s(), _Words("the run", self._events)
-        while not _are_placed(self.group, range(len(roles))):
+        while not _are_placed(self.group, range(len(bundles))):
             await asyncio.sleep(POLL_S)
             words.speak(now_s() - began_s, self._limit_s, self.group, next_word_factor=1.0)
-        self.least = {role: roles.index(role) for role in roles}
+        self.least = least
 
     def take(self, role: str) -> Place:
         """One of the least crew's where nobody is, else one of its own, which may have to wait."""
@@ -172,9 +179,19 @@ class Places:
                 free[kind] = free.get(kind, 0.0) + amount * self.count(role)
         return free
 
-    def bundle(self, role: str) -> dict[str, float]:
-        """Of one process, as Ray takes it: not empty."""
-        return {kind: amount for kind, amount in self._needs[role].items() if amount} or {"CPU": 0.001}
+    def bundles(self, role: str) -> list[dict[str, float]]:
+        """Of all processes of a role that belong together, as Ray takes them: none is empty.
+
+        The learner's ranks share one where a machine can hold them all: Ray never splits a bundle, while those of one
+        group that it is to pack may lie on several machines, and ZeRO 3 sends all weights between ranks in each pass.
+        Where the cluster has a resource of the role's name, they lie on machines that offer it.
+        """
+        one = {kind: amount for kind, amount in self._needs[role].items() if amount} or {"CPU": 0.001}
+        if role in ray.cluster_resources():
+            one[role] = ROLE_AMOUNT
+        count = self.count(role)
+        together = {kind: amount * count for kind, amount in one.items()}
+        return [together] if _fits_a_machine(together) else [one] * count
 
     def count(self, role: str) -> int:
         return self._num_ranks if role == "learner" else 1
@@ -182,6 +199,11 @@ class Places:
     def words(self, role: str) -> _Words:
         """All members of a role that wait share them: a thousand would say the same."""
         return self._words.setdefault(role, _Words(WHO[role], self._events))
+
+
+def _fits_a_machine(bundle: Needs) -> bool:
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return any(all(there.get(kind, 0.0) >= amount for kind, amount in bundle.items()) for there in machines)
 
 
 def _are_placed(group: PlacementGroup, indices: range) -> bool:

@@ -1,6 +1,7 @@
 """The learner's ranks in Ray actors of their own, and the driver's one handle on them."""
 
 import asyncio
+from collections import ChainMap
 from collections.abc import Awaitable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ from museg_ray.config.schema import Config, PhaseConfig
 from museg_ray.errors import LearnerLostError, MusegError
 from museg_ray.fleet.deadlines import DeadlineMissed, deadlines, within
 from museg_ray.fleet.errors import first_line, put
+from museg_ray.fleet.gpu_driver import check_gpu_driver
 from museg_ray.fleet.places import ANYWHERE, Place, Places
 from museg_ray.learner.rank import Rank
 from museg_ray.types import Clip, Group
@@ -39,7 +41,7 @@ class LearnerActor:
 
     _learner: "Learner"
     _loaded: dict[str, Clip]
-    _writing: Future[None] | None = None
+    _writing: Future[dict[str, dict[str, object]]] | None = None
 
     def open_store(self, num_ranks: int) -> tuple[str, int]:
         """Rank 0: (host, port) where all ranks meet."""
@@ -51,6 +53,8 @@ class LearnerActor:
     def start(self, config: Config, model_dir: Path, rank: Rank, checkpoint: Path | None) -> str:
         """The first call of most; the id of its machine. Not in `__init__`, whose errors Ray reports without their
         type."""
+        if config.learner.num_gpus:
+            check_gpu_driver()
         # Here and not above: DeepSpeed chooses its accelerator when it is imported, from this process's environment.
         from museg_ray.learner.learner import Learner
 
@@ -87,10 +91,10 @@ class LearnerActor:
         self._writing = self._writer.submit(snapshot.write, folder)
 
     @ray.method(concurrency_group=WRITING)
-    def finish_checkpoint(self) -> None:
-        """Waits beside the updates: these go on while files are written."""
+    def finish_checkpoint(self) -> dict[str, dict[str, object]]:
+        """Waits beside the updates: these go on while files are written. See `Snapshot.write`."""
         assert self._writing is not None, "no checkpoint has begun"
-        self._writing.result()
+        return self._writing.result()
 
     def export_model(self, out_dir: Path) -> None:
         self._learner.export_model(out_dir)
@@ -110,6 +114,10 @@ def _environment(config: LearnerConfig) -> dict[str, str]:
     if config.num_gpus == 0:
         # Ray leaves GPUs visible to actors that reserve none. Waiting threads must not spin on the engines' cores.
         variables |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_WAIT_POLICY": "PASSIVE"}
+    else:
+        # Packs differ in length: blocks of fixed sizes leave gaps between them that no later pack fits into.
+        # PYTORCH_CUDA_ALLOC_CONF, the older name, goes before this one where a user sets it (torch 2.13).
+        variables["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     if config.num_threads > 0:
         variables["OMP_NUM_THREADS"] = str(config.num_threads)
     return variables
@@ -242,13 +250,13 @@ class LearnerHandle:
         there and which all machines see."""
         await self._all("begin_checkpoint", folder)
 
-    async def finish_checkpoint(self) -> None:
-        """Wait until the files of `begin_checkpoint` are whole.
+    async def finish_checkpoint(self) -> dict[str, dict[str, object]]:
+        """Wait until the files of `begin_checkpoint` are whole; `files.described` of the large ones, by name.
 
         Raises:
             LearnerError: they could not be written.
         """
-        await self._all("finish_checkpoint")
+        return dict(ChainMap(*await self._all("finish_checkpoint")))
 
     async def export_model(self, out_dir: Path) -> None:
         """Write a Hugging Face folder of the policy."""

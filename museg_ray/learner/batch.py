@@ -35,7 +35,7 @@ class MicroBatch:
     rollout_logprobs: torch.Tensor  # [K]
     is_current: torch.Tensor  # [K] bool, sampled by the learner's own weights throughout: must have their log-probs
     num_chunks: int
-    """Calls of the output head: as many as the longest of the ranks' packs at this place needs."""
+    """Calls of the output head, the same for all packs of all ranks; see `Batcher._count_chunks`."""
     is_filler: bool = False
     """A pass for the sake of the other ranks."""
     old_logprobs: torch.Tensor | None = None  # [K] before the first update; None where this is the first
@@ -62,6 +62,7 @@ class Batcher:
         self._rank = rank
         self._device = device
         self._is_allowed = is_allowed
+        self._num_chunks = 1
 
     def micro_batches(self, groups: Sequence[Group], clips: Mapping[str, Clip], version: int) -> list[MicroBatch]:
         """This rank's micro-batches of an update over `groups`: as many as every other rank's.
@@ -77,9 +78,8 @@ class Batcher:
         num_tokens = [[self._num_kept(response.token_ids) for response in group.responses] for group in groups]
         weights = token_weights(self._config.algo.loss_mean, num_tokens, self._config.rollout.max_completion_tokens)
         plans = self._plans(groups)
-        num_chunks = [max(self._num_chunks(plan, groups) for plan in place) for place in zip(*plans, strict=True)]
-        mine = zip(plans[self._rank.index], num_chunks, strict=True)
-        return [self._micro_batch(plan, groups, weights, clips, count, version) for plan, count in mine]
+        self._count_chunks(plans, groups)
+        return [self._micro_batch(plan, groups, weights, clips, version) for plan in plans[self._rank.index]]
 
     def clip_keys(self, groups: Sequence[Group]) -> set[str]:
         """The clips that this rank needs for an update over `groups`."""
@@ -102,9 +102,15 @@ class Batcher:
         ]
         return plan_packs(lengths, self._config.learner.pack_tokens, self._rank.count)
 
-    def _num_chunks(self, plan: PackPlan, groups: Sequence[Group]) -> int:
-        num_tokens = sum(part.num_tokens - len(groups[part.group].prompt_ids) for part in plan)
-        return max(1, math.ceil(num_tokens / self._config.learner.chunk_tokens))
+    def _count_chunks(self, plans: Sequence[Sequence[PackPlan]], groups: Sequence[Group]) -> None:
+        """How often each pass calls the output head: as often as the longest pack so far needs, of any rank.
+
+        Under ZeRO 3 DeepSpeed gathers weights ahead, and keeps those of the head (1.1 GB in a 7B) from one call to the
+        next, only while each pass calls the same modules as the one before. A call without tokens multiplies nothing.
+        """
+        packs = (plan for of_rank in plans for plan in of_rank)
+        longest = max(sum(part.num_tokens - len(groups[part.group].prompt_ids) for part in plan) for plan in packs)
+        self._num_chunks = max(self._num_chunks, math.ceil(longest / self._config.learner.chunk_tokens))
 
     def _num_kept(self, token_ids: Sequence[int]) -> int:
         return int(self._is_allowed(torch.tensor(token_ids, dtype=torch.long, device=self._device)).sum())
@@ -115,11 +121,10 @@ class Batcher:
         groups: Sequence[Group],
         weights: Sequence[FloatArray],
         clips: Mapping[str, Clip],
-        num_chunks: int,
         version: int,
     ) -> MicroBatch:
         if not plan:
-            return self._filling(_filler(groups), clips, num_chunks)
+            return self._filling(_filler(groups), clips)
         chosen = [(groups[part.group], part.group, list(part.responses)) for part in plan]
         rows = [self._row(group, responses, clips[group.clip_key]) for group, _, responses in chosen]
         pack = pack_rows(rows, self._spec.video_token_id).to(self._device)
@@ -149,7 +154,7 @@ class Batcher:
             responses=torch.unique(spread(range(len(lengths))), return_inverse=True)[1],  # below K: without empty ones
             rollout_logprobs=rollout_logprobs,
             is_current=spread(is_current).bool(),
-            num_chunks=num_chunks,
+            num_chunks=self._num_chunks,
         )
 
     def _row(self, group: Group, responses: Sequence[int], clip: Clip) -> Row:
@@ -158,7 +163,7 @@ class Batcher:
         positions = prompt_positions(group.prompt_ids, grid, interval_s, self._spec)
         return Row(group.prompt_ids, positions, [group.responses[index].token_ids for index in responses])
 
-    def _filling(self, group: Group, clips: Mapping[str, Clip], num_chunks: int) -> MicroBatch:
+    def _filling(self, group: Group, clips: Mapping[str, Clip]) -> MicroBatch:
         """A pass for a rank that has no part left: a prompt with one token, which is not in the loss."""
         clip = clips[group.clip_key]
         row = self._row(group, [], clip)
@@ -166,7 +171,7 @@ class Batcher:
         none = torch.empty(0, device=self._device)
         pack = pack_rows([row], self._spec.video_token_id).to(self._device)
         return MicroBatch(
-            pack, (clip,), none.long(), none, none, none.long(), none, none.bool(), num_chunks, is_filler=True
+            pack, (clip,), none.long(), none, none, none.long(), none, none.bool(), self._num_chunks, is_filler=True
         )
 
 

@@ -30,6 +30,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from museg_ray.errors import CheckpointError, LearnerError
+from museg_ray.files import described
 from museg_ray.learner.deepspeed_engine import adamw_of
 from museg_ray.learner.rank import Rank
 from museg_ray.learner.weights import module_weights
@@ -73,17 +74,20 @@ class Snapshot:
         }
         return cls(rank, tensors, _random_state(), facts)
 
-    def write(self, folder: Path) -> None:
-        """Write this rank's files into a folder that is there.
+    def write(self, folder: Path) -> dict[str, dict[str, object]]:
+        """Write this rank's files into a folder that is there; `files.described` of its shard, by name: all ranks hash
+        at once, each what its machine still has in memory, and not the driver what comes from all of them.
 
         Raises:
             LearnerError: it is not there on this machine, or has no room.
         """
+        shard = folder / shard_name(self.rank.index, self.rank.count)
         try:
-            save_file(self.tensors, folder / shard_name(self.rank.index, self.rank.count))
+            save_file(self.tensors, shard)
             torch.save(self.random_state, folder / random_name(self.rank.index))
             if self.rank.index == 0:
                 (folder / FACTS_FILE).write_text(json.dumps(self.facts, indent=2) + "\n", encoding="utf-8")
+            return {shard.name: described(shard)}
         except (OSError, RuntimeError, SafetensorError) as error:
             raise LearnerError(
                 f"Learner rank {self.rank.index} could not write into {folder}: {error}. run.dir must lie on storage "

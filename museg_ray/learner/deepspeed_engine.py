@@ -111,6 +111,7 @@ def deepspeed_config(config: Config, num_parameters: int) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
         "data_types": {"grad_accum_dtype": "float32"},
+        "communication_data_type": "fp32" if learner.reduce_in_float32 else None,
         "bf16": {"enabled": is_bfloat16},
         "gradient_clipping": learner.max_grad_norm if learner.zero_stage else 0.0,
         "zero_optimization": _zero_config(learner, num_parameters),
@@ -124,7 +125,8 @@ def deepspeed_config(config: Config, num_parameters: int) -> dict[str, Any]:
 def _zero_config(learner: LearnerConfig, num_parameters: int) -> dict[str, Any]:
     zero: dict[str, Any] = {
         "stage": learner.zero_stage,
-        "overlap_comm": False,
+        # On a GPU weights are gathered, and gradients reduced, beside the arithmetic. A CPU has no streams to do it on.
+        "overlap_comm": learner_device().type == "cuda",
         "reduce_bucket_size": min(num_parameters, MAX_BUCKET_ELEMENTS),
     }
     if learner.offload_optimizer:

@@ -1,14 +1,14 @@
 """Alarms: the ways in which such a training is known to fail, looked for while it runs.
 
 An alarm compares means over the last `config.alarms.window_steps` steps of a phase that have the number with limits of
-`config.alarms`; `skipped_updates` looks at every single step.
+`config.alarms`; `skipped_updates` looks at every single step, `gap_grows` at the last one of a window.
 None of them proves anything; each says what it saw and what to look at first.
 """
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean
+from statistics import fmean, median
 
 from museg_ray.config.schema import AlarmConfig, PhaseConfig, RewardWeights
 from museg_ray.metrics import names
@@ -52,6 +52,8 @@ class _View:
     limits: AlarmConfig
     means: Mapping[str, float]
     """Metric -> mean over its window, where that is full."""
+    gaps: Sequence[float]
+    """Mean log-prob gaps of its window, oldest first; empty until that is full."""
     weights: RewardWeights
     """Of the present phase."""
     matching_before: float | None
@@ -108,6 +110,17 @@ def _video_blind(view: _View) -> Finding:
     return _share_above(view, names.ANSWER_SAME_SHARE, limits.max_same_answer_share, same) | _share_above(
         view, names.ANSWER_FULL_LENGTH_SHARE, limits.max_full_length_share, full
     )
+
+
+def _gap_grows(view: _View) -> Finding:
+    if len(view.gaps) < 2:
+        return {}
+    *before, gap = view.gaps
+    usual, limits = median(before), view.limits
+    if gap <= max(limits.min_gap, limits.max_gap_factor * usual):
+        return {}
+    saw = f"the mean log-prob gap is {gap:.1e} nats, and was {usual:.1e} (median)"
+    return {names.PARITY_GAP_MEAN: f"{saw}; the limit is {limits.max_gap_factor:g} times that"}
 
 
 def _skipped_updates(view: _View) -> Finding:
@@ -180,6 +193,12 @@ _RULES = (
         _video_blind,
         "does it look at the video? Compare its score with blind and swapped in the evaluation: near blind, or as "
         "good on swapped videos, means no. Train on more varied videos, lower learner.learning_rate, raise algo.beta.",
+    ),
+    _Rule(
+        names.ALARM_GAP_GROWS,
+        _gap_grows,
+        "engines and learner no longer compute the same model. Did a push (events.jsonl) or a new phase come before? "
+        "Stop, go on from a checkpoint before it with --resume, and compare; lower train.max_logprob_gap.",
     ),
     _Rule(
         names.ALARM_SKIPPED_UPDATES,
@@ -258,7 +277,10 @@ class AlarmWatch:
         means = self._means()
         self._best_format = max(self._best_format, means.get(names.REWARD_FORMAT, 0.0))
         assert self._phase_name is not None, "a step has been observed"
-        return _View(self._limits, means, self._weights[self._phase_name], self._matching_before, self._best_format)
+        window = self._windows[names.PARITY_GAP_MEAN]
+        gaps = [gap for _, gap in window] if len(window) == window.maxlen else []
+        weights = self._weights[self._phase_name]
+        return _View(self._limits, means, gaps, weights, self._matching_before, self._best_format)
 
     def _alarm(self, rule: _Rule, finding: Finding) -> Alarm:
         steps = [step for metric in finding for step, _ in self._windows[metric]]

@@ -113,6 +113,7 @@ ALARM_VARIANCE_COLLAPSE = _metric("alarm/variance_collapse", "0 or 1", "the resp
 ALARM_TRUNCATED = _metric("alarm/truncated", "0 or 1", "many responses are cut by the length limit")
 ALARM_FORMAT_FALLS = _metric("alarm/format_falls", "0 or 1", "r_F is lower than it has been")
 ALARM_VIDEO_BLIND = _metric("alarm/video_blind", "0 or 1", "answers do not depend on the video")
+ALARM_GAP_GROWS = _metric("alarm/gap_grows", "0 or 1", "rollout and learner log-probs differ more than they did")
 ALARM_SKIPPED_UPDATES = _metric(
     "alarm/skipped_updates", "0 or 1", "updates were left out: loss or gradient was not finite"
 )

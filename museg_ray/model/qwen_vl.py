@@ -241,6 +241,11 @@ def context_limit(model_dir: Path) -> int:
     return int(AutoConfig.from_pretrained(model_dir).get_text_config().max_position_embeddings)
 
 
+def vocab_size(model_dir: Path) -> int:
+    """Rows of a model's output head."""
+    return int(AutoConfig.from_pretrained(model_dir).get_text_config().vocab_size)
+
+
 def check_frames_fit(video: VideoConfig, model_dir: Path) -> None:
     """Check that prepared frames have sizes that the model can cut into tokens, and are counted as it counts them.
 

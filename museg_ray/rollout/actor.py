@@ -11,6 +11,7 @@ from museg_ray.config.schema import Config
 from museg_ray.errors import RolloutError, WeightSyncError
 from museg_ray.fleet.deadlines import Deadline, within
 from museg_ray.fleet.errors import MemberLost, result_of
+from museg_ray.fleet.gpu_driver import check_gpu_driver
 from museg_ray.fleet.places import Place
 from museg_ray.fleet.worker import ActorWorker, leaving_nodes
 from museg_ray.rollout.engine import RolloutEngine, Sampling
@@ -33,6 +34,8 @@ class RolloutActor:
 
     async def start(self) -> None:
         """Start the engine; apart from `__init__`, so that being placed and starting can be told from each other."""
+        if self._config.rollout.num_gpus:
+            check_gpu_driver()
         self._clips = ClipLoader(self._config.video)
         self._engine = await RolloutEngine.start(self._model_dir, self._config.model, self._config.rollout)
 
@@ -96,6 +99,7 @@ class RolloutWorker(ActorWorker):
         Raises:
             RolloutError: the engine failed.
             ModelError: the model folder cannot be used.
+            ResourceError: the machine's GPU driver cannot run the engine.
             MemberLost: the actor died, or did not start its engine within `rollout.start_timeout_s`.
         """
         rollout = self._config.rollout

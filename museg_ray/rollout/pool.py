@@ -103,6 +103,11 @@ class RolloutPool:
         """Version of the weights that members that serve sample from; those of the model folder are 0."""
         return self._newest.version if self._newest else 0
 
+    @property
+    def room(self) -> int:
+        """Responses that the actors that are wanted sample at once."""
+        return self._crew.num_wanted * self._config.rollout.max_num_seqs
+
     async def ready(self) -> None:
         """Wait until the engines are up, as far as the cluster has room for them.
 

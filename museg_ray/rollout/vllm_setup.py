@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from museg_ray.config.schema import ModelConfig, RolloutConfig
+from museg_ray.errors import ModelError
 from museg_ray.fleet.scratch import name_semaphores
-from museg_ray.model.qwen_vl import VisionSpec, load_vision_spec
+from museg_ray.model.qwen_vl import VisionSpec, forbidden_token_ids, load_tokenizer, load_vision_spec, vocab_size
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -18,6 +19,23 @@ PROMPTS_PER_STEP = 4
 CLIP_EXTRA_BYTES = 64 * 1024
 """What a clip takes beside its pixels: its grid and its rate; far more than they need."""
 GIB = 1024**3
+MAX_BIASED_TOKENS = 1024
+"""Of a request on a GPU: vLLM's MAX_NUM_LOGIT_BIAS_TOKENS (v1/worker/gpu/sample/logit_bias.py); more end its worker."""
+
+
+def check_forbidden_tokens(model_dir: Path, rollout: RolloutConfig) -> None:
+    """
+    Raises:
+        ModelError: an engine on a GPU could not keep all tokens out of responses that may not be in them.
+    """
+    tokenizer, num_rows = load_tokenizer(model_dir), vocab_size(model_dir)
+    num_forbidden = len(forbidden_token_ids(tokenizer, num_rows))
+    if rollout.num_gpus and (excess := num_forbidden - MAX_BIASED_TOKENS) > 0:
+        raise ModelError(
+            f"{num_forbidden} tokens may not be in a response, {num_rows - len(tokenizer)} of them rows of the output "
+            f"head without a token; on a GPU vLLM takes {MAX_BIASED_TOKENS}. Cut the head of {model_dir} by {excess} "
+            "rows (resize_token_embeddings of transformers)."
+        )
 
 
 def engine_environment(rollout: RolloutConfig) -> dict[str, str]:
@@ -61,8 +79,7 @@ def start_vllm(model_dir: Path, model: ModelConfig, rollout: RolloutConfig, **ot
     from vllm.v1.engine.async_llm import AsyncLLM
 
     name_semaphores()
-    args = AsyncEngineArgs(**_common_args(model_dir, model, rollout) | _device_args(rollout) | other_args)
-    return AsyncLLM.from_engine_args(args)
+    return AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_args(model_dir, model, rollout) | other_args))
 
 
 def clip_cache_bytes(spec: VisionSpec, max_tokens: int) -> int:
@@ -71,7 +88,8 @@ def clip_cache_bytes(spec: VisionSpec, max_tokens: int) -> int:
     return max_tokens * spec.merge_size**2 * patch_bytes + CLIP_EXTRA_BYTES
 
 
-def _common_args(model_dir: Path, model: ModelConfig, rollout: RolloutConfig) -> dict[str, Any]:
+def engine_args(model_dir: Path, model: ModelConfig, rollout: RolloutConfig) -> dict[str, Any]:
+    """vLLM's engine arguments, but for those that are as vLLM has them."""
     from vllm.config import WeightTransferConfig
 
     return {
@@ -79,9 +97,8 @@ def _common_args(model_dir: Path, model: ModelConfig, rollout: RolloutConfig) ->
         "dtype": model.dtype,
         "max_model_len": model.max_tokens,
         "max_num_seqs": rollout.max_num_seqs,
-        # Whole prompts only. On a CPU a seeded request dies ("CPU Generator does not use offset") when its prompt is
-        # prefilled in chunks; and any prompt may be, not only a long one, when it is the last that fits into a step.
-        "enable_chunked_prefill": False,
+        # vLLM also sizes its cache of video features, and what the tower may do in a step, by it: left to itself an
+        # engine that is made as ours is takes 2,048 on any GPU, which is less than one of MUSEG's videos.
         "max_num_batched_tokens": max(PROMPTS_PER_STEP * model.max_tokens, rollout.max_num_seqs),
         "limit_mm_per_prompt": {"video": 1, "image": 0},
         # Raw uint8 pixels cross to the engine process, a quarter of the bytes of normalised ones; the model normalises.
@@ -98,14 +115,25 @@ def _common_args(model_dir: Path, model: ModelConfig, rollout: RolloutConfig) ->
         "weight_transfer_config": WeightTransferConfig(backend="museg_file"),
         "worker_extension_cls": "museg_ray.weights.vllm_backend.WeightFileExtension",
         "disable_log_stats": True,
+        **_device_args(rollout),
     }
 
 
 def _device_args(rollout: RolloutConfig) -> dict[str, Any]:
     if rollout.num_gpus:
         num_shards = max(1, int(rollout.num_gpus))
-        return {"gpu_memory_utilization": rollout.gpu_memory_utilization, "tensor_parallel_size": num_shards}
+        return {
+            "gpu_memory_utilization": rollout.gpu_memory_utilization,
+            "tensor_parallel_size": num_shards,
+            # vLLM's choice for several shards inside a placement group is Ray, whose workers would ask for GPUs beside
+            # those of the actor.
+            "distributed_executor_backend": "mp" if num_shards > 1 else "uni",
+        }
     return {
+        # Whole prompts only. On a CPU a seeded request dies ("CPU Generator does not use offset") when its prompt is
+        # prefilled in chunks; and any prompt may be, not only a long one, when it is the last that fits into a step.
+        # On a GPU vLLM warns of wrong results without chunks.
+        "enable_chunked_prefill": False,
         # An explicit size also spares the warm-up that vLLM would size the cache by.
         "kv_cache_memory_bytes": int(rollout.kv_cache_gib * GIB),
         # vLLM's choice on a CPU is a worker process beside the engine process. It imports everything once more (8 s)

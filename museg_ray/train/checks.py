@@ -52,7 +52,7 @@ def check_gap(learned: Mapping[str, float], version: int, max_gap: float) -> Non
             f"Rollout and learner log-probs of the same tokens differ by {gap:.2e} nats on average (largest "
             f"{learned[names.PARITY_GAP_MAX]:.2e}), more than train.max_logprob_gap = {max_gap:.0e}, at weight version "
             f"{version}. A push that left weights behind or wrong video positions look like this; for bfloat16 engines "
-            "a limit of about 0.1 is usual."
+            "a limit of about 0.08 is usual."
         )
 
 

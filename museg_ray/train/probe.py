@@ -121,5 +121,5 @@ def _check(gap_mean: float, gap_max: float, config: Config, step: int) -> None:
         f"{limit:.0e}. So the two compute different models. Look at model.path ({config.model.path}): are its weights "
         "and its config.json of one model, and after a resume still the folder that the run began with? Then at the "
         "versions of transformers and vLLM (the installed ones must be those of the lock file), and at the video "
-        "positions: `pytest tests/model/test_positions.py`. For bfloat16 engines a limit of about 0.1 is usual."
+        "positions: `pytest tests/model/test_positions.py`. For bfloat16 engines a limit of about 0.08 is usual."
     )

@@ -32,6 +32,7 @@ from museg_ray.model.prompt import response_opening
 from museg_ray.model.qwen_vl import check_frames_fit, load_tokenizer, resolve_model_path
 from museg_ray.report.page import write_report
 from museg_ray.rewards.recipe import Recipe
+from museg_ray.rollout.vllm_setup import check_forbidden_tokens
 from museg_ray.runs.books import Books
 from museg_ray.runs.folder import LIBRARIES_LOG, write_json
 from museg_ray.runs.resume import OpenRun, open_run, save_run_config
@@ -67,6 +68,7 @@ def run(config: Config, start: StartParts = start_on_ray, write_pages: Callable[
     """
     model_dir = resolve_model_path(config.model.path)  # first: a wrong path leaves no empty run folder behind
     check_frames_fit(config.video, model_dir)
+    check_forbidden_tokens(model_dir, config.rollout)
     Recipe(config.rewards)  # likewise: a reward of the user's that cannot be imported
     load_curriculum(config.data.curriculum)
     check_best_metric(config)

@@ -16,6 +16,7 @@ from museg_ray.checkpoints import folder as checkpoints
 from museg_ray.checkpoints.state import BookMarks, DriverState, Notes, TrainerState
 from museg_ray.config.learning import CheckpointConfig
 from museg_ray.errors import CheckpointError
+from museg_ray.files import described
 
 RUN_ID = "a-run"
 FILES = (
@@ -63,6 +64,31 @@ def test_a_checkpoint_that_lacks_a_file_of_any_rank_is_not_published(name: str, 
     (partial / name).unlink()
     with pytest.raises(CheckpointError, match=name.split("/")[-1]):
         checkpoints.publish(partial)
+    assert steps_of(tmp_path) == []
+
+
+def test_what_its_writers_have_hashed_is_not_read_again_and_is_verified_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial, read = build(tmp_path, 50), []
+    shards = [name for name in FILES if "shard-" in name]
+    written = {Path(name).name: described(partial / name) for name in shards}
+    monkeypatch.setattr(checkpoints, "described", lambda path: (read.append(path), described(path))[1])
+    whole = checkpoints.publish(partial, written)
+    assert not {path.name for path in read} & written.keys() and len(read) == len(FILES) - len(shards)
+    checkpoints.verify(whole)
+    (whole.folder / shards[0]).write_bytes(bytes(5000))
+    with pytest.raises(CheckpointError, match="its BLAKE3 differs"):
+        checkpoints.verify(whole)
+
+
+def test_a_shard_that_is_not_as_long_as_its_writer_says_is_not_published(tmp_path: Path) -> None:
+    partial = build(tmp_path, 50)
+    (shard, *_) = [partial / name for name in FILES if "shard-" in name]
+    written = {shard.name: described(shard)}
+    shard.write_bytes(bytes(4999))
+    with pytest.raises(CheckpointError, match="has 4999 bytes; 5000 were written"):
+        checkpoints.publish(partial, written)
     assert steps_of(tmp_path) == []
 
 
@@ -149,7 +175,7 @@ class Crash(Exception):
     """In place of a process that ends."""
 
 
-STAGES = ["sync", "_hash", "_write_synced", "os.walk", "rename", "unlink"]
+STAGES = ["sync", "described", "_write_synced", "os.walk", "rename", "unlink"]
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -14,6 +14,8 @@ import pytest
 import yaml
 
 from museg_ray.config.load import load_config
+from museg_ray.config.schema import Config
+from museg_ray.fleet.places import needs
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE_ROOT = "/opt/museg_ray/"
@@ -92,6 +94,16 @@ def test_rayjob_offers_what_its_config_reserves(rayjob: dict[str, Any]) -> None:
     assert int(limits(groups["reward"])["cpu"]) >= pooled
 
 
+def test_a_rollout_pod_has_memory_for_two_versions_of_the_weights_beside_rays_objects(rayjob: dict[str, Any]) -> None:
+    memory_gib, weights_gib, engine_gib = int(limits(worker_groups(rayjob)["rollout"])["memory"][:-2]), 16.6 / 1.074, 16
+    assert memory_gib > 2 * weights_gib + 0.3 * memory_gib + engine_gib
+
+
+def test_images_have_what_the_probes_of_kuberay_call() -> None:
+    (install,) = re.findall(r"AS gpu\nRUN apt-get .*?\n\n?ENV", (ROOT / "docker/Dockerfile").read_text(), re.DOTALL)
+    assert " wget " in install
+
+
 def test_rayjob_runs_the_pinned_ray(rayjob: dict[str, Any]) -> None:
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     assert f"ray[default]=={rayjob['spec']['rayClusterSpec']['rayVersion']}" in dependencies
@@ -104,9 +116,13 @@ def test_every_pod_has_the_same_image_and_a_metrics_port(rayjob: dict[str, Any])
     assert all({"name": "metrics", "containerPort": 8080} in pod["ports"] for pod in containers)
 
 
-def test_each_group_offers_a_resource_of_its_role(rayjob: dict[str, Any]) -> None:
-    for role, group in worker_groups(rayjob).items():
-        assert json.loads(json.loads(group["rayStartParams"]["resources"])) == {role: 1}
+def test_each_group_offers_a_resource_of_its_roles(rayjob: dict[str, Any]) -> None:
+    offered = {
+        name: json.loads(json.loads(group["rayStartParams"]["resources"]))
+        for name, group in worker_groups(rayjob).items()
+    }
+    assert offered == {"learner": {"learner": 1}, "rollout": {"rollout": 1}, "reward": {"reward": 1, "clips": 1}}
+    assert {role for group in offered.values() for role in group} == set(needs(Config())), "as they are asked for"
 
 
 def test_dockerfile_copies_files_that_exist_and_builds_the_named_targets() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from museg_ray.config.load import load_config, save_config
 from museg_ray.errors import ConfigError
+from museg_ray.video.frames import choose_num_frames, clip_size
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -24,6 +25,25 @@ def test_museg_7b_has_the_papers_numbers() -> None:
     assert (config.video.max_frames, config.video.total_pixels) == (448, 3584 * 28 * 28)
     assert [phase.steps for phase in config.train.phases] == [400, 500]
     assert [phase.weights.timestamp for phase in config.train.phases] == [1.0, 0.0]
+
+
+def test_museg_7b_corrects_for_engines_that_round_differently_and_waits_for_slow_storage() -> None:
+    config = load_config(CONFIGS / "museg_7b.yaml")
+    assert config.algo.correction == "truncate"
+    assert config.rollout.start_timeout_s > 5 * 16.6e9 / 100e6
+
+
+def test_museg_7b_has_room_for_qwen3_with_what_its_comment_sets() -> None:
+    path = CONFIGS / "museg_7b.yaml"
+    (line,) = [line for line in path.read_text().splitlines() if line.startswith("#   video.size_multiple=32")]
+    config = load_config(path, line[1:].split())
+    video = config.video
+    assert choose_num_frames(1000.0, 30_000, video) == 448
+    most_tokens = video.total_pixels // video.size_multiple**2
+    height, width = clip_size(1080, 1920, 448, video)
+    assert 224 * (height * width // 32**2 + video.pair_tokens) <= most_tokens
+    assert config.model.max_tokens - config.rollout.max_completion_tokens - most_tokens > 1000, "for the question"
+    assert most_tokens + config.rollout.max_completion_tokens > 8192
 
 
 def test_an_override_wins_over_the_file() -> None:

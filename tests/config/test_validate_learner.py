@@ -20,7 +20,7 @@ def config() -> Config:
     [
         ("num_ranks", 0, r"learner\.num_ranks is 0"),
         ("num_gpus", 2.0, r"set learner\.num_ranks"),
-        ("num_gpus", 0.5, r"one GPU, or 0"),
+        ("num_gpus", 0.5, r"one GPU, or 0 .* need two at least .* rollout\.num_gpus=1 and learner\.num_gpus=0"),
         ("num_threads", -1, r"learner\.num_threads is -1"),
         ("adam_betas", (0.9, 1.0), r"\[0\.9, 1\.0\]; both must be"),
         ("zero_stage", 0, r"keeps no float32 gradients"),

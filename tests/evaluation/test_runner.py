@@ -24,16 +24,23 @@ class Answering:
 
     def __init__(self, unreadable: set[str], lost: set[str], file_s: float = 12.0) -> None:
         self.unreadable, self.lost, self.file_s = unreadable, lost, file_s
+        self.room = 1
+        self.num_under_way = self.most_under_way = 0
 
     async def get(self, video: str) -> Any:
         if video in self.unreadable:
             raise VideoError(f"{video} is broken", VideoFault.CORRUPT)
+        self.num_under_way += 1
+        self.most_under_way = max(self.most_under_way, self.num_under_way)
+        await asyncio.sleep(0)
         return SimpleNamespace(prepared=PreparedClip(video, video, (2, 28, 28, 3), self.file_s, False))
 
     async def sample(self, issue: Issue, prompt_ids: Any, clip: Any, sampling: Any) -> Group:
         if (video := issue.query.video) in self.lost:
             self.lost.remove(video)
             raise VideoError("its machine is gone", VideoFault.UNREACHABLE)
+        await asyncio.sleep(0)
+        self.num_under_way -= 1
         text = WRONG if video == "1.mp4" else RIGHT
         return Group(issue, video, 12.0, (1,), (Response((1,), np.zeros(1, np.float32), text, True),), 0)
 
@@ -50,6 +57,14 @@ def test_an_unreadable_video_is_told_and_not_scored_as_a_wrong_answer(tiny_model
     found = ask(tiny_model_dir, {"3.mp4"}, set())
     assert found.answered_ids == {"q/0", "q/1", "q/2"}
     assert [error.fault for error in found.unreadable] == [VideoFault.CORRUPT]
+
+
+def test_no_more_clips_are_prepared_than_will_be_sampled_soon(tiny_model_dir: Path) -> None:
+    parts: Any = Answering(set(), set())
+    queries = [replace(QUERIES[0], query_id=f"q/{i}", video=f"{i}.mp4") for i in range(50)]
+    found = asyncio.run(evaluate(queries, "{question}", 8, load_tokenizer(tiny_model_dir), parts, parts))
+    assert [answered.query.query_id for answered in found.answered] == [query.query_id for query in queries]
+    assert parts.most_under_way == 2
 
 
 def test_scores_are_of_the_queries_that_are_asked_for(tiny_model_dir: Path) -> None:

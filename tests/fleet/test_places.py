@@ -1,6 +1,10 @@
-"""The least crew of a run has room as one; who waits says for what."""
+"""The least crew of a run has room as one, each role where it belongs; who waits says for what."""
 
 import asyncio
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -133,21 +137,76 @@ def test_all_ranks_of_the_learner_have_one_place() -> None:
         place = run.places.take("learner")
         await place.ready()
         strategies = [place.strategy(index) for index in range(2)]
-        assert [each.placement_group_bundle_index for each in strategies] == [3, 4]  # type: ignore[union-attr]
+        assert [each.placement_group_bundle_index for each in strategies] == [0, 0]  # type: ignore[union-attr]
+        assert run.places.group.bundle_specs[0] == {"CPU": 1.0}, "a bundle is on one machine"
         run.end()
 
     asyncio.run(trial())
+
+
+def test_ranks_that_no_machine_can_hold_together_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run()
+    machines = [{"Alive": True, "Resources": {"CPU": 0.9}}, {"Alive": False, "Resources": {"CPU": 64.0}}]
+    monkeypatch.setattr(ray, "nodes", lambda: machines)
+    assert run.places.bundles("learner") == [{"CPU": 0.5}] * 2
+
+    async def trial() -> None:
+        await run.places.reserve()
+        place = run.places.take("learner")
+        await place.ready()
+        strategies = [place.strategy(index) for index in range(2)]
+        assert [each.placement_group_bundle_index for each in strategies] == [0, 1]  # type: ignore[union-attr]
+        run.end()
+
+    asyncio.run(trial())
+
+
+ON_MACHINES = """
+import asyncio, json, ray
+from ray.cluster_utils import Cluster
+from ray.util.placement_group import placement_group_table
+from tests.fleet.test_places import Run
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+cluster.add_node(num_cpus=4, resources={"rollout": 1})
+cluster.add_node(num_cpus=1, resources={"learner": 1})
+cluster.connect()
+machines = {node["NodeID"]: next((r for r in ("rollout", "learner") if r in node["Resources"]), "head")
+            for node in ray.nodes()}
+
+async def trial():
+    run = Run()
+    await run.places.reserve()
+    table = placement_group_table(run.places.group)
+    print(json.dumps({role: sorted({machines[table["bundles_to_node_id"][index]] for index in indices})
+                      for role, indices in run.places.least.items()}))
+
+asyncio.run(trial())
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def test_each_role_is_on_machines_that_offer_its_resource() -> None:
+    """In a process of its own, with a Ray of three nodes. Packed by size alone, all would lie on the largest."""
+    done = subprocess.run(
+        [sys.executable, "-c", ON_MACHINES], capture_output=True, text=True, timeout=120, env=os.environ, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    machines = json.loads(done.stdout.splitlines()[-1])
+    assert (machines["learner"], machines["rollout"]) == (["learner"], ["rollout"])
 
 
 def test_another_roles_lost_machine_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     async def trial() -> None:
         run = Run()
         await run.places.reserve()
-        real = places_module.placement_group_table
+        real, (of_rollout,) = places_module.placement_group_table, run.places.least["rollout"]
 
         def without_rollouts_machine(group: PlacementGroup) -> dict[str, Any]:
             table = real(group)
-            return table | {"state": "RESCHEDULING", "bundles_to_node_id": table["bundles_to_node_id"] | {0: ""}}
+            nodes = table["bundles_to_node_id"] | {of_rollout: ""}
+            return table | {"state": "RESCHEDULING", "bundles_to_node_id": nodes}
 
         monkeypatch.setattr(places_module, "placement_group_table", without_rollouts_machine)
         await run.places.take("learner").ready(1.0)

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from safetensors.torch import load_file
 
 from museg_ray.config.schema import Config, PhaseConfig
+from museg_ray.learner import deepspeed_engine
 from museg_ray.learner.batch import MicroBatch
 from museg_ray.learner.learner import Learner
 from museg_ray.metrics import names
@@ -307,6 +309,44 @@ def test_a_bfloat16_learner_adds_up_small_updates_in_float32(
     # One step moves a weight by 1e-4. Above 1/16 that is less than half of bfloat16's spacing: it would be lost.
     is_large = before[name].abs() > 1 / 16
     assert (weights[name] != before[name])[is_large].float().mean() > 0.1
+
+
+def test_zero_3_knows_what_comes_next_though_packs_differ_in_length(
+    config: Config, start_learner: StartLearner, make_group: MakeGroup, clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights are gathered ahead, and those of the head kept between its calls, only while its trace holds."""
+    config.learner.zero_stage, config.learner.chunk_tokens = 3, 2
+    long, short = make_group([RISING, FALLING], [1.0, -1.0]), make_group([[40], [50]], [1.0, -1.0])
+    config.learner.pack_tokens = len(long.prompt_ids) + 8  # a pack each
+    invalidated = []
+    invalidate = PartitionedParameterCoordinator._invalidate_trace
+    monkeypatch.setattr(
+        PartitionedParameterCoordinator, "_invalidate_trace", lambda it: (invalidated.append(it), invalidate(it))
+    )
+    learner = start_learner(config)
+    for step, groups in enumerate([[short], [long, short], [short, long], [short]], start=1):
+        learner.update(groups, {clip.key: clip}, step)
+        if step <= 2:  # it had to learn that there are longer ones
+            invalidated.clear()
+    assert invalidated == []
+    assert learner._engine.optimizer.parameter_offload.get_param_coordinator().is_complete_trace()
+
+
+@pytest.mark.parametrize("reduce_in_float32", [False, True])
+def test_gradients_cross_ranks_in_float32_where_that_is_asked_for(
+    config: Config, start_learner: StartLearner, reduce_in_float32: bool
+) -> None:
+    config.model.dtype, config.learner.reduce_in_float32 = "bfloat16", reduce_in_float32
+    crossing = start_learner(config)._engine.optimizer.communication_data_type
+    assert crossing == (torch.float32 if reduce_in_float32 else torch.bfloat16)
+
+
+@pytest.mark.parametrize(("device", "overlaps"), [("cpu", False), ("cuda", True)])
+def test_gathering_and_reducing_overlap_with_the_arithmetic_on_a_gpu_alone(
+    config: Config, monkeypatch: pytest.MonkeyPatch, device: str, overlaps: bool
+) -> None:
+    monkeypatch.setattr(deepspeed_engine, "learner_device", lambda: torch.device(device))
+    assert deepspeed_engine.deepspeed_config(config, 10)["zero_optimization"]["overlap_comm"] is overlaps
 
 
 @pytest.mark.parametrize("zero_stage", [2, 3])

@@ -20,6 +20,7 @@ HEALTHY = {
     names.ANSWER_SAME_SHARE: 0.05,
     names.ANSWER_FULL_LENGTH_SHARE: 0.0,
     names.LEARNER_SKIPPED: 0.0,
+    names.PARITY_GAP_MEAN: 0.01,
 }
 Row = tuple[int, str, Mapping[str, float]]
 
@@ -247,6 +248,19 @@ def test_both_signs_of_blindness_are_one_alarm():
     assert "80.0 %" in alarm.saw and "90.0 %" in alarm.saw
 
 
+def test_a_gap_far_above_those_before_raises_an_alarm_at_once():
+    gaps = [0.008, 0.012, 0.01, 0.011, 0.06, 0.009]
+    (alarm,) = raised(watch(), rows(names.PARITY_GAP_MEAN, gaps))
+    assert (alarm.name, alarm.last_step) == ("gap_grows", 5)
+    assert alarm.saw == "the mean log-prob gap is 6.0e-02 nats, and was 1.1e-02 (median); the limit is 5 times that"
+
+
+def test_a_gap_of_rounding_is_no_alarm_and_neither_is_one_before_the_window_is_full():
+    assert raised(watch(), rows(names.PARITY_GAP_MEAN, [1e-7] * 5 + [9e-5] * 2)) == []
+    assert raised(watch(), rows(names.PARITY_GAP_MEAN, [0.001, 0.001, 0.07])) == []
+    assert raised(watch(max_gap_factor=8.0), rows(names.PARITY_GAP_MEAN, [0.01] * 5 + [0.079])) == []
+
+
 def test_a_window_of_no_steps_turns_all_alarms_off():
     alarms = watch(window_steps=0)
     assert raised(alarms, rows(names.REWARD_STD, [0.0] * 50)) == []
@@ -302,8 +316,10 @@ def test_every_alarm_has_a_state_and_every_text_is_one_ascii_line():
         names.ANSWER_SINGLE_SEGMENT_SHARE: 1.0,
         names.ANSWER_SAME_SHARE: 1.0,
         names.LEARNER_SKIPPED: 1.0,
+        names.PARITY_GAP_MEAN: 0.01,
     }
     steps = [(step, "free" if step <= 4 else "timestamps", HEALTHY if step <= 4 else bad) for step in range(1, 9)]
+    steps[-1] = (8, "timestamps", bad | {names.PARITY_GAP_MEAN: 0.07})
     alarms = raised(watch(), steps)
     assert {f"alarm/{alarm.name}" for alarm in alarms} == set(names.ALARMS)
     texts = [text for alarm in alarms for text in (alarm.saw, alarm.check)]

@@ -87,12 +87,13 @@ class FakeLearner:
         copy = state | {"random": dict(self.random.bit_generator.state)}
         self._writing = asyncio.create_task(self._write(folder, json.dumps(copy)))
 
-    async def finish_checkpoint(self) -> None:
+    async def finish_checkpoint(self) -> dict[str, dict[str, object]]:
         assert self._writing is not None
         try:
             await self._writing
         finally:
             self._writing = None
+        return {}
 
     async def export_model(self, out_dir: Path) -> None:
         await self._script.moment("learner", "export_model")
