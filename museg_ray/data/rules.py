@@ -200,21 +200,13 @@ def _other_unit(segments: Sequence[Segment], limits: Limits) -> Finding | None:
     return None
 
 
-def _past_end(segments: Sequence[Segment], limits: Limits) -> Finding | None:
-    return _late("past_end", segments, limits.duration_s, "the video, which lasts", limits)
-
-
-def _beyond_file(segments: Sequence[Segment], limits: Limits) -> Finding | None:
-    return _late("beyond_file", segments, limits.file_s, "its file, which lasts", limits)
-
-
 def _late(rule: str, segments: Sequence[Segment], end_s: float | None, what: str, limits: Limits) -> Finding | None:
     spans = _spans(segments)
     last = max(spans, key=lambda span: (span[1], span[0]))
     if end_s is None or last[1] <= end_s:
         return None
     amount_s = _rounded(last[1] - end_s)
-    reason = f"{_shown(last)} ends {amount_s:g} s after {what} {end_s:g} s"
+    reason = f"{_shown(last)} ends {amount_s:g} s after {what}, which lasts {end_s:g} s"
     return Finding(rule, reason, amount_s, _clipped(spans, end_s, limits.min_share))
 
 
@@ -269,8 +261,8 @@ SEGMENT_CHECKS: Mapping[str, SegmentCheck] = {
     "unsorted": _unsorted,
     "negative": _negative,
     "other_unit": _other_unit,
-    "past_end": _past_end,
-    "beyond_file": _beyond_file,
+    "past_end": lambda segments, limits: _late("past_end", segments, limits.duration_s, "the video", limits),
+    "beyond_file": lambda segments, limits: _late("beyond_file", segments, limits.file_s, "its file", limits),
     "zero_length": _zero_length,
     "overlapping": _overlapping,
 }

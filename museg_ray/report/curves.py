@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from museg_ray.metrics import names
 from museg_ray.report.run_folder import RunFolder
-from museg_ray.report.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, house_style, save_png, spread
+from museg_ray.report.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, save_png, spread
 
 FEW_STEPS = 12
 """Up to so many steps are drawn as they are, with dots: a line through two points says little."""
@@ -38,12 +38,10 @@ TIME_COLORS = {"clips": PURPLE, "rollout": SKY, "reward": ORANGE, "learner": BLU
 
 def draw_curves(run: RunFolder) -> Path:
     """Draw `curves.png` in the run folder; a run without a finished step gives a picture that says so."""
-    with house_style():
-        figure = _curves(run) if run.rows else _no_step_yet()
-        return save_png(figure, run.path / "curves.png")
+    return save_png(run.path / "curves.png", _curves if run.rows else _no_step_yet, run)
 
 
-def _no_step_yet() -> Figure:
+def _no_step_yet(_: RunFolder) -> Figure:
     figure = Figure(figsize=(10, 1.5))
     figure.text(0.5, 0.5, "No step has finished yet.", ha="center", va="center", color=MUTED)
     return figure

@@ -32,22 +32,19 @@ def write_report(run_dir: Path) -> Path:
         CheckpointError: one of its files is damaged.
     """
     run = read_run(run_dir)
-    page = (
-        _environment()
-        .get_template("page.html.jinja")
-        .render(
-            run=run,
-            scores=_scores(run),
-            no_alarm=_why_no_alarm(run),
-            heldout=run.summary.get("heldout"),
-            curves=_inlined(draw_curves(run)),
-            stays=stays_of(run.events),
-            events=[event for event in run.events if event["kind"] in TOLD_EVENTS],
-            timelines=_inlined(draw_timelines(run)),
-            part_times=_part_times(run),
-            samples=_samples(run),
-            reward_parts=REWARD_PARTS,
-        )
+    template = _environment().get_template("page.html.jinja")
+    page = template.render(
+        run=run,
+        scores=_scores(run),
+        no_alarm=_why_no_alarm(run),
+        heldout=run.summary.get("heldout"),
+        curves=_inlined(draw_curves(run)),
+        stays=stays_of(run.events),
+        events=[event for event in run.events if event["kind"] in TOLD_EVENTS],
+        timelines=_inlined(draw_timelines(run)),
+        part_seconds=_part_seconds(run),
+        samples=_samples(run),
+        reward_parts=REWARD_PARTS,
     )
     path = run_dir / "report.html"
     with whole_file(path) as partial:
@@ -96,13 +93,10 @@ def _why_no_alarm(run: RunFolder) -> str:
     return f"None was raised. Watched, most over the last {window} steps of a phase: {watched}."
 
 
-def _part_times(run: RunFolder) -> list[tuple[str, float, float]]:
-    """Name, seconds and their share of the longest of every part of the whole run; of an unfinished one, of every part
-    of the steps so far."""
+def _part_seconds(run: RunFolder) -> Mapping[str, float]:
+    """Of every part of the whole run; of an unfinished one, of every part of the steps so far."""
     of_steps = {name: float(run.series(metric)[1].sum()) for name, metric in names.TIME_PARTS.items()}
-    seconds = run.summary.get("wall_s") or of_steps
-    longest = max(seconds.values(), default=0.0) or 1.0
-    return [(name.replace("_", " "), spent_s, spent_s / longest) for name, spent_s in seconds.items()]
+    return run.summary.get("wall_s") or of_steps
 
 
 def _samples(run: RunFolder) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:

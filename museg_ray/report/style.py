@@ -4,9 +4,9 @@ Colours are Okabe and Ito's, told apart by colour-blind readers; figures are mad
 no global state and needs no screen.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -29,15 +29,10 @@ TRUTH_COLOR, BEFORE_COLOR, AFTER_COLOR = INK, ORANGE, BLUE
 _STYLE = Path(__file__).with_name("museg.mplstyle")
 
 
-def house_style() -> AbstractContextManager[None]:
-    """Settings of every figure that is made and saved inside this context."""
-    return matplotlib.rc_context(fname=_STYLE)
-
-
-def save_png(figure: Figure, path: Path) -> Path:
-    """Write the picture whole or not at all."""
-    with whole_file(path) as partial:
-        figure.savefig(partial, format="png")
+def save_png(path: Path, draw: Callable[..., Figure], *about: Any) -> Path:
+    """Write the picture that `draw` makes of what it is `about`, in the house's look, whole or not at all."""
+    with matplotlib.rc_context(fname=_STYLE), whole_file(path) as partial:
+        draw(*about).savefig(partial, format="png")
     return path
 
 

@@ -14,15 +14,7 @@ from museg_ray.config.schema import VideoConfig
 from museg_ray.errors import VideoError
 from museg_ray.report.filmstrip import draw_strip, is_inside, num_tiles, tile_times, tile_width
 from museg_ray.report.run_folder import Answer, RunFolder
-from museg_ray.report.style import (
-    AFTER_COLOR,
-    BEFORE_COLOR,
-    MUTED,
-    TRUTH_COLOR,
-    house_style,
-    save_png,
-    spread,
-)
+from museg_ray.report.style import AFTER_COLOR, BEFORE_COLOR, MUTED, TRUTH_COLOR, save_png, spread
 from museg_ray.report.timeline_text import Track
 from museg_ray.report.tracks import TRACK_INCHES, draw_tracks
 from museg_ray.shown_text import one_line
@@ -45,8 +37,7 @@ def draw_timelines(run: RunFolder) -> Path:
     Without the evaluation after training, the answers before it are ranked and shown alone. Where a video cannot be
     read its strip is left out and the reason stands in its place.
     """
-    with house_style():
-        return save_png(_timelines(run), run.path / "timelines.png")
+    return save_png(run.path / "timelines.png", _timelines, run)
 
 
 def draw_grounding(path: Path, clip: Clip, question: str, segments: Sequence[Segment]) -> Path:
@@ -58,14 +49,12 @@ def draw_grounding(path: Path, clip: Clip, question: str, segments: Sequence[Seg
         question: the title.
         segments: the model's answer; empty when it was invalid.
     """
-    with house_style():
-        return save_png(_grounding(clip, question, segments), path)
+    return save_png(path, _grounding, clip, question, segments)
 
 
 def draw_selection(path: Path, clip: Clip) -> Path:
     """Draw the frames that the model sees, in rows, each under its time."""
-    with house_style():
-        return save_png(_selection(clip), path)
+    return save_png(path, _selection, clip)
 
 
 def _selection(clip: Clip) -> Figure:
