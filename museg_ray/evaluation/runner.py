@@ -117,23 +117,20 @@ async def evaluate(
 
     async def answer(issue: Issue) -> Answered | QueryError:
         async with turns:
-            return await answered(issue)
-
-    async def answered(issue: Issue) -> Answered | QueryError:
-        query = issue.query
-        prompt_ids = chat_prompt_ids(tokenizer, render_prompt(prompt, query.question))
-        try:
-            clip = await clips.get(query.video)
-            if has_own_videos:
-                query, _ = fit_to_file(query, clip.prepared.duration_s)
+            query = issue.query
+            prompt_ids = chat_prompt_ids(tokenizer, render_prompt(prompt, query.question))
             try:
-                group = await rollouts.sample(issue, prompt_ids, clip, sampling)
-            except VideoError:  # it left the store meanwhile, or the machine that has it: prepared once more
-                group = await rollouts.sample(issue, prompt_ids, await clips.get(query.video), sampling)
-        except QueryError as error:
-            return error
-        text = group.responses[0].text
-        return Answered(query, text, recipe.score(text, query, weights), clip.prepared.duration_s)
+                clip = await clips.get(query.video)
+                if has_own_videos:
+                    query, _ = fit_to_file(query, clip.prepared.duration_s)
+                try:
+                    group = await rollouts.sample(issue, prompt_ids, clip, sampling)
+                except VideoError:  # it left the store meanwhile, or the machine that has it: prepared once more
+                    group = await rollouts.sample(issue, prompt_ids, await clips.get(query.video), sampling)
+            except QueryError as error:
+                return error
+            text = group.responses[0].text
+            return Answered(query, text, recipe.score(text, query, weights), clip.prepared.duration_s)
 
     results = await asyncio.gather(
         *(answer(Issue(index, query, EVALUATION, seed=0)) for index, query in enumerate(queries))

@@ -2,6 +2,7 @@
 
 import ctypes
 import socket
+from contextlib import suppress
 
 from museg_ray.errors import ResourceError
 
@@ -16,17 +17,13 @@ def check_gpu_driver(library: str = "libcuda.so.1") -> None:
     Raises:
         ResourceError: there is none, or it is too old.
     """
-    version, machine = ctypes.c_int(), socket.gethostname()
-    try:
+    version = ctypes.c_int()
+    with suppress(OSError):  # the library is not there
         ctypes.CDLL(library).cuDriverGetVersion(ctypes.byref(version))
-    except OSError as error:
-        raise ResourceError(
-            f"{machine} offers GPUs, but has no NVIDIA driver that this process can see: {error}. Install "
-            "driver 580 or newer; in a container, use NVIDIA's container runtime."
-        ) from None
     if version.value < LEAST_CUDA:
-        found = f"{version.value // 1000}.{version.value % 1000 // 10}"
+        newest = f"supports CUDA {version.value // 1000}.{version.value % 1000 // 10}"
+        found = newest if version.value else "is not there, or not seen by this process (is it in a container?)"
         raise ResourceError(
-            f"The NVIDIA driver of {machine} supports CUDA {found}; torch and vLLM of requirements/gpu.txt need CUDA "
+            f"The NVIDIA driver of {socket.gethostname()} {found}; torch and vLLM of requirements/gpu.txt need CUDA "
             "13.0. Install driver 580 or newer (`nvidia-smi` shows which one there is)."
         )

@@ -154,8 +154,7 @@ class Places:
         Raises:
             ResourceError: there was none for `fleet.place_timeout_s`.
         """
-        bundles: list[dict[str, float]] = []
-        least: dict[str, range] = {}
+        bundles, least = list[dict[str, float]](), dict[str, range]()
         for role in ("learner", "rollout", "reward", "clips"):
             own = self.bundles(role)
             least[role] = range(len(bundles), len(bundles) + len(own))

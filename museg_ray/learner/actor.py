@@ -1,7 +1,6 @@
 """The learner's ranks in Ray actors of their own, and the driver's one handle on them."""
 
 import asyncio
-from collections import ChainMap
 from collections.abc import Awaitable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -256,7 +255,8 @@ class LearnerHandle:
         Raises:
             LearnerError: they could not be written.
         """
-        return dict(ChainMap(*await self._all("finish_checkpoint")))
+        written = await self._all("finish_checkpoint")
+        return {name: file for of_rank in written for name, file in of_rank.items()}
 
     async def export_model(self, out_dir: Path) -> None:
         """Write a Hugging Face folder of the policy."""

@@ -53,7 +53,7 @@ class _View:
     means: Mapping[str, float]
     """Metric -> mean over its window, where that is full."""
     gaps: Sequence[float]
-    """Mean log-prob gaps of its window, oldest first; empty until that is full."""
+    """Mean log-prob gaps of the window, oldest first."""
     weights: RewardWeights
     """Of the present phase."""
     matching_before: float | None
@@ -113,10 +113,11 @@ def _video_blind(view: _View) -> Finding:
 
 
 def _gap_grows(view: _View) -> Finding:
-    if len(view.gaps) < 2:
+    limits = view.limits
+    if len(view.gaps) < max(2, limits.window_steps):
         return {}
     *before, gap = view.gaps
-    usual, limits = median(before), view.limits
+    usual = median(before)
     if gap <= max(limits.min_gap, limits.max_gap_factor * usual):
         return {}
     saw = f"the mean log-prob gap is {gap:.1e} nats, and was {usual:.1e} (median)"
@@ -277,8 +278,7 @@ class AlarmWatch:
         means = self._means()
         self._best_format = max(self._best_format, means.get(names.REWARD_FORMAT, 0.0))
         assert self._phase_name is not None, "a step has been observed"
-        window = self._windows[names.PARITY_GAP_MEAN]
-        gaps = [gap for _, gap in window] if len(window) == window.maxlen else []
+        gaps = [gap for _, gap in self._windows[names.PARITY_GAP_MEAN]]
         weights = self._weights[self._phase_name]
         return _View(self._limits, means, gaps, weights, self._matching_before, self._best_format)
 

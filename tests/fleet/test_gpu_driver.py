@@ -1,13 +1,20 @@
 """The driver's version, asked of a library that is compiled here in the place of NVIDIA's."""
 
+import asyncio
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from museg_ray.config.learning import LearnerConfig
+from museg_ray.config.schema import Config, RolloutConfig
 from museg_ray.errors import ResourceError
 from museg_ray.fleet.gpu_driver import check_gpu_driver
+from museg_ray.learner import actor as learner_actor
+from museg_ray.learner.rank import Rank
+from museg_ray.rollout import actor as rollout_actor
 
 
 @pytest.fixture
@@ -32,5 +39,16 @@ def test_a_driver_that_is_too_old_is_one_error_that_names_both_versions(driver: 
 
 
 def test_a_machine_without_a_driver_is_told_too(tmp_path: Path) -> None:
-    with pytest.raises(ResourceError, match="has no NVIDIA driver that this process can see"):
+    with pytest.raises(ResourceError, match="is not there, or not seen by this process"):
         check_gpu_driver(str(tmp_path / "libcuda.so.1"))
+
+
+def test_ranks_and_engines_on_gpus_look_at_it_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = partial(check_gpu_driver, str(tmp_path / "libcuda.so.1"))
+    for module in (learner_actor, rollout_actor):
+        monkeypatch.setattr(module, "check_gpu_driver", missing)
+    config = Config(rollout=RolloutConfig(num_gpus=1.0), learner=LearnerConfig(num_gpus=1.0))
+    with pytest.raises(ResourceError, match="driver"):
+        learner_actor.LearnerActor().start(config, tmp_path, Rank(), None)
+    with pytest.raises(ResourceError, match="driver"):
+        asyncio.run(rollout_actor.RolloutActor(tmp_path, config).start())

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +11,9 @@ import ray
 import torch
 
 from museg_ray.config.schema import Config, PhaseConfig
-from museg_ray.errors import LearnerError, ModelError, ResourceError, VideoError, VideoFault
+from museg_ray.errors import LearnerError, ModelError, VideoError, VideoFault
 from museg_ray.files import described
-from museg_ray.fleet.gpu_driver import check_gpu_driver
-from museg_ray.learner import actor
 from museg_ray.learner.actor import LearnerHandle, _environment
-from museg_ray.learner.rank import Rank
 from museg_ray.metrics import names
 from museg_ray.types import Clip, Group
 from museg_ray.video.loader import ClipHandle
@@ -110,15 +106,6 @@ def test_memory_of_a_gpu_is_taken_in_segments_that_can_grow_and_a_cpu_hides_gpus
     config.learner.num_gpus = 0.0
     assert _environment(config.learner)["CUDA_VISIBLE_DEVICES"] == ""
     assert "PYTORCH_ALLOC_CONF" not in _environment(config.learner)
-
-
-def test_ranks_on_gpus_look_at_the_driver_first(
-    config: Config, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(actor, "check_gpu_driver", partial(check_gpu_driver, "no-such-driver.so"))
-    config.learner.num_gpus = 1.0
-    with pytest.raises(ResourceError, match="no NVIDIA driver"):
-        actor.LearnerActor().start(config, tiny_model_dir, Rank(), None)
 
 
 def test_a_folder_that_is_no_model_is_a_model_error_of_the_learner(

@@ -252,7 +252,13 @@ def test_the_probe_looks_at_the_first_readable_query_and_leaves_no_trace(
     assert probed.query.query_id == three_phases.issued[1]["query_id"]
 
 
-@pytest.mark.parametrize("gap", [0.6, float("nan"), float("inf")])
+def test_a_gap_as_bfloat16_has_it_is_no_disagreement(tmp_path: Path, tiny_model_dir: Path) -> None:
+    run = Run(tmp_path, tiny_model_dir, PHASES, set())
+    run.parts.gap = 0.03
+    assert len(run.to_end().parts.updates) == sum(phase.steps for phase in PHASES)
+
+
+@pytest.mark.parametrize("gap", [0.09, float("nan"), float("inf")])
 def test_parts_that_disagree_are_found_before_anything_is_trained(
     gap: float, tmp_path: Path, tiny_model_dir: Path
 ) -> None:
