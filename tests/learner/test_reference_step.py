@@ -288,10 +288,11 @@ def weights_of(learner: Learner) -> dict[str, Tensor]:
 
 
 def assert_close_weights(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """In each tensor but a few elements: of 50,000 there is about one whose gradient is at rounding in an update."""
+    """In each tensor but a few elements: of 50,000 there is about one whose gradient is at rounding in an update, and
+    Adam makes a part of the rate of that; most tensors have none, the worst of all variants four."""
     for name, weight in found.items():
         difference = (weight - expected[name].detach()).abs()
-        assert (difference > TOLERANCE).sum() <= 3, f"{name}: {difference.max()}"
+        assert (difference > TOLERANCE).sum() <= 4, f"{name}: {difference.max()}"
         assert difference.max() < 10 * RATE, name
 
 
