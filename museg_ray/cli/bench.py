@@ -74,14 +74,11 @@ def learner(
 
 
 @bench.command()
-def pipeline(
-    is_real: Annotated[bool, typer.Option("--real", help="Also kill parts of the real stack: minutes more.")] = False,
-    json_file: JsonFile = None,
-) -> None:
+def pipeline(json_file: JsonFile = None) -> None:
     """What the driver adds to rollouts and learner: overlap, its own time with many actors, its books, scaling."""
     from museg_ray.bench.pipeline import bench_pipeline
 
-    _run("the pipeline", json_file, lambda tell: bench_pipeline(tell, is_real))
+    _run("the pipeline", json_file, bench_pipeline)
 
 
 @bench.command()
