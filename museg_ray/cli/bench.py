@@ -62,15 +62,12 @@ def learner(
         Literal["tiny", "3b"],
         typer.Option(help="museg-tiny in float32, or the sizes of Qwen2.5-VL-3B with random weights in bfloat16."),
     ] = "tiny",
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="`auto`: the GPU where there is one.")
-    ] = "auto",
     json_file: JsonFile = None,
 ) -> None:
     """One update pass over a group, packed, against the published trainer's row by row: time, memory, equality."""
     from museg_ray.bench.learner import bench_learner
 
-    _run("the learner", json_file, lambda tell: bench_learner(model, device, rounds, tell))
+    _run("the learner", json_file, lambda tell: bench_learner(model, rounds, tell))
 
 
 @bench.command()
