@@ -2,10 +2,10 @@
 
 BIN := .venv/bin
 
-.PHONY: chaos soak help setup demo test lint check tiny
+.PHONY: chaos recovery soak help setup demo test lint check tiny
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 
 setup:  ## build .venv from requirements/cpu.txt (PYTHON=... picks the interpreter of a new one)
 	@PYTHON="$(PYTHON)" bash scripts/setup.sh
@@ -23,6 +23,9 @@ lint: setup  ## style and types: ruff, mypy
 
 chaos: setup  ## 60 steps whose processes are killed at random, beside undisturbed runs (SEED=n; about 12 minutes)
 	@$(BIN)/python -m tests.chaos $(SEED)
+
+recovery: setup  ## kills an engine, an actor and a node of the real stack: how soon each is noticed and replaced (minutes)
+	@$(BIN)/python -m tests.chaos.recovery
 
 soak: setup  ## 1,000 small steps: whether memory, files, threads, processes or shared memory grow (about 20 minutes)
 	@$(BIN)/python -m tests.soak

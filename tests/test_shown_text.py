@@ -7,7 +7,7 @@ from museg_ray.shown_text import one_line, shown
 from tests.hostile import ESCAPED, HOSTILE, SURROGATE, UNSEEN
 
 PACKAGE = Path(__file__).resolve().parents[1] / "museg_ray"
-MAY_PRINT = {"terminal/console.py", "bench/learner_way.py", "bench/video_way.py"}
+MAY_PRINT = {"terminal/console.py", "bench/apart.py"}
 """The console; and two processes of benchmarks whose standard output another process reads."""
 PRINTS = {"print", "typer.echo", "sys.stdout.write", "sys.stderr.write", "Text.from_markup"}
 OF_RICH = {"Console", "get_console", "render"}

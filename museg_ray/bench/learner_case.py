@@ -101,11 +101,14 @@ def group_loss(logprobs: torch.Tensor, group: Group) -> torch.Tensor:
 
 
 def load_model(name: str, device: torch.device) -> Any:
-    """`tiny`: museg-tiny in float32. `3b`: Qwen2.5-VL-3B's sizes with random bfloat16 weights; nothing is downloaded.
+    """`tiny`: museg-tiny in float32. `3b`: Qwen2.5-VL-3B's sizes with random bfloat16 weights, and gradient
+    checkpointing as models of that size are trained: row by row a group would not fit otherwise. Nothing is downloaded.
 
     Both cut frames into the same patches and have museg-tiny's placeholder ids.
     """
     model: Any = build_3b(device) if name == "3b" else load_policy(PACKAGED_MODEL_DIR, torch.float32)
+    if name == "3b":
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.to(device).train()  # gradient checkpointing acts in training mode only; there is no dropout
 
 

@@ -1,14 +1,5 @@
-"""One measurement of `museg bench learner`, in a process of its own so that its peak memory is its alone.
+"""One measurement of `museg bench learner`, for a process of its own."""
 
-    python -m museg_ray.bench.learner_way WAY MODEL DEVICE VIDEO_STEPS RECOMPUTE OUT
-
-prints one JSON object and leaves log-probs and gradients in OUT for a comparison. WAY is `rows` (as the published
-trainer), an attention of `learner.attention`, or one of `TOWER_WAYS` for the vision tower alone; MODEL is `tiny` or
-`3b`; RECOMPUTE is 1 with gradient checkpointing.
-"""
-
-import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +9,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
+from museg_ray.bench.apart import Facts, status_mib
 from museg_ray.bench.learner_case import TOWER_FRAME_PATCHES, Group, Shape, group_loss, load_model, make_group
 from museg_ray.bench.naive_learner import row_logprobs
 from museg_ray.model.family import family_of
@@ -27,8 +19,8 @@ from museg_ray.model.qwen_vl import PACKAGED_MODEL_DIR, VisionSpec, load_vision_
 from museg_ray.model.tower import use_one_call
 
 MIB = 1024**2
-ROWS = "rows"
-TOWER_WAYS = WINDOWS, ONE_CALL = "windows", "one_call"
+ROWS = "row by row"
+TOWER_WAYS = WINDOWS, ONE_CALL = "tower by windows", "tower"
 """The vision tower as transformers has it, and as the learner runs it."""
 WARM_UP = Shape(video_steps=1, group_size=2, completion_tokens=(4, 8))
 CHUNK_TOKENS = 1024
@@ -51,7 +43,24 @@ class AttentionCalls(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def measure(way: str, model: Any, shape: Shape) -> tuple[dict[str, float], Numbers]:
+def measure_way(way: str, model_name: str, device: str, video_steps: int, numbers_file: str) -> Facts:
+    """Leaves log-probs and gradients in a file, to compare.
+
+    Args:
+        way: `ROWS` (as the published trainer), an attention of `learner.attention`, or one of `TOWER_WAYS` for the
+            vision tower alone.
+        model_name: `tiny` or `3b`.
+        device: `cpu` or `cuda`.
+        video_steps: pairs of frames.
+        numbers_file: to write.
+    """
+    model = load_model(model_name, torch.device(device))
+    facts, numbers = (measure_tower if way in TOWER_WAYS else measure)(way, model, Shape(video_steps))
+    torch.save(numbers, numbers_file)
+    return facts
+
+
+def measure(way: str, model: Any, shape: Shape) -> tuple[Facts, Numbers]:
     """Of two forward and backward passes over the same group: the seconds of the second one; the MiB at the peak over
     what weights, their gradients and inputs take; tokens and patches of a pass; and its log-probs and gradients."""
     spec = load_vision_spec(PACKAGED_MODEL_DIR)
@@ -65,7 +74,7 @@ def measure(way: str, model: Any, shape: Shape) -> tuple[dict[str, float], Numbe
     return facts | {"tokens": tokens, "patches": copies * len(group.patches)}, numbers
 
 
-def measure_tower(way: str, model: Any, shape: Shape) -> tuple[dict[str, float], Numbers]:
+def measure_tower(way: str, model: Any, shape: Shape) -> tuple[Facts, Numbers]:
     """As `measure`, of the vision tower and its mergers alone: a video's features in place of log-probs. Also how often
     attention is called in a forward pass."""
     if way == ONE_CALL:
@@ -82,12 +91,12 @@ def measure_tower(way: str, model: Any, shape: Shape) -> tuple[dict[str, float],
     facts, numbers = _second_pass(model.model.visual, lambda: run(group))
     with AttentionCalls() as calls:
         run(group)
-    return facts | {"tokens": 0, "patches": len(group.patches), "calls": calls.count}, numbers
+    return facts | {"patches": len(group.patches), "calls": calls.count}, numbers
 
 
-def _second_pass(model: Any, run: Callable[[], torch.Tensor]) -> tuple[dict[str, float], Numbers]:
+def _second_pass(model: Any, run: Callable[[], torch.Tensor]) -> tuple[Facts, Numbers]:
     """Runs twice; `run` gives the log-probs and adds to the model's gradients."""
-    start_bytes = _start_watching(model.device)
+    start_mib = _start_watching(model.device)
     for _ in range(2):
         model.zero_grad(set_to_none=False)
         start_s = time.perf_counter()
@@ -95,7 +104,7 @@ def _second_pass(model: Any, run: Callable[[], torch.Tensor]) -> tuple[dict[str,
         if logprobs.is_cuda:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - start_s
-    peak_mib = (_peak_bytes(model.device) - start_bytes) / MIB
+    peak_mib = _peak_mib(model.device) - start_mib
     return {"seconds": seconds, "peak_mib": peak_mib}, {"logprobs": logprobs.cpu(), "gradient": gradient(model)}
 
 
@@ -124,36 +133,14 @@ def gradient(model: Any) -> torch.Tensor:
     return torch.cat([weight.grad.flatten()[::every].float().cpu() for weight in model.parameters()])
 
 
-def _start_watching(device: torch.device) -> int:
-    """Forget the peak so far; bytes in use now."""
+def _start_watching(device: torch.device) -> float:
+    """Forget the peak so far; MiB in use now."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
+        return torch.cuda.memory_allocated() / MIB
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew (proc_pid_clear_refs(5))
-    return _status_bytes("VmRSS")
+    return status_mib("VmRSS")
 
 
-def _peak_bytes(device: torch.device) -> int:
-    return torch.cuda.max_memory_allocated() if device.type == "cuda" else _status_bytes("VmHWM")
-
-
-def _status_bytes(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":")) * 1024
-
-
-def main(way: str, model_name: str, device: str, video_steps: str, recompute: str, out: str) -> None:
-    try:
-        model = load_model(model_name, torch.device(device))
-        if int(recompute):
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        facts, numbers = (measure_tower if way in TOWER_WAYS else measure)(way, model, Shape(int(video_steps)))
-    except torch.OutOfMemoryError:
-        print(json.dumps({"out_of_memory": 1.0}))
-        return
-    torch.save(numbers, out)
-    print(json.dumps(facts))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def _peak_mib(device: torch.device) -> float:
+    return torch.cuda.max_memory_allocated() / MIB if device.type == "cuda" else status_mib("VmHWM")

@@ -14,7 +14,6 @@ from statistics import median
 
 from museg_ray.bench.pipeline_books import CHECKPOINT, STEP, measure_books
 from museg_ray.bench.pipeline_fakes import GROUP_SIZE, Waits
-from museg_ray.bench.pipeline_recovery import measure_recovery
 from museg_ray.bench.pipeline_run import make_config, train_fakes
 from museg_ray.bench.result import BenchResult, Row, Target, at_most, compared
 from museg_ray.bench.simulated_loop import SimulatedLoop
@@ -67,19 +66,16 @@ class Sizes:
 FULL = Sizes()
 
 
-def bench_pipeline(tell: Tell, is_real: bool = False, sizes: Sizes = FULL) -> BenchResult:
+def bench_pipeline(tell: Tell, sizes: Sizes = FULL) -> BenchResult:
     """
     Args:
         tell: is told what is being done.
-        is_real: also kills engines of the real stack.
         sizes: how much is measured.
 
     Raises:
         ResourceError: the books cannot be written.
     """
     found = [part(sizes, tell) for part in (measure_overlap, measure_scaling, measure_driver, measure_late_books)]
-    if is_real:
-        found.append(measure_recovery(tell))
     rows = chain.from_iterable(rows for rows, _ in found)
     targets = chain.from_iterable(targets for _, targets in found)
     return BenchResult("pipeline", tuple(rows), tuple(targets))

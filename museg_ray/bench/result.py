@@ -29,9 +29,9 @@ def at_least(name: str, value: float, target: float) -> Target:
     return Target(name, value, target, value >= target)
 
 
-def compared(what: str, case: str, ms: float, against_ms: float) -> Row:
-    """`what` reads `this / that`: milliseconds of this and of that, and their ratio."""
-    return {"measured": what, "case": case, "ms": ms, "against": against_ms, "ratio": ms / against_ms}
+def compared(what: str, case: str, value: float, against: float, unit: str = "ms") -> Row:
+    """`what` reads `this / that`: the value of this and of that, and their ratio. `unit` heads the values' column."""
+    return {"measured": what, "case": case, unit: value, "against": against, "ratio": value / against}
 
 
 @dataclass(frozen=True, slots=True)

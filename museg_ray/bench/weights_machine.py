@@ -1,18 +1,16 @@
 """A second machine on this one, for `museg bench weights`: a network namespace, reached through a pair of interfaces
 that count what crosses."""
 
-import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from museg_ray.bench.apart import measure_apart
+from museg_ray.bench.apart import Facts, measure_apart
 from museg_ray.bench.weights_roles import made_up
 from museg_ray.weights.host import WeightHost
 from museg_ray.weights.tensors import fill, tensor_layout
@@ -41,8 +39,7 @@ def second_machine(size_bytes: int) -> Crossing | None:
         host.commit(1)
         counter = Path(COUNTER.format(interface=interface))
         before = int(counter.read_text())
-        arguments = [str(size_bytes), *map(str, host.address())]
-        facts = measure_apart("fetch", __name__, arguments, ("ip", "netns", "exec", name))
+        facts = measure_apart(fetch, size_bytes, *host.address(), within=("ip", "netns", "exec", name))
         crossed = int(counter.read_text()) - before
         host.close()
     return Crossing(facts["fetch_s"], crossed / layout.size_bytes)
@@ -68,18 +65,13 @@ def _namespace() -> Iterator[tuple[str, str]]:
         subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
 
-def _fetch(size_bytes: int, address: Address) -> float:
+def fetch(size_bytes: int, host_name: str, port: int, token: str) -> Facts:
     """Runs on the second machine."""
     layout, host = tensor_layout(made_up(size_bytes, "meta")), WeightHost(host=THERE)
     host.reserve(layout)
     host.begin(1, 0.0)
     began_s = time.perf_counter()
-    host.fetch(1, {address: [(len(layout.header), layout.size_bytes)]})
+    host.fetch(1, {Address(host_name, port, token): [(len(layout.header), layout.size_bytes)]})
     took_s = time.perf_counter() - began_s
     host.commit(1)
-    return took_s
-
-
-if __name__ == "__main__":
-    _, size, at, port, token = sys.argv[1:]
-    print(json.dumps({"fetch_s": _fetch(int(size), Address(at, int(port), token))}))
+    return {"fetch_s": took_s}

@@ -62,26 +62,20 @@ def learner(
         Literal["tiny", "3b"],
         typer.Option(help="museg-tiny in float32, or the sizes of Qwen2.5-VL-3B with random weights in bfloat16."),
     ] = "tiny",
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="`auto`: the GPU where there is one.")
-    ] = "auto",
     json_file: JsonFile = None,
 ) -> None:
     """One update pass over a group, packed, against the published trainer's row by row: time, memory, equality."""
     from museg_ray.bench.learner import bench_learner
 
-    _run("the learner", json_file, lambda tell: bench_learner(model, device, rounds, tell))
+    _run("the learner", json_file, lambda tell: bench_learner(model, rounds, tell))
 
 
 @bench.command()
-def pipeline(
-    is_real: Annotated[bool, typer.Option("--real", help="Also kill parts of the real stack: minutes more.")] = False,
-    json_file: JsonFile = None,
-) -> None:
+def pipeline(json_file: JsonFile = None) -> None:
     """What the driver adds to rollouts and learner: overlap, its own time with many actors, its books, scaling."""
     from museg_ray.bench.pipeline import bench_pipeline
 
-    _run("the pipeline", json_file, lambda tell: bench_pipeline(tell, is_real))
+    _run("the pipeline", json_file, bench_pipeline)
 
 
 @bench.command()

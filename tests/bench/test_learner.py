@@ -9,7 +9,8 @@ import torch
 from typer.testing import CliRunner
 
 from museg_ray.bench import learner
-from museg_ray.bench.learner import Round, bench_learner, compare, make_row, make_targets, measure_round
+from museg_ray.bench.apart import Round, compare_ways
+from museg_ray.bench.learner import FACTS, bench_learner, compare, make_targets, measure_round
 from museg_ray.bench.learner_case import Group, Shape, build_3b, load_model, make_group
 from museg_ray.bench.learner_way import (
     ONE_CALL,
@@ -35,12 +36,12 @@ NEEDS_NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a 
 
 @pytest.fixture(scope="module")
 def measured() -> Round:
-    return measure_round(WAYS, "tiny", "cpu", STEPS, recompute=False)
+    return measure_round(WAYS, "tiny", "cpu", STEPS)
 
 
 @pytest.fixture(scope="module")
 def tower() -> Round:
-    return measure_round(TOWER_WAYS, "tiny", "cpu", STEPS, recompute=False)
+    return measure_round(TOWER_WAYS, "tiny", "cpu", STEPS)
 
 
 @pytest.fixture(scope="module")
@@ -70,30 +71,35 @@ def test_the_tower_computes_the_same_in_fewer_calls(tower: Round) -> None:
     assert ours["logprob_gap"] < 1e-4 and ours["gradient_gap"] < 1e-4
     assert max(ours["logprob_gap"], ours["gradient_gap"]) > 0, "0: the same way was measured twice"
     assert windows["patches"] == ours["patches"] == 2 * STEPS * 60
-    rows = [make_row(STEPS, way, False, [tower]) for way in TOWER_WAYS]
-    assert [row["way"] for row in rows] == ["tower by windows: 28 calls", "tower: 4 calls"]
-    assert rows[1]["faster"] == windows["seconds"] / ours["seconds"]
-    speed, memory, *gaps = make_targets([tower], recompute=False, is_exact=True)
+    rows = {str(row["measured"]): row for row in compare_ways("small", FACTS, [tower])}
+    assert rows["seconds: tower / tower by windows"]["ratio"] == ours["seconds"] / windows["seconds"]
+    assert rows["calls: tower / tower by windows"]["value"] == 4
+    speed, memory, *gaps = make_targets([tower], is_exact=True)
     assert (speed.target, memory.target) == (1.5, 1.2) and "than tower by windows" in speed.name
     assert [gap.met for gap in gaps] == [True, True]
 
 
-def test_every_way_has_a_row_and_every_promise_a_target(measured: Round) -> None:
-    rows = [make_row(STEPS, way, False, [measured]) for way in WAYS]
-    assert [row["way"] for row in rows] == ["row by row", "split"]
-    assert len({tuple(row) for row in rows}) == 1, "a table needs the same columns in all rows"
-    speed, memory, *gaps = make_targets([measured], recompute=False, is_exact=True)
-    assert speed.value == rows[1]["faster"] == measured[ROWS]["seconds"] / measured["split"]["seconds"]
-    assert memory.value == rows[1]["memory"] == measured["split"]["peak_mib"] / measured[ROWS]["peak_mib"]
-    assert rows[1]["Δ"] == pytest.approx(max(gap.value for gap in gaps), rel=0.5), "rounded to one digit"
+def test_every_fact_has_a_row_and_every_promise_a_target(measured: Round) -> None:
+    rows = compare_ways("small", FACTS, [measured])
+    assert [row["measured"] for row in rows] == [f"{fact}: split / row by row" for fact in FACTS[:-1]], "no calls"
+    speed, memory, *gaps = make_targets([measured], is_exact=True)
+    assert speed.value == pytest.approx(1 / float(rows[0]["ratio"]))
+    assert speed.value == pytest.approx(measured[ROWS]["seconds"] / measured["split"]["seconds"])
+    assert memory.value == rows[1]["ratio"] == measured["split"]["peak_mib"] / measured[ROWS]["peak_mib"]
     assert [gap.met for gap in gaps] == [True, True]
+
+
+def test_a_ratio_is_the_median_of_the_rounds() -> None:
+    rounds = [{"a": {"s": base}, "b": {"s": ours}} for base, ours in ((1.0, 2.0), (10.0, 30.0), (2.0, 8.0))]
+    (row,) = compare_ways("small", ("s",), rounds)
+    assert (row["value"], row["against"], row["ratio"]) == (8.0, 2.0, 3.0)
 
 
 def test_targets_are_met_from_5_times_and_a_quarter_on(measured: Round) -> None:
     def targets(seconds: float, peak_mib: float) -> list[bool]:
         ours = measured["split"] | {"seconds": seconds, "peak_mib": peak_mib}
         rows = measured[ROWS] | {"seconds": 10.0, "peak_mib": 1000.0}
-        return [target.met for target in make_targets([{ROWS: rows, "split": ours}], False, is_exact=False)]
+        return [target.met for target in make_targets([{ROWS: rows, "split": ours}], is_exact=False)]
 
     assert targets(2.0, 250.0) == [True, True]
     assert targets(2.1, 251.0) == [False, False]
@@ -107,7 +113,7 @@ def test_wrong_positions_of_one_way_miss_the_targets(small_group: Group, measure
     gaps = compare(found[ROWS], found["split"])
     assert gaps["logprob_gap"] > 1e-4 and gaps["gradient_gap"] > 1e-4
     round_ = measured | {"split": measured["split"] | gaps}
-    assert [target.met for target in make_targets([round_], False, is_exact=True)][2:] == [False, False]
+    assert [target.met for target in make_targets([round_], is_exact=True)][2:] == [False, False]
 
 
 def test_a_missing_kl_shows_in_the_gradient_alone(small_group: Group) -> None:
@@ -116,59 +122,32 @@ def test_a_missing_kl_shows_in_the_gradient_alone(small_group: Group) -> None:
     assert gaps["logprob_gap"] < 1e-4 < gaps["gradient_gap"]
 
 
-def test_a_way_that_runs_out_of_memory_has_a_row_that_says_so(measured: Round) -> None:
-    full = measured | {ROWS: {"out_of_memory": 1.0}}
-    rows = [make_row(STEPS, way, True, [full]) for way in WAYS]
-    assert [row["way"] for row in rows] == ["row by row, recomputed", "split, recomputed"]
-    assert rows[0]["s"] == "out of memory" and rows[0]["MiB"] == rows[1]["faster"] == ""
-    assert rows[1]["s"] == measured["split"]["seconds"]
-    assert list(rows[0]) == list(rows[1])
-    assert make_targets([full], recompute=True, is_exact=True) == []
-
-
-def test_where_memory_runs_out_all_ways_are_measured_with_checkpointing_too(
-    measured: Round, tower: Round, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def round_of(ways: object, model: str, device: str, video_steps: int, recompute: bool) -> Round:
-        if ways == TOWER_WAYS:
-            return tower
-        return measured if recompute or video_steps == 1 else measured | {ROWS: {"out_of_memory": 1.0}}
-
-    monkeypatch.setattr(learner, "measure_round", round_of)
-    monkeypatch.setattr(learner, "VIDEO_STEPS", (1, STEPS))
-    result = bench_learner("tiny", "cpu", 2, lambda _: None)
-    ways = ["row by row", "split"]
-    found = [row["way"] for row in result.rows]
-    assert found[:-2] == [*ways, *ways, *(f"{way}, recomputed" for way in ways)] and "tower" in str(found[-1])
-    assert ["recomputed" in target.name for target in result.targets] == [True] * 4 + [False] * 4
-
-
 def test_the_command_prints_the_table_and_writes_it_as_json(
     measured: Round, tower: Round, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(learner, "measure_round", lambda ways, *_: tower if ways == TOWER_WAYS else measured)
     monkeypatch.setattr(learner, "VIDEO_STEPS", (STEPS,))
     file = tmp_path / "learner.json"
-    command = ["learner", "--rounds", "1", "--device", "cpu", "--json", str(file)]
+    command = ["learner", "--rounds", "1", "--json", str(file)]
     done = CliRunner().invoke(bench, command, env={"COLUMNS": "160"})
     assert done.exit_code == 0, done.output
     written = json.loads(file.read_text())
     assert written["bench"] == "learner" and len(written["targets"]) == 8
-    assert [row["video"] for row in written["rows"]] == [60] * 4
-    assert all(word in done.output for row in written["rows"] for word in (row["way"], "Δ", "60"))
+    assert [row["case"] for row in written["rows"]] == ["60 video tokens"] * 8
+    assert all(word in done.output for row in written["rows"] for word in (row["measured"], row["case"]))
 
 
 @NEEDS_NO_GPU
 def test_what_needs_a_gpu_is_one_clear_error_without_one() -> None:
     with pytest.raises(ResourceError, match=r"--model 3b needs a GPU, and torch sees none here; use --model tiny"):
-        bench_learner("3b", "auto", 1, lambda _: None)
-    with pytest.raises(ResourceError, match=r"--device cuda: torch sees no GPU here; use --device cpu"):
-        bench_learner("tiny", "cuda", 1, lambda _: None)
+        bench_learner("3b", 1, lambda _: None)
 
 
 def test_a_measurement_that_fails_says_which_and_why() -> None:
-    with pytest.raises(ResourceError, match=r"Measuring no_such_way ended with exit code 1: .*no_such_way"):
-        measure_round(("no_such_way",), "tiny", "cpu", 1, recompute=False)
+    with pytest.raises(
+        ResourceError, match=r"Measuring measure_way\('no_such_way', .*\) ended with exit code 1: .*no_such_way"
+    ):
+        measure_round(("no_such_way",), "tiny", "cpu", 1)
 
 
 def test_the_3b_model_runs_both_ways_at_smaller_widths() -> None:

@@ -1,8 +1,6 @@
 """`museg bench pipeline` on small sizes; the whole of it takes a minute or two."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from museg_ray.bench.pipeline import Sizes, bench_pipeline
 from museg_ray.bench.pipeline_books import measure_books, write_ledger
 from museg_ray.bench.pipeline_fakes import GROUP_SIZE, FakeWorker, Waits
 from museg_ray.bench.pipeline_run import make_config, train_fakes
-from museg_ray.bench.result import BenchResult, Target
+from museg_ray.bench.result import BenchResult
 from museg_ray.bench.simulated_loop import SimulatedLoop
 from museg_ray.cli.bench import bench
 from museg_ray.clock import now_s
@@ -114,20 +112,10 @@ def test_no_book_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not list(tmp_path.iterdir())
 
 
-def test_what_the_real_stack_shows_comes_after_the_rest(result: BenchResult, monkeypatch: pytest.MonkeyPatch) -> None:
-    row = {"measured": "x", "case": "y", "ms": 1.0, "against": 2.0, "ratio": 0.5}
-    target = Target("noticed, s", 1.0, 5.0, met=True)
-    for part in ("measure_overlap", "measure_scaling", "measure_driver", "measure_late_books"):
-        monkeypatch.setattr(pipeline, part, lambda sizes, tell: ([], []))
-    monkeypatch.setattr(pipeline, "measure_recovery", lambda tell: ([row], [target]))
-    assert bench_pipeline(lambda text: None, is_real=True) == BenchResult("pipeline", (row,), (target,))
-    assert bench_pipeline(lambda text: None).rows == ()
-
-
 def test_the_command_prints_the_table_and_writes_it_as_json(
     result: BenchResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "bench_pipeline", lambda tell, is_real: result)
+    monkeypatch.setattr(pipeline, "bench_pipeline", lambda tell: result)
     file = tmp_path / "pipeline.json"
     done = CliRunner().invoke(bench, ["pipeline", "--json", str(file)], env={"COLUMNS": "160"})
     assert done.exit_code == 0, done.output
@@ -141,17 +129,3 @@ def test_the_fakes_give_whole_groups_that_differ_in_their_rewards() -> None:
     (step,) = train_fakes(make_config(1, 1, 2, 2), Waits(1.0), make_loop=SimulatedLoop)
     assert step[names.ROLLOUT_RESPONSES_PER_S] == pytest.approx(2 * GROUP_SIZE / 1.0)
     assert step[names.REWARD_EQUAL_GROUPS_SHARE] == 0.0
-
-
-JOINED = """
-import ray
-from museg_ray.bench.pipeline_recovery import _two_nodes
-with _two_nodes():
-    print(len(ray.nodes()), ray.cluster_resources()["CPU"])
-"""
-
-
-def test_the_nodes_of_the_recovery_find_each_other() -> None:
-    """A local Ray keeps to the loopback address, where none but itself would reach it."""
-    done = subprocess.run([sys.executable, "-c", JOINED], capture_output=True, text=True, check=False, timeout=120)
-    assert done.stdout.split() == ["2", "3.0"], done.stderr

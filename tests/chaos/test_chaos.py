@@ -1,6 +1,7 @@
 """A short run of the real stack whose processes are killed at random: a few minutes of `make chaos`."""
 
 import random
+import subprocess
 import sys
 from pathlib import Path
 
@@ -26,3 +27,17 @@ def test_a_run_whose_processes_are_killed_ends_with_whole_books(
     inspect(run.folder, NUM_STEPS, 1, report)
     assert not report.faults, f"seed {seed}, kills {dict(report.kills)}: {report.faults}"
     assert report.kills.total() >= 2
+
+
+JOINED = """
+import ray
+from tests.chaos.recovery import nodes
+with nodes():
+    print(len(ray.nodes()), ray.cluster_resources()["CPU"])
+"""
+
+
+def test_the_nodes_of_the_recovery_find_each_other() -> None:
+    """A local Ray keeps to the loopback address, where none but itself would reach it."""
+    done = subprocess.run([sys.executable, "-c", JOINED], capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout.split() == ["2", "2.0"], done.stderr
