@@ -1,18 +1,16 @@
 """Reads a YAML file and `key=value` overrides into the typed tree, and writes the resolved tree back."""
 
 import difflib
-import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from functools import reduce
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
-from omegaconf import OmegaConf
 from yaml import YAMLError
 from yaml.constructor import SafeConstructor
 
@@ -32,9 +30,9 @@ MAX_DEPTH = 50
 MAX_QUOTED = 100
 """Characters of a value that an error shows."""
 
-_INTERPOLATION = re.compile(r"(\\*)\$\{")
+Tree = TypeVar("Tree")
 _READ: Mapping[type, Callable[[str], Any]] = {
-    str: lambda text: _INTERPOLATION.sub(r"\1\1\\${", text),  # else OmegaConf would put something in
+    str: str,
     int: int,
     float: lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
     bool: lambda text: SafeConstructor.bool_values[text.lower()],
@@ -67,8 +65,8 @@ class _Loader(yaml.CBaseLoader):
         return inherited | mapping
 
 
-def _typed(node: object, schema: type, where: str) -> dict[str, Any]:
-    """Those fields of a dataclass that a node has, each of its type.
+def _with(tree: Tree, node: object, where: str) -> Tree:
+    """A dataclass with those fields that a node has in the place of its own, each of its type.
 
     Raises:
         ConfigError: an unknown key: a misspelt one that is silently ignored trains with the wrong value. Or a value
@@ -76,31 +74,30 @@ def _typed(node: object, schema: type, where: str) -> dict[str, Any]:
     """
     if not isinstance(node, dict):
         raise ConfigError(f"{where or 'the file'} must hold key: value pairs, found {_shown(node)}.")
-    hints, typed = get_type_hints(schema), dict[str, Any]()
+    hints, typed = get_type_hints(type(tree)), dict[str, Any]()
     for key, value in node.items():
         name = f"{where}.{key}" if where else key
         if key not in hints:
             nearest = difflib.get_close_matches(key, hints, n=1, cutoff=0.4)
             hint = f"Did you mean {nearest[0]!r}?" if nearest else f"Known keys here: {', '.join(hints)}."
             raise ConfigError(f"unknown key {name!r}. {hint}")
-        typed[key] = _value(value, hints[key], name)
-    return typed
+        typed[key] = _value(value, hints[key], getattr(tree, key), name)
+    return replace(tree, **typed)  # type: ignore[type-var]  # every part of the tree is a dataclass
 
 
-def _value(node: Any, kind: Any, where: str) -> Any:
-    """What a field of this type holds."""
+def _value(node: Any, kind: Any, before: Any, where: str) -> Any:
+    """What a field of this type holds; what it held before stays where the node says nothing of it."""
     origin, inner = get_origin(kind), get_args(kind)
     if is_dataclass(kind):
-        assert isinstance(kind, type)
-        return _typed(node, kind, where)
+        return _with(before, node, where)
     if NoneType in inner:
-        return None if node in _NULLS else _value(node, inner[0], where)
+        return None if node in _NULLS else _value(node, inner[0], before, where)
     if origin is dict and isinstance(node, dict):
-        return {key: _value(value, inner[1], f"{where}.{key}") for key, value in node.items()}
+        return before | {key: _value(value, inner[1], None, f"{where}.{key}") for key, value in node.items()}
     if origin is list and isinstance(node, list):
-        return [_value(item, inner[0], f"{where}[{index}]") for index, item in enumerate(node)]
+        return [_value(item, inner[0], inner[0](), f"{where}[{index}]") for index, item in enumerate(node)]
     if origin is tuple and isinstance(node, list) and len(node) == len(inner):
-        return [_value(item, of, where) for item, of in zip(node, inner, strict=True)]
+        return tuple(_value(item, of, None, where) for item, of in zip(node, inner, strict=True))
     if kind in _READ and isinstance(node, str) and "\0" not in node:
         with suppress(ValueError, KeyError):
             return _READ[kind](node)
@@ -190,15 +187,13 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: unreadable file, unknown key (with the nearest name), wrong type, or values that do not fit.
     """
-    merged = OmegaConf.structured(Config)
+    config = Config()
     layers = [(str(path), _read_yaml(Path(path))), *(("override", _read_override(each)) for each in overrides)]
     for source, layer in layers:
         try:
-            merged = OmegaConf.merge(merged, _typed(layer, Config, ""))
+            config = _with(config, layer, "")
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from None
-    config = OmegaConf.to_object(merged)
-    assert isinstance(config, Config)
     validate(config)
     return config
 

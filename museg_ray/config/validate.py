@@ -1,61 +1,14 @@
 """Checks of a configuration's values and of what they must be to one another."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from importlib.util import find_spec
-from operator import attrgetter
 
 from museg_ray.config.learning import AlgoConfig
-from museg_ray.config.schema import AlarmConfig, Config, DataConfig, PhaseConfig, RolloutConfig
+from museg_ray.config.rules import check_fields
+from museg_ray.config.schema import Config, DataConfig, PhaseConfig, RolloutConfig
 from museg_ray.errors import ConfigError
-
-_CHOICES: Mapping[str, tuple[object, ...]] = {
-    "model.dtype": ("float32", "bfloat16"),
-    "video.sampling": ("time", "qwen_vl_utils"),
-    "video.decoder": ("pyav", "decord"),
-    "video.store_mode": ("private", "group", "shared"),
-    "rewards.global_matching": ("iou", "f1"),
-    "rewards.local_matching": ("sequential", "maximum", "none"),
-    "rewards.timestamp": ("all", "fraction"),
-    "algo.advantage": ("grpo", "rloo"),
-    "algo.surrogate": ("ppo", "gspo", "cispo"),
-    "algo.kl_estimator": ("k1", "k2", "k3"),
-    "algo.loss_mean": ("sequence", "token", "constant"),
-    "algo.correction": ("none", "truncate", "mask"),
-    "algo.correction_level": ("token", "sequence", "geometric"),
-    "learner.schedule": ("linear", "constant"),
-    "learner.reference": ("device", "sharded", "cpu", "lora_off"),
-    "learner.attention": ("split", "flex", "dense"),
-    "learner.zero_stage": (0, 1, 2, 3),
-    "train.refill": ("none", "zero_variance"),
-    "rollout.on_push": ("continue", "restart", "wait"),
-}
-_AT_LEAST: Sequence[tuple[str, Mapping[str, int]]] = (
-    ("run", {"seed": 0}),
-    ("rollout", {"group_size": 2, "num_actors": 1, "num_cpus": 0}),
-    ("rewards", {"num_actors": 1, "num_cpus": 0}),
-    ("video", {"max_frames": 4, "size_multiple": 1, "num_actors": 1, "num_cpus": 0, "reader_videos": 1}),
-    ("video", {"pair_tokens": 0}),
-    ("video", {"steps_ahead": 0, "ahead_gib": 0, "deadline_per_video_s": 0}),
-    ("algo", {"num_epochs": 1, "num_minibatches": 1}),
-    ("algo", {"beta": 0, "clip_high": 0, "entropy_bonus": 0, "correction_limit": 1}),
-    ("learner", {"num_ranks": 1, "num_cpus": 0, "num_threads": 0, "chunk_tokens": 1, "warmup_steps": 0}),
-    ("learner", {"learning_rate": 0, "vision_learning_rate": 0, "merger_learning_rate": 0}),
-    ("learner", {"weight_decay": 0, "max_grad_norm": 0}),
-    ("learner.lora", {"rank": 0}),
-    ("train", {"prompts_per_step": 1, "max_staleness": 0, "max_refills": 0}),
-    ("fleet", {"max_restarts": 0, "backoff_s": 0}),
-    ("checkpoint", {"every_steps": 0, "keep_last": 1, "keep_best": 0}),
-)
-_ABOVE_0: Sequence[tuple[str, Sequence[str]]] = (
-    ("video", ("fps", "total_pixels", "deadline_s", "reader_gib", "store_gib", "download_gib")),
-    ("rewards", ("wasserstein_beta",)),
-    ("learner", ("start_timeout_s", "step_timeout_s")),
-    ("learner.lora", ("alpha",)),
-    ("fleet", ("restart_window_s", "ping_every_s", "ping_timeout_s", "place_timeout_s")),
-)
-_SHARES = ("data.multi_segment_share", "algo.clip_low")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -64,39 +17,18 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _validate_single_values(config: Config) -> None:
-    for key, allowed in _CHOICES.items():
-        value = attrgetter(key)(config)
-        _require(value in allowed, f"{key} is {value!r}; it may be one of {', '.join(map(repr, allowed))}.")
+    """Beyond what their types say."""
     _require(
         config.video.decoder == "pyav" or find_spec("decord") is not None,
         "video.decoder is 'decord', and that package is not installed; install decord==0.6.0, or set "
         "video.decoder=pyav.",
     )
-    for section, bounds in _AT_LEAST:
-        for name, least in bounds.items():
-            _require_at_least(f"{section}.{name}", attrgetter(f"{section}.{name}")(config), least)
-    for section, names in _ABOVE_0:
-        for name in names:
-            value = attrgetter(f"{section}.{name}")(config)
-            _require(0.0 < value < math.inf, f"{section}.{name} is {value:g}; it must be above 0.")
-    for key in _SHARES:
-        _require_share(key, attrgetter(key)(config))
     temperature = config.rollout.temperature
     _require(
         0.0 < temperature <= 2.0,
         f"rollout.temperature is {temperature}; it must be above 0, since groups need varied responses, and at most 2, "
         "which is vLLM's bound.",
     )
-
-
-def _require_at_least(key: str, value: float | None, least: int) -> None:
-    number = "" if isinstance(value, int) else "a number of "
-    is_fit = value is None or least <= value < math.inf
-    _require(is_fit, f"{key} is {value}; it must be {number}at least {least}.")
-
-
-def _require_share(key: str, share: float) -> None:
-    _require(0.0 <= share <= 1.0, f"{key} is {share}; it must lie between 0 and 1.")
 
 
 def _validate_video(config: Config) -> None:
@@ -285,23 +217,10 @@ def _validate_lora(config: Config) -> None:
     )
 
 
-def _validate_alarms(alarms: AlarmConfig) -> None:
-    for limit in fields(alarms):
-        key, value = f"alarms.{limit.name}", getattr(alarms, limit.name)
-        if limit.name.endswith("_share"):
-            _require_share(key, value)
-        _require_at_least(key, value, 0)
-
-
 def _validate_phase(where: str, phase: PhaseConfig) -> None:
-    _require(phase.steps >= 0, f"{where}.steps is {phase.steps}; it cannot be negative.")
     _require("{question}" in phase.prompt, f"{where}.prompt does not contain {{question}}: {phase.prompt!r}")
-    if phase.multi_segment_share is not None:
-        _require_share(f"{where}.multi_segment_share", phase.multi_segment_share)
-    weights = {part.name: getattr(phase.weights, part.name) for part in fields(phase.weights)}
-    for name, weight in weights.items():
-        _require(math.isfinite(weight), f"{where}.weights.{name} is {weight}; it must be a finite number.")
-    _require(any(weights.values()), f"{where}.weights are all 0: no response would be better than another.")
+    is_weighed = any(getattr(phase.weights, part.name) for part in fields(phase.weights))
+    _require(is_weighed, f"{where}.weights are all 0: no response would be better than another.")
 
 
 def validate(config: Config) -> None:
@@ -310,6 +229,7 @@ def validate(config: Config) -> None:
     Raises:
         ConfigError: names the key and prints the arithmetic.
     """
+    check_fields(config)
     _validate_single_values(config)
     completion, limit = config.rollout.max_completion_tokens, config.model.max_tokens
     _require(
@@ -330,4 +250,3 @@ def validate(config: Config) -> None:
     _validate_autoscale(config.rollout)
     _validate_staleness(config)
     _validate_learner(config)
-    _validate_alarms(config.alarms)

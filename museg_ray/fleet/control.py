@@ -1,7 +1,7 @@
 """The handle on a running job: a mailbox on the cluster that the driver looks into, found by the run's name.
 
-    museg scale RUN --rollout 3 ──▶ Mailbox (an actor of the run's driver) ◀── driver: takes the wish, answers it
-    museg status RUN            ◀── the last status that the driver left there
+    museg scale RUN --rollout 3 ──▶ Mailbox (an actor of the run's driver) ◀── driver, every second: leaves its status
+    museg status RUN            ◀── the last status that the driver left there     and answers, sees what is wished
 
 The driver may be busy, or on a machine that nobody can reach; the mailbox is an actor of its own, on whatever machine.
 """
@@ -11,7 +11,6 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -33,8 +32,6 @@ CONTROL_FILE = "control.json"
 """In the folder of a run that is going on: where its mailbox is."""
 EVENTS_FILE = "events.jsonl"
 """There from the moment in which a driver starts in a folder."""
-AGAIN_S = 1.0
-"""Until a mailbox that died is asked again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +45,12 @@ class Wish:
 
 
 class Mailbox:
-    """Holds wishes until the driver takes them, its answers, and its last status."""
+    """Holds wishes until the driver has answered them, and its last status."""
 
     def __init__(self) -> None:
         self._status: dict[str, Any] = {}
-        self._wishes: asyncio.Queue[tuple[int, Wish]] = asyncio.Queue()
-        self._answers: dict[int, asyncio.Future[str]] = {}
+        self._asked: dict[int, tuple[Wish, asyncio.Future[str]]] = {}
         self._numbers = count()
-
-    async def leave_status(self, status: dict[str, Any]) -> None:
-        self._status = status
 
     async def status(self) -> dict[str, Any]:
         return self._status
@@ -68,28 +61,26 @@ class Mailbox:
         Raises:
             TimeoutError: it has not answered within `ANSWER`.
         """
-        number = next(self._numbers)
-        answer = self._answers[number] = asyncio.get_running_loop().create_future()
-        await self._wishes.put((number, wish))
+        number, answer = next(self._numbers), asyncio.get_running_loop().create_future()
+        self._asked[number] = wish, answer
         try:
             async with asyncio.timeout(ANSWER.limit_s):
                 return await answer
         finally:
-            del self._answers[number]
+            del self._asked[number]
 
-    async def next_wish(self) -> tuple[int, Wish] | None:
-        """For the driver: waits for the next one whose asker still waits, for a while; None: there was none."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(ANSWER.limit_s):
-                while True:
-                    number, wish = await self._wishes.get()
-                    if number in self._answers:
-                        return number, wish
-        return None
+    async def exchange(self, status: dict[str, Any], answers: Mapping[int, str]) -> dict[int, Wish]:
+        """For the driver: it leaves its status, and answers by the number of the wish.
 
-    async def answer(self, number: int, text: str) -> None:
-        if number in self._answers and not self._answers[number].done():  # whoever asked may have gone
-            self._answers[number].set_result(text)
+        Returns:
+            The wishes whose askers still wait. One comes again until it is answered, since whatever brings it to the
+            driver may break off on the way: to do it twice must be as good as once.
+        """
+        self._status = status
+        for number, text in answers.items():
+            if number in self._asked and not self._asked[number][1].done():  # whoever asked may have gone
+                self._asked[number][1].set_result(text)
+        return {number: wish for number, (wish, answer) in self._asked.items() if not answer.done()}
 
 
 class RayControl:
@@ -108,25 +99,12 @@ class RayControl:
             partial.touch(0o600)  # it says where the token of the run's Ray is
             partial.write_text(json.dumps(found), encoding="utf-8")
 
-    async def leave_status(self, status: dict[str, Any]) -> None:
-        with suppress(MemberLost):  # Ray starts it anew, and the next status reaches it
-            await self._ask("leave_status", status)
-
-    async def next_wish(self) -> tuple[int, Wish] | None:
-        # Taken back where the driver gives up waiting: a call that nobody awaits would swallow the next wish.
+    async def exchange(self, status: dict[str, Any], answers: Mapping[int, str]) -> dict[int, Wish]:
+        call = result_of(self._mailbox.exchange.remote(status, answers))
         try:
-            return await self._ask("next_wish")
-        except MemberLost:
-            await asyncio.sleep(AGAIN_S)
-            return None
-
-    async def answer(self, number: int, text: str) -> None:
-        with suppress(MemberLost):  # whoever asked has seen it die
-            await self._ask("answer", number, text)
-
-    async def _ask(self, method: str, *args: Any) -> Any:
-        call = result_of(getattr(self._mailbox, method).remote(*args))
-        return await within(self._deadlines[f"mailbox.{method}"], f"the mailbox's {method}", call)
+            return await within(self._deadlines["mailbox.exchange"], "the mailbox's exchange", call)
+        except MemberLost:  # Ray starts it anew, and the next status reaches it; whoever asked has seen it die
+            return {}
 
     def close(self) -> None:
         self._path.unlink(missing_ok=True)

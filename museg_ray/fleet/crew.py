@@ -365,3 +365,29 @@ class Crew(Generic[W]):
 
     def _age_s(self, member: Member[W]) -> float:
         return round(now_s() - member.born_s, 2)
+
+
+class CrewPool(Generic[W]):
+    """What is asked in the same way of all that stand before a crew."""
+
+    _crew: Crew[W]
+
+    async def ready(self) -> None:
+        """Wait until those that are wanted serve, as far as the cluster has room for them.
+
+        Raises:
+            MusegError: one cannot start, or not in time, as its worker says.
+        """
+        await self._crew.ready()
+
+    def resize(self, size: int) -> None:
+        """Have `size` >= 1 actors from now on. One that the cluster has no room for waits for it; those that are too
+        many finish what is at them first."""
+        self._crew.resize(size)
+
+    def status(self) -> CrewStatus:
+        return self._crew.status()
+
+    async def close(self) -> None:
+        """End all actors, also busy ones; what is inside them fails."""
+        await self._crew.close()

@@ -41,7 +41,7 @@ FETCH = Deadline(600.0)
 CLOSE = Deadline(20.0)
 """For a member to end by itself; then it is killed."""
 ANSWER = Deadline(30.0)
-"""For a driver to answer a person's wish, or for a wish to come."""
+"""For a driver to answer a person's wish."""
 ASKED = Deadline(35.0)
 """For the mailbox to bring that answer."""
 SCORE_TIMEOUTS = 4.0
@@ -82,9 +82,8 @@ def deadlines(config: Config) -> Mapping[str, Deadline]:
         "weights.reserve": FIRST_ANSWER,
         **dict.fromkeys(("reward.start", "clips.start", "learner.open_store", "learner.first_answer"), FIRST_ANSWER),
         **dict.fromkeys(("rollout.close", "reward.close", "clips.close"), CLOSE),
-        **dict.fromkeys(("rollout.ping", "reward.ping", "clips.ping", "learner.ping"), ping),
-        **dict.fromkeys(("mailbox.leave_status", "mailbox.answer"), ping),
-        **dict.fromkeys(("mailbox.next_wish", "mailbox.status", "mailbox.wish"), ASKED),
+        **dict.fromkeys(("rollout.ping", "reward.ping", "clips.ping", "learner.ping", "mailbox.exchange"), ping),
+        **dict.fromkeys(("mailbox.status", "mailbox.wish"), ASKED),
     }
 
 

@@ -5,17 +5,17 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from functools import partial
+from typing import Any
 
 from museg_ray.config.schema import Config, RewardWeights
 from museg_ray.errors import RewardError
 from museg_ray.events import EventSink
-from museg_ray.fleet.crew import Crew
+from museg_ray.fleet.crew import Crew, CrewPool
 from museg_ray.fleet.deadlines import DeadlineMissed, deadlines, within
 from museg_ray.fleet.errors import MemberLost
 from museg_ray.fleet.member import CrewStatus, Member
 from museg_ray.fleet.places import ANYWHERE, Place, Places
-from museg_ray.fleet.worker import Worker
 from museg_ray.rewards.actor import RewardWorker
 from museg_ray.rewards.scorer import GroupRequest, Outcome, pack, unpack_outcomes
 from museg_ray.types import GroundingQuery, Group, RewardParts, Unscored
@@ -27,14 +27,8 @@ CALLS_PER_ACTOR = 3
 """Calls at an actor at once: while it scores one the next ones' bytes travel, and a driver that is busy for a moment
 does not leave it idle."""
 
-Recruit = Callable[[float, Place], "ScoringWorker"]
-"""A new worker that reserves so many CPUs, in a place."""
-
-
-class ScoringWorker(Worker, Protocol):
-    """What the pool asks of a member, besides what a crew does."""
-
-    async def score(self, parts: Sequence[bytes]) -> bytes: ...
+Recruit = Callable[[float, Place], Any]
+"""What stands in for a new `RewardWorker` that reserves so many CPUs, in a place."""
 
 
 @dataclass(slots=True)
@@ -57,7 +51,7 @@ class _Job:
         return self.texts[len(self.outcomes) :], self.query, self.weights
 
 
-class RewardPool:
+class RewardPool(CrewPool[RewardWorker]):
     """Scores groups on `num_actors` actors, in batches of those that wait. Used from one event loop.
 
     A response that an actor fails on (it raises, hangs, or kills the process) is tried once more by itself, in a
@@ -78,35 +72,28 @@ class RewardPool:
             make: a new worker; None: a Ray actor.
             places: of the run; None: wherever Ray finds room.
         """
-        self._make = make or (lambda num_cpus, place: RewardWorker(config.rewards, num_cpus, place))
+        self._make: Recruit = make or partial(RewardWorker, config.rewards)
         self._waiting: deque[_Job] = deque()
         self._calls: set[asyncio.Task[None]] = set()
         self._suspect_lock = asyncio.Lock()
-        self._suspects_worker: ScoringWorker | None = None
+        self._suspects_worker: RewardWorker | None = None
         self._is_closed = False
-        self._crew = Crew[ScoringWorker](
+        num_cpus = config.rewards.num_cpus
+        self._crew = Crew(
             "reward",
-            lambda: self._make(config.rewards.num_cpus, places.take("reward") if places else ANYWHERE),
+            lambda: self._make(num_cpus, places.take("reward") if places else ANYWHERE),
             config.fleet,
             deadlines(config),
             events,
-            room=CALLS_PER_ACTOR,
+            CALLS_PER_ACTOR,
         )
         self._crew.on_change = self._dispatch
-        self._crew.resize(config.rewards.num_actors)
+        self.resize(config.rewards.num_actors)
 
     @property
     def num_waiting(self) -> int:
         """Groups that no actor has taken yet."""
         return len(self._waiting)
-
-    async def ready(self) -> None:
-        """Wait until the first actors are up.
-
-        Raises:
-            RewardError, ResourceError: one did not start.
-        """
-        await self._crew.ready()
 
     async def score(self, group: Group, weights: RewardWeights) -> tuple[RewardParts | Unscored, ...]:
         """What each of the group's G responses earned, in their order.
@@ -126,12 +113,8 @@ class RewardPool:
             scored.append(await self._retry_alone(text, job, outcome) if isinstance(outcome, str) else outcome)
         return tuple(scored)
 
-    def resize(self, size: int) -> None:
-        """Have `size` >= 1 actors from now on. Actors too many finish what is at them first."""
-        self._crew.resize(size)
-
     def status(self) -> CrewStatus:
-        return replace(self._crew.status(), num_queued=self.num_waiting)
+        return replace(super().status(), num_queued=self.num_waiting)
 
     async def close(self) -> None:
         """End the actors. What still waits for a score gets a RewardError."""
@@ -140,7 +123,7 @@ class RewardPool:
             call.cancel()
         self._fail_waiting(_closed())
         self._end_suspects_worker()
-        await self._crew.close()
+        await super().close()
 
     def _dispatch(self) -> None:
         """Give waiting groups to actors that have room, the least busy first; an actor's share of all that wait."""
@@ -155,7 +138,7 @@ class RewardPool:
             self._calls.add(call)
             call.add_done_callback(self._calls.discard)
 
-    def _least_busy(self) -> Member[ScoringWorker] | None:
+    def _least_busy(self) -> Member[RewardWorker] | None:
         """Of the actors that take another call the one with the fewest responses; None when none does."""
         free = [member for member in self._crew.serving if member.num_jobs < CALLS_PER_ACTOR]
         return min(free, key=lambda member: (member.num_jobs, member.load), default=None)
@@ -168,7 +151,7 @@ class RewardPool:
             room -= batch[-1].num_open
         return batch
 
-    async def _call(self, member: Member[ScoringWorker], batch: Sequence[_Job]) -> None:
+    async def _call(self, member: Member[RewardWorker], batch: Sequence[_Job]) -> None:
         """Score a batch on an actor. Groups that it did not get to wait again, before all others."""
         num_responses = sum(job.num_open for job in batch)
         try:
@@ -220,7 +203,7 @@ class RewardPool:
                 raise
         return outcome if isinstance(outcome, RewardParts) else Unscored(text, (reason, outcome))
 
-    async def _start(self, worker: ScoringWorker) -> None:
+    async def _start(self, worker: RewardWorker) -> None:
         try:
             await within(self._crew.deadlines["start"], "its start", worker.start())
         except DeadlineMissed as error:

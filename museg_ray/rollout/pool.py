@@ -4,19 +4,18 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from museg_ray.config.schema import Config
 from museg_ray.errors import MusegError, PoisonQueryError, RolloutError, WeightsLostError, WeightSyncError
 from museg_ray.events import EventKind, EventSink
-from museg_ray.fleet.crew import Crew
+from museg_ray.fleet.crew import Crew, CrewPool
 from museg_ray.fleet.deadlines import deadlines
 from museg_ray.fleet.errors import MemberLost
-from museg_ray.fleet.member import CrewStatus, Member, MemberState
+from museg_ray.fleet.member import Member, MemberState
 from museg_ray.fleet.places import ANYWHERE, Places
-from museg_ray.fleet.worker import Worker
 from museg_ray.rollout.actor import RolloutWorker
 from museg_ray.rollout.engine import Sampling
 from museg_ray.types import Group, Issue
@@ -27,20 +26,6 @@ MAX_DEATHS = 2
 """An issue that was aboard so many actors that died is sampled alone."""
 PROBE_TOKENS = 8
 PROBE_AGAIN_S = 0.2
-
-
-class EngineWorker(Worker, Protocol):
-    """What the pool asks of a member, besides what a crew does."""
-
-    async def generate(
-        self, issue: Issue, prompt_ids: Sequence[int], clip: ClipHandle, sampling: Sampling
-    ) -> Group: ...
-
-    @property
-    def node(self) -> str:
-        """The id of its machine."""
-
-    async def update_weights(self, version: int, weights: Any) -> Confirmed: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +46,7 @@ class Request:
     sampling: Sampling
 
 
-class RolloutPool:
+class RolloutPool(CrewPool[RolloutWorker]):
     """For one event loop.
 
     Invariant: an issue that is given back by a lost actor is sampled by another under the same id and seed; one that
@@ -73,7 +58,7 @@ class RolloutPool:
         config: Config,
         model_dir: Path,
         events: EventSink,
-        make: Callable[[], EngineWorker] | None = None,
+        make: Callable[[], Any] | None = None,
         places: Places | None = None,
     ) -> None:
         """Start `rollout.num_actors` actors.
@@ -82,7 +67,7 @@ class RolloutPool:
             config: of the run.
             model_dir: whose weights are version 0.
             events: are told of joins, losses and pushes.
-            make: a new worker; None: a Ray actor with a vLLM engine.
+            make: what stands in for a new `RolloutWorker`; None: a Ray actor with a vLLM engine.
             places: of the run; None: wherever Ray finds room.
         """
         self._config, self._events = config, events
@@ -93,10 +78,8 @@ class RolloutPool:
         self._last: Request | None = None  # sampled: what joiners are compared on
         make_worker = make or (lambda: RolloutWorker(model_dir, config, places.take("rollout") if places else ANYWHERE))
         room = config.rollout.max_num_seqs
-        self._crew = Crew[EngineWorker](
-            "rollout", make_worker, config.fleet, deadlines(config), events, room, self._prepare
-        )
-        self._crew.resize(config.rollout.num_actors)
+        self._crew = Crew("rollout", make_worker, config.fleet, deadlines(config), events, room, self._prepare)
+        self.resize(config.rollout.num_actors)
 
     @property
     def version(self) -> int:
@@ -107,23 +90,6 @@ class RolloutPool:
     def room(self) -> int:
         """Responses that the actors that are wanted sample at once."""
         return self._crew.num_wanted * self._config.rollout.max_num_seqs
-
-    async def ready(self) -> None:
-        """Wait until the engines are up, as far as the cluster has room for them.
-
-        Raises:
-            RolloutError: an engine failed.
-            ResourceError: one did not start within `rollout.start_timeout_s`.
-            ModelError: the model folder cannot be used.
-        """
-        await self._crew.ready()
-
-    def resize(self, size: int) -> None:
-        """Have `size` actors from now on. One that the cluster has no room for waits for it."""
-        self._crew.resize(size)
-
-    def status(self) -> CrewStatus:
-        return self._crew.status()
 
     async def sample(self, issue: Issue, prompt_ids: Sequence[int], clip: ClipHandle, sampling: Sampling) -> Group:
         """The group of one issue. Who was issued first is sampled first.
@@ -165,7 +131,7 @@ class RolloutPool:
         return {member.worker.node for member in self._served}
 
     @property
-    def _served(self) -> list[Member[EngineWorker]]:
+    def _served(self) -> list[Member[RolloutWorker]]:
         return [m for m in self._crew.members if m.state in (MemberState.SERVING, MemberState.DRAINING)]
 
     async def publish(self, version: int, weights: Any) -> list[Confirmed]:
@@ -212,11 +178,7 @@ class RolloutPool:
         for member in [member for member in self._crew.members if member.name == name]:
             self._crew.lose(member, reason, by_jobs=False)
 
-    async def close(self) -> None:
-        """End the engines, then their actors; running groups fail."""
-        await self._crew.close()
-
-    async def _generate(self, member: Member[EngineWorker], what: str, request: Request) -> Group:
+    async def _generate(self, member: Member[RolloutWorker], what: str, request: Request) -> Group:
         """
         Raises:
             MemberLost: it died, or is stuck.
@@ -224,7 +186,7 @@ class RolloutPool:
         call = member.worker.generate(request.issue, request.prompt_ids, request.clip, request.sampling)
         return await member.run(what, call, self._crew.deadlines["generate"])
 
-    async def _load(self, member: Member[EngineWorker], weights: _Weights) -> Confirmed:
+    async def _load(self, member: Member[RolloutWorker], weights: _Weights) -> Confirmed:
         """
         Raises:
             MemberLost: it died, or is stuck.
@@ -232,7 +194,7 @@ class RolloutPool:
         call = member.worker.update_weights(weights.version, weights.content)
         return await member.run(f"loading weights {weights.version}", call, self._crew.deadlines["update_weights"])
 
-    def _check_poison(self, issue: Issue, member: Member[EngineWorker], deaths: Sequence[str]) -> None:
+    def _check_poison(self, issue: Issue, member: Member[RolloutWorker], deaths: Sequence[str]) -> None:
         """Twice, and the last time with nothing else aboard: then it was this one.
 
         Raises:
@@ -244,7 +206,7 @@ class RolloutPool:
                 f"{'; '.join(deaths)}."
             )
 
-    async def _push(self, member: Member[EngineWorker], weights: _Weights) -> Confirmed | WeightSyncError | None:
+    async def _push(self, member: Member[RolloutWorker], weights: _Weights) -> Confirmed | WeightSyncError | None:
         """What it says, or why its engine cannot have them; a member that dies of it is lost. It is held, and let go at
         the end."""
         try:
@@ -266,7 +228,7 @@ class RolloutPool:
 
     # who joins --------------------------------------------------------------------------------------------------------
 
-    async def _prepare(self, member: Member[EngineWorker]) -> str:
+    async def _prepare(self, member: Member[RolloutWorker]) -> str:
         """Load the newest weights and compare with one that serves, until no push comes between.
 
         Raises:
@@ -296,7 +258,7 @@ class RolloutPool:
         except TimeoutError:
             raise lost from None
 
-    async def _compare(self, member: Member[EngineWorker], weights: _Weights | None) -> str:
+    async def _compare(self, member: Member[RolloutWorker], weights: _Weights | None) -> str:
         """
         Raises:
             RolloutError: it gives other log-probs to the same tokens than the fleet.
@@ -322,13 +284,13 @@ class RolloutPool:
             )
         return f"log-probs {gap:.1e} from {peer}'s"
 
-    async def _answer(self, member: Member[EngineWorker], request: Request) -> Group | None:
+    async def _answer(self, member: Member[RolloutWorker], request: Request) -> Group | None:
         """A few greedy tokens to what was sampled last."""
         # Another first token than a training prompt's: what the engine caches of this one must meet no other.
         prompt_ids, greedy = [request.prompt_ids[1], *request.prompt_ids[1:]], Sampling(1, 0.0, PROBE_TOKENS)
         return await self._asked(member, replace(request, prompt_ids=prompt_ids, sampling=greedy))
 
-    async def _asked(self, member: Member[EngineWorker], request: Request) -> Group | None:
+    async def _asked(self, member: Member[RolloutWorker], request: Request) -> Group | None:
         """None where it cannot answer that, or is gone, which shows at once elsewhere."""
         try:
             return await self._generate(member, "being compared", request)

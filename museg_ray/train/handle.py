@@ -29,20 +29,16 @@ class Handle:
         """
         self._config, self._parts, self._status, self._stop = config, parts, status, stop
 
-    async def tell(self) -> None:
-        """Leave the status, again and again."""
+    async def serve(self) -> None:
+        """Leave the status and do what is wished, again and again."""
+        answers: dict[int, str] = {}
         while True:
             status = self._status()
-            await self._parts.control.leave_status(status)
-            num_members = sum(len(crew["members"]) for crew in status["crews"].values())
-            await asyncio.sleep(max(STATUS_EVERY_S, num_members / MEMBERS_PER_S))
-
-    async def listen(self) -> None:
-        """Do what is wished, one wish after the other."""
-        while True:
-            if wished := await self._parts.control.next_wish():
-                number, wish = wished
-                await self._parts.control.answer(number, self._do(wish))
+            wishes = await self._parts.control.exchange(status, answers)
+            answers = {number: self._do(wish) for number, wish in wishes.items()}
+            if not answers:
+                num_members = sum(len(crew["members"]) for crew in status["crews"].values())
+                await asyncio.sleep(max(STATUS_EVERY_S, num_members / MEMBERS_PER_S))
 
     def _do(self, wish: Wish) -> str:
         if wish.kind == "stop":

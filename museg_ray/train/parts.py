@@ -1,25 +1,26 @@
 """The parts that a run joins: what the driver asks of each, and how they are started on Ray.
 
-Fakes take the place of the actors behind them: members of crews as in `simulate`, or a learner like `LearnerPart`.
+Fakes take the place of the actors behind them: workers of crews, or of all of `LearnerHandle`.
 """
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from museg_ray.checkpoints.writer import to_the_end
-from museg_ray.config.schema import Config, PhaseConfig
+from museg_ray.config.schema import Config
 from museg_ray.ending import cancelled_by_signal
 from museg_ray.errors import LearnerError, LearnerLostError
 from museg_ray.events import EventKind, EventSink, no_events
 from museg_ray.fleet.control import Mailbox, RayControl
+from museg_ray.fleet.crew import CrewPool
 from museg_ray.fleet.deadlines import deadlines
 from museg_ray.fleet.places import Places
 from museg_ray.learner.actor import LearnerHandle
@@ -27,42 +28,11 @@ from museg_ray.model.qwen_vl import load_tokenizer
 from museg_ray.rewards.pool import RewardPool
 from museg_ray.rollout.pool import RolloutPool
 from museg_ray.train.runtime import ray_session
-from museg_ray.types import Group
 from museg_ray.video.actor import ClipPool
-from museg_ray.video.loader import ClipHandle
 from museg_ray.weights.channel import WeightChannel
 from museg_ray.weights.shared import SharedWeights
 
 MAX_LEARNER_LOSSES = 3
-
-
-class LearnerPart(Protocol):
-    @property
-    def doing(self) -> str:
-        """What is awaited of it and since when, in words; empty: nothing is."""
-
-    async def ready(self) -> None: ...
-
-    async def restart(self, checkpoint: Path | None) -> None: ...
-
-    async def update(self, groups: Sequence[Group], clips: Mapping[str, ClipHandle], step: int) -> dict[str, float]: ...
-
-    async def score(self, groups: Sequence[Group], clips: Mapping[str, ClipHandle]) -> dict[str, float]: ...
-
-    async def gaps(self, group: Group, clips: Mapping[str, ClipHandle]) -> list[float]: ...
-
-    async def start_phase(self, phase: PhaseConfig) -> None: ...
-
-    async def begin_checkpoint(self, folder: Path) -> None: ...
-
-    async def finish_checkpoint(self) -> Mapping[str, dict[str, object]]: ...
-
-    async def export_model(self, out_dir: Path) -> None: ...
-
-    async def ping(self) -> None:
-        """Raises LearnerLostError where it is gone."""
-
-    async def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +43,7 @@ class Parts:
     clips: ClipPool
     rollouts: RolloutPool
     rewards: RewardPool
-    learner: LearnerPart
+    learner: LearnerHandle
     weights: WeightChannel
     control: RayControl | Mailbox
     """The mailbox of wishes; itself where the driver has it in its own process."""
@@ -81,7 +51,7 @@ class Parts:
     """CPUs and GPUs that nobody has reserved."""
 
     @property
-    def crews(self) -> "dict[str, ClipPool | RolloutPool | RewardPool]":
+    def crews(self) -> dict[str, CrewPool[Any]]:
         return {"rollout": self.rollouts, "reward": self.rewards, "clips": self.clips}
 
     async def ready(self, checkpoint: Path | None = None, events: EventSink = no_events) -> None:
@@ -108,7 +78,7 @@ class Parts:
         await asyncio.gather(*(part.close() for part in parts))
 
 
-async def learner_ready(learner: LearnerPart, checkpoint: Path | None, events: EventSink) -> None:
+async def learner_ready(learner: LearnerHandle, checkpoint: Path | None, events: EventSink) -> None:
     """Wait until the learner is up; ranks that die meanwhile are started anew.
 
     Args:

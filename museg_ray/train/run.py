@@ -28,6 +28,7 @@ from museg_ray.errors import VideoError
 from museg_ray.evaluation.blind import blind_baseline
 from museg_ray.evaluation.runner import Evaluation, evaluate, read_answers, swap_videos, write_answers
 from museg_ray.events import EventKind
+from museg_ray.learner.actor import LearnerHandle
 from museg_ray.model.prompt import response_opening
 from museg_ray.model.qwen_vl import check_frames_fit, load_tokenizer, resolve_model_path
 from museg_ray.report.page import write_report
@@ -42,7 +43,7 @@ from museg_ray.terminal.display import Display
 from museg_ray.terminal.silence import libraries_into
 from museg_ray.train.data_changes import changed_inputs, keep_inputs, read_inputs, refusal
 from museg_ray.train.issues import IssueSource
-from museg_ray.train.parts import LearnerPart, Parts, StartParts, start_on_ray
+from museg_ray.train.parts import Parts, StartParts, start_on_ray
 from museg_ray.train.patience import Patience
 from museg_ray.train.pumps import Act
 from museg_ray.train.queries import RunQueries, check_heldout, overlong, read_run_queries
@@ -209,7 +210,7 @@ class _Session:
         write_answers(found.answered, self._answers_path(name))
         return found
 
-    async def _export(self, learner: LearnerPart) -> None:
+    async def _export(self, learner: LearnerHandle) -> None:
         with self.stage("export", "model"):
             await learner.export_model(self._run_dir / MODEL_DIR)
             save_config(self._config, self._run_dir / MODEL_DIR / MODEL_CONFIG_FILE)

@@ -131,7 +131,7 @@ class Trainer:
             self._doing = ""
 
     async def _steered(self, work: Coroutine[Any, Any, Result]) -> Result:
-        return await Pumps(self._handle.tell(), self._handle.listen()).run(work)
+        return await Pumps(self._handle.serve()).run(work)
 
     async def _run_until_lost(self, take_up: Act, export: Act | None) -> LearnerLostError | None:
         """Until all is done, or until the learner is lost."""
@@ -145,7 +145,7 @@ class Trainer:
         return None
 
     async def _run_pumps(self) -> None:
-        self._pumps = Pumps(self._issue(), self._watch(), self._handle.tell(), self._handle.listen())
+        self._pumps = Pumps(self._issue(), self._watch(), self._handle.serve())
         await self._pumps.run(self._train())
 
     async def _issue(self) -> None:

@@ -8,7 +8,7 @@ import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -16,12 +16,11 @@ from ray.exceptions import RayError
 from museg_ray.config.schema import Config, VideoConfig
 from museg_ray.errors import ResourceError, VideoError, VideoFault
 from museg_ray.events import EventKind, EventSink
-from museg_ray.fleet.crew import Crew
+from museg_ray.fleet.crew import Crew, CrewPool
 from museg_ray.fleet.deadlines import deadlines
 from museg_ray.fleet.errors import MemberLost, first_line, result_of, started
-from museg_ray.fleet.member import CrewStatus
 from museg_ray.fleet.places import ANYWHERE, Place, Places
-from museg_ray.fleet.worker import ActorWorker, Worker
+from museg_ray.fleet.worker import ActorWorker
 from museg_ray.types import Clip
 from museg_ray.video.frames import largest_clip_bytes
 from museg_ray.video.loader import ClipHandle
@@ -103,13 +102,7 @@ class ClipWorker(ActorWorker):
         return ClipHandle(await result_of(self._actor.prepare.remote(video)), self._actor)
 
 
-class PreparingWorker(Worker, Protocol):
-    """What the pool asks of a member, besides what a crew does."""
-
-    async def prepare(self, video: str) -> ClipHandle: ...
-
-
-class ClipPool:
+class ClipPool(CrewPool[ClipWorker]):
     """Prepared clips by video. For one event loop.
 
     An actor that dies is replaced.
@@ -119,7 +112,7 @@ class ClipPool:
         self,
         config: Config,
         events: EventSink,
-        make: Callable[[], PreparingWorker] | None = None,
+        make: Callable[[], Any] | None = None,
         places: Places | None = None,
     ) -> None:
         """Start `video.num_actors` actors.
@@ -127,34 +120,19 @@ class ClipPool:
         Args:
             config: of the run.
             events: are told of joins and losses, and of a process elsewhere that is waited for long.
-            make: a new worker; None: a Ray actor.
+            make: what stands in for a new `ClipWorker`; None: a Ray actor.
             places: of the run; None: wherever Ray finds room.
         """
         self._config = config.video
         tell = partial(events, EventKind.WAIT)
         make_worker = make or (lambda: ClipWorker(config.video, places.take("clips") if places else ANYWHERE, tell))
-        self._crew = Crew[PreparingWorker]("clips", make_worker, config.fleet, deadlines(config), events)
-        self._crew.resize(config.video.num_actors)
+        self._crew = Crew("clips", make_worker, config.fleet, deadlines(config), events)
+        self.resize(config.video.num_actors)
         self._pending: dict[str, asyncio.Task[ClipHandle]] = {}  # being prepared, or prepared ahead and not yet used
         self._ahead: dict[str, int] = {}  # bytes that each clip prepared ahead takes, or may take
         self._later: OrderedDict[str, None] = OrderedDict()  # to prepare ahead once there is room
         self.num_decoded = 0
         """Clips that no store had yet."""
-
-    async def ready(self) -> None:
-        """Wait until all actors are up.
-
-        Raises:
-            ResourceError: one does not start.
-        """
-        await self._crew.ready()
-
-    def resize(self, size: int) -> None:
-        """Have `size` actors from now on."""
-        self._crew.resize(size)
-
-    def status(self) -> CrewStatus:
-        return self._crew.status()
 
     async def get(self, video: str, anew: bool = False) -> ClipHandle:
         """The clip's handle; callers that ask for a video while it is being prepared share that.
@@ -191,7 +169,7 @@ class ClipPool:
         self._later.clear()
         for task in self._pending.values():
             task.cancel()
-        await self._crew.close()
+        await super().close()
 
     def _start(self, video: str) -> asyncio.Task[ClipHandle]:
         task = asyncio.create_task(self._prepare(video))

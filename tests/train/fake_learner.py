@@ -19,7 +19,10 @@ GAP = 1e-7
 
 
 class FakeLearner:
-    """Obeys `LearnerPart`. Its weights are one number, which follows from every group, step, moment and random draw."""
+    """Stands in for `LearnerHandle`.
+
+    Its weights are one number, which follows from every group, step, moment and random draw.
+    """
 
     def __init__(self, script: Script, checkpoint: Path | None = None) -> None:
         """

@@ -67,7 +67,7 @@ class _FakeWorker:
 
 
 class FakeEngine(_FakeWorker):
-    """Obeys `EngineWorker`. Its weights are the number of a `FakeLearner`; those of the model folder are 0."""
+    """Stands in for `RolloutWorker`. Its weights are the number of a `FakeLearner`; those of the model folder are 0."""
 
     def __init__(self, script: Script, name: str, rollout: RolloutConfig) -> None:
         super().__init__(script, name)
@@ -115,7 +115,7 @@ class FakeEngine(_FakeWorker):
 
 
 class FakeScorer(_FakeWorker):
-    """Obeys `ScoringWorker`: the real rewards, in this process. A response of thirteen cannot be scored."""
+    """Stands in for `RewardWorker`: the real rewards, in this process. A response of thirteen cannot be scored."""
 
     async def score(self, parts: Sequence[bytes]) -> bytes:
         await self._at("score")
@@ -130,7 +130,7 @@ class FakeScorer(_FakeWorker):
 
 
 class FakePreparer(_FakeWorker):
-    """Obeys `PreparingWorker`. Nobody opens the clips that it names."""
+    """Stands in for `ClipWorker`. Nobody opens the clips that it names."""
 
     def __init__(self, script: Script, name: str, unreadable: frozenset[str]) -> None:
         """`unreadable`: names of video files."""
