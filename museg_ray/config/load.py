@@ -1,16 +1,18 @@
 """Reads a YAML file and `key=value` overrides into the typed tree, and writes the resolved tree back."""
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import asdict, is_dataclass
 from functools import reduce
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
+from omegaconf import OmegaConf
 from yaml import YAMLError
 from yaml.constructor import SafeConstructor
 
@@ -30,9 +32,9 @@ MAX_DEPTH = 50
 MAX_QUOTED = 100
 """Characters of a value that an error shows."""
 
-Tree = TypeVar("Tree")
+_INTERPOLATION = re.compile(r"(\\*)\$\{")
 _READ: Mapping[type, Callable[[str], Any]] = {
-    str: str,
+    str: lambda text: _INTERPOLATION.sub(r"\1\1\\${", text),  # else OmegaConf would put something in
     int: int,
     float: lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
     bool: lambda text: SafeConstructor.bool_values[text.lower()],
@@ -65,8 +67,8 @@ class _Loader(yaml.CBaseLoader):
         return inherited | mapping
 
 
-def _with(tree: Tree, node: object, where: str) -> Tree:
-    """A dataclass with those fields that a node has in the place of its own, each of its type.
+def _typed(node: object, schema: type, where: str) -> dict[str, Any]:
+    """Those fields of a dataclass that a node has, each of its type.
 
     Raises:
         ConfigError: an unknown key: a misspelt one that is silently ignored trains with the wrong value. Or a value
@@ -74,30 +76,31 @@ def _with(tree: Tree, node: object, where: str) -> Tree:
     """
     if not isinstance(node, dict):
         raise ConfigError(f"{where or 'the file'} must hold key: value pairs, found {_shown(node)}.")
-    hints, typed = get_type_hints(type(tree)), dict[str, Any]()
+    hints, typed = get_type_hints(schema), dict[str, Any]()
     for key, value in node.items():
         name = f"{where}.{key}" if where else key
         if key not in hints:
             nearest = difflib.get_close_matches(key, hints, n=1, cutoff=0.4)
             hint = f"Did you mean {nearest[0]!r}?" if nearest else f"Known keys here: {', '.join(hints)}."
             raise ConfigError(f"unknown key {name!r}. {hint}")
-        typed[key] = _value(value, hints[key], getattr(tree, key), name)
-    return replace(tree, **typed)  # type: ignore[type-var]  # every part of the tree is a dataclass
+        typed[key] = _value(value, hints[key], name)
+    return typed
 
 
-def _value(node: Any, kind: Any, before: Any, where: str) -> Any:
-    """What a field of this type holds; what it held before stays where the node says nothing of it."""
+def _value(node: Any, kind: Any, where: str) -> Any:
+    """What a field of this type holds."""
     origin, inner = get_origin(kind), get_args(kind)
     if is_dataclass(kind):
-        return _with(before, node, where)
+        assert isinstance(kind, type)
+        return _typed(node, kind, where)
     if NoneType in inner:
-        return None if node in _NULLS else _value(node, inner[0], before, where)
+        return None if node in _NULLS else _value(node, inner[0], where)
     if origin is dict and isinstance(node, dict):
-        return before | {key: _value(value, inner[1], None, f"{where}.{key}") for key, value in node.items()}
+        return {key: _value(value, inner[1], f"{where}.{key}") for key, value in node.items()}
     if origin is list and isinstance(node, list):
-        return [_value(item, inner[0], inner[0](), f"{where}[{index}]") for index, item in enumerate(node)]
+        return [_value(item, inner[0], f"{where}[{index}]") for index, item in enumerate(node)]
     if origin is tuple and isinstance(node, list) and len(node) == len(inner):
-        return tuple(_value(item, of, None, where) for item, of in zip(node, inner, strict=True))
+        return [_value(item, of, where) for item, of in zip(node, inner, strict=True)]
     if kind in _READ and isinstance(node, str) and "\0" not in node:
         with suppress(ValueError, KeyError):
             return _READ[kind](node)
@@ -187,13 +190,15 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: unreadable file, unknown key (with the nearest name), wrong type, or values that do not fit.
     """
-    config = Config()
+    merged = OmegaConf.structured(Config)
     layers = [(str(path), _read_yaml(Path(path))), *(("override", _read_override(each)) for each in overrides)]
     for source, layer in layers:
         try:
-            config = _with(config, layer, "")
+            merged = OmegaConf.merge(merged, _typed(layer, Config, ""))
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from None
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, Config)
     validate(config)
     return config
 
