@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
 
 from museg_ray.clock import now_s
 from museg_ray.config.learning import LearnerConfig
 from museg_ray.config.schema import Config, PhaseConfig
 from museg_ray.errors import LearnerLostError, MusegError
 from museg_ray.fleet.deadlines import DeadlineMissed, deadlines, within
-from museg_ray.fleet.errors import first_line, put
+from museg_ray.fleet.errors import MemberLost, put, result_of
 from museg_ray.fleet.gpu_driver import check_gpu_driver
 from museg_ray.fleet.places import ANYWHERE, Place, Places
 from museg_ray.learner.rank import Rank
@@ -318,12 +317,14 @@ class LearnerHandle:
             return await within(self._deadlines[f"learner.{method}"], f"the learner's {method}", _all_results(calls))
         except DeadlineMissed as error:
             raise LearnerLostError(f"{error}; look into the learner's worker log.") from None
+        except MemberLost as error:
+            raise LearnerLostError(f"a learner process died ({error}); its worker log has the reason") from error
 
 
 async def _all_results(calls: Sequence[Awaitable[Result]]) -> list[Result]:
     """What each call returns. When one fails, the others are given a moment to say why: a rank that died may show first
     on those that wait for it, as a connection that was closed."""
-    tasks = [asyncio.ensure_future(_result(call)) for call in calls]
+    tasks = [asyncio.ensure_future(result_of(call)) for call in calls]
     try:
         _, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         if pending:
@@ -336,20 +337,3 @@ async def _all_results(calls: Sequence[Awaitable[Result]]) -> list[Result]:
     if raised:
         raise min(raised, key=lambda error: not isinstance(error, MusegError))
     return [task.result() for task in tasks]
-
-
-async def _result(reference: Awaitable[Result]) -> Result:
-    """What a call of the actor returns; its errors as they were raised there.
-
-    Ray wraps an error of a task in one whose message is the remote traceback, which is not for users.
-    """
-    try:
-        return await reference
-    except RayTaskError as error:
-        if isinstance(error.cause, MusegError):
-            raise error.cause from None
-        raise
-    except RayActorError as error:
-        raise LearnerLostError(
-            f"a learner process died ({first_line(error)}); its worker log has the reason"
-        ) from error

@@ -77,7 +77,6 @@ class RolloutEngine:
         self._logit_bias = dict.fromkeys(forbidden, FORBIDDEN_LOGIT_BIAS)
         self._gate = Gate()
         self._running: set[asyncio.Task[list[RequestOutput]]] = set()
-        self._idle = asyncio.Event()
         self._version = self._vision_version = 0
         self._has_weights = True
         """False while an update is under way, and after one that failed half-way."""
@@ -172,8 +171,8 @@ class RolloutEngine:
         async with self._gate.shut():
             if version <= self._version:
                 raise WeightSyncError(f"Weights {version} were pushed to an engine that is at {self._version} already.")
-            if self._on_push == "wait":
-                await self._until_idle()
+            while self._running and self._on_push == "wait":
+                await asyncio.wait(self._running)
             with held(file, version):
                 self._has_weights = False
                 try:
@@ -222,7 +221,7 @@ class RolloutEngine:
                 raise _not_sampled(issue, error) from None
             sampled = asyncio.create_task(self._client.receive(sent))
             self._running.add(sampled)
-            sampled.add_done_callback(self._ended)
+            sampled.add_done_callback(self._running.discard)
             return self._version, sampled
 
     async def _finish(self, sampled: "asyncio.Task[list[RequestOutput]]") -> "list[RequestOutput]":
@@ -239,16 +238,6 @@ class RolloutEngine:
             sampled.cancel()  # whoever wanted the group has given up
             await asyncio.gather(sampled, return_exceptions=True)
             raise
-
-    def _ended(self, sampled: "asyncio.Task[list[RequestOutput]]") -> None:
-        self._running.discard(sampled)
-        if not self._running:
-            self._idle.set()
-
-    async def _until_idle(self) -> None:
-        while self._running:
-            self._idle.clear()
-            await self._idle.wait()
 
     async def _replace(self, version: int, file: Path) -> Confirmed:
         if self._running and self._on_push == "restart":

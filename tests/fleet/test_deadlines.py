@@ -46,6 +46,12 @@ CONFIG = Config(
 ROWS = deadlines(CONFIG)
 
 
+@pytest.fixture(autouse=True)
+def calls_of_no_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is given up here are coroutines, which Ray cannot take back."""
+    monkeypatch.setattr(ray, "cancel", lambda *_, **__: None)
+
+
 @pytest.mark.parametrize("role", ACTORS)
 def test_invariant_every_method_of_an_actor_has_its_row(role: str) -> None:
     methods = [name for name, _ in inspect.getmembers(ACTORS[role], callable) if not name.startswith("_")]
@@ -249,9 +255,7 @@ ASKED_ELSEWHERE = {"clips.send", "mailbox.status", "mailbox.wish"}
 
 
 @pytest.mark.parametrize("row", sorted(set(ROWS) - ASKED_ELSEWHERE))
-def test_a_call_that_never_returns_ends_at_its_deadline(row: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray, "cancel", lambda *_, **__: None)
-
+def test_a_call_that_never_returns_ends_at_its_deadline(row: str) -> None:
     async def trial() -> float:
         began_s = asyncio.get_running_loop().time()
         if row in ENDS_QUIETLY:
