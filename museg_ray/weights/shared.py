@@ -31,26 +31,11 @@ Result = TypeVar("Result")
 PHASES = ("prepare", "write", "transfer")
 
 
-class HostActor:
+class HostActor(WeightHost):
     """A machine's files in a process of their own: they outlive every rank and every engine."""
 
     def __init__(self, folder: str) -> None:
-        self._host = WeightHost(folder, ray.util.get_node_ip_address())
-
-    def reserve(self, layout: Layout) -> None:
-        self._host.reserve(layout)
-
-    def begin(self, version: int, patience_s: float) -> Path:
-        return self._host.begin(version, patience_s)
-
-    def fetch(self, version: int, spans: Mapping[Address, Sequence[Span]]) -> int:
-        return self._host.fetch(version, spans)
-
-    def commit(self, version: int) -> None:
-        self._host.commit(version)
-
-    def address(self) -> Address:
-        return self._host.address()
+        super().__init__(folder, ray.util.get_node_ip_address())
 
 
 class _Machine:

@@ -1,7 +1,7 @@
 """Tensors into a weights file, and out of one."""
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from museg_ray.weights.channel import WritePlace
 from museg_ray.weights.layout import Layout, Part
-from museg_ray.weights.spans import Span
 
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 """safetensors' names."""
@@ -34,23 +32,6 @@ def fill(file: Path, layout: Layout, tensors: Mapping[str, torch.Tensor]) -> Non
 def copy_bytes(held: torch.Tensor, target: torch.Tensor) -> None:
     """Both [n] uint8 on the CPU. By numpy, which is a third faster than torch's `copy_` in one thread (torch 2.13)."""
     np.copyto(target.numpy(), held.numpy())
-
-
-class TensorSource:
-    """Whole tensors in this process, as a channel's source of one rank. Obeys `WeightSource`."""
-
-    def __init__(self, tensors: Mapping[str, torch.Tensor], node: str) -> None:
-        self._tensors, self._node, self._layout = tensors, node, tensor_layout(tensors)
-
-    async def weight_layout(self) -> Layout:
-        return self._layout
-
-    async def nodes(self) -> list[str]:
-        return [self._node]
-
-    async def write_weights(self, version: int, places: Sequence[WritePlace]) -> list[list[Span]]:
-        fill(places[0].file, self._layout, self._tensors)
-        return [[(len(self._layout.header), self._layout.size_bytes)]]
 
 
 def mapped(file: Path) -> torch.Tensor:

@@ -33,7 +33,7 @@ from museg_ray.video.loader import ClipHandle
 from museg_ray.video.prepare import PreparedClip
 from museg_ray.video.store import FrameStore
 from museg_ray.weights.shared import SharedWeights
-from museg_ray.weights.tensors import TensorSource
+from tests.weights.weight_files import TensorSource
 
 ENGINE, ACTOR, RAYLET, DRAINED = "killed: engine", "killed: actor", "killed: raylet", "drained: node"
 NUM_GROUPS = 12

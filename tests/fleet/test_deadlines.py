@@ -34,8 +34,8 @@ ACTORS = {
     "mailbox": Mailbox,
     "weights": HostActor,
 }
-ROWS_OF_READY = {"clips.ready": ("clips.start", "clips.ping")}
-"""One method that two calls of the table are."""
+ROWS_OF_READY: dict[str, tuple[str, ...]] = {"clips.ready": ("clips.start", "clips.ping"), "weights.close": ()}
+"""One method that two calls of the table are, and one that nobody calls: its actor is killed."""
 CONFIG = Config(
     rollout=RolloutConfig(start_timeout_s=LIMIT_S, request_timeout_s=LIMIT_S, num_actors=1),
     learner=LearnerConfig(start_timeout_s=LIMIT_S, step_timeout_s=LIMIT_S),

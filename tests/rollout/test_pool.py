@@ -23,7 +23,7 @@ from museg_ray.rollout.pool import RolloutPool
 from museg_ray.types import Clip, Group, Issue
 from museg_ray.video.loader import ClipHandle
 from museg_ray.weights.shared import SharedWeights
-from museg_ray.weights.tensors import TensorSource
+from tests.weights.weight_files import TensorSource
 
 GREEDY = Sampling(group_size=1, temperature=0.0, max_completion_tokens=8)
 LONG = Sampling(group_size=4, temperature=1.0, max_completion_tokens=256)

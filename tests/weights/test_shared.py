@@ -19,7 +19,8 @@ from museg_ray.weights.host import WeightHost
 from museg_ray.weights.layout import Layout
 from museg_ray.weights.shared import SharedWeights, _Machine
 from museg_ray.weights.spans import Span
-from museg_ray.weights.tensors import TensorSource, mapped, read_weights, tensor_layout
+from museg_ray.weights.tensors import mapped, read_weights, tensor_layout
+from tests.weights.weight_files import TensorSource
 
 WEIGHTS = {"a": torch.randn(1000), "b": torch.randn(77).to(torch.bfloat16), "c": torch.randn(5, 5)}
 LAYOUT = tensor_layout(WEIGHTS)
