@@ -15,13 +15,12 @@ from pkgutil import resolve_name
 from statistics import median
 from typing import Any
 
-from museg_ray.bench.result import Row, compared
+from museg_ray.bench.result import Row, Tell, compared
 from museg_ray.errors import ResourceError
 
 Facts = dict[str, float]
 Round = dict[str, Facts]
 """Way -> what one measurement of it found; all others are compared with the first way."""
-Tell = Callable[[str], None]
 
 
 def measure_apart(measure: Callable[..., Facts], *arguments: Any, within: Sequence[str] = (), **more: str) -> Facts:

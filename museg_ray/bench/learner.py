@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from museg_ray.bench.apart import Facts, Round, Tell, compare_ways, measure_apart, measure_rounds, ratio
+from museg_ray.bench.apart import Facts, Round, compare_ways, measure_apart, measure_rounds, ratio
 from museg_ray.bench.learner_case import Shape
 from museg_ray.bench.learner_way import ROWS, TOWER_WAYS, WINDOWS, Numbers, measure_way
-from museg_ray.bench.result import BenchResult, Row, Target, at_least, at_most
+from museg_ray.bench.result import BenchResult, Row, Target, Tell, at_least, at_most
 from museg_ray.errors import ResourceError
 
 VIDEO_STEPS = (16, 56, 112)

@@ -7,7 +7,6 @@ their waiting is the driver's.
 import gc
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 from statistics import median
@@ -15,7 +14,7 @@ from statistics import median
 from museg_ray.bench.pipeline_books import CHECKPOINT, STEP, measure_books
 from museg_ray.bench.pipeline_fakes import GROUP_SIZE, Waits
 from museg_ray.bench.pipeline_run import make_config, train_fakes
-from museg_ray.bench.result import BenchResult, Row, Target, at_most, compared
+from museg_ray.bench.result import BenchResult, Row, Target, Tell, at_most, compared
 from museg_ray.bench.simulated_loop import SimulatedLoop
 from museg_ray.ledger.rollout_log import STEPS_PER_PART
 from museg_ray.metrics import names
@@ -36,7 +35,6 @@ OVERLAP_TARGET, SCALING_TARGET, DRIVER_TARGET = 1.15, 0.10, 0.02
 BOOKS_TARGET_MS, CHECKPOINT_TARGET_MS = 5.0, 200.0
 
 Found = tuple[list[Row], list[Target]]
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +74,8 @@ def bench_pipeline(tell: Tell, sizes: Sizes = FULL) -> BenchResult:
         ResourceError: the books cannot be written.
     """
     found = [part(sizes, tell) for part in (measure_overlap, measure_scaling, measure_driver, measure_late_books)]
-    rows = chain.from_iterable(rows for rows, _ in found)
-    targets = chain.from_iterable(targets for _, targets in found)
-    return BenchResult("pipeline", tuple(rows), tuple(targets))
+    rows, targets = zip(*found, strict=True)
+    return BenchResult("pipeline", tuple(chain(*rows)), tuple(chain(*targets)))
 
 
 def measure_overlap(sizes: Sizes, tell: Tell) -> Found:

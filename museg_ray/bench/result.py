@@ -1,6 +1,7 @@
 """What a benchmark found: a table for the eye, and the same as JSON."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from rich.text import Text
@@ -9,6 +10,8 @@ from museg_ray.terminal.console import SafeConsole, make_table
 
 Row = dict[str, str | float]
 """Column -> value."""
+Tell = Callable[[str], None]
+"""Is told what is being done."""
 
 
 @dataclass(frozen=True, slots=True)

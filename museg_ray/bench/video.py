@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from museg_ray.bench.apart import Round, Tell, compare_ways, measure_apart, measure_rounds, ratio
-from museg_ray.bench.result import BenchResult, Row, Target, at_least, at_most, compared
+from museg_ray.bench.apart import Round, compare_ways, measure_apart, measure_rounds, ratio
+from museg_ray.bench.result import BenchResult, Row, Target, Tell, at_least, at_most, compared
 from museg_ray.bench.video_way import into_store, qwen_vl_utils, through_decord, touch
 from museg_ray.bench.videos import BenchVideo
 from museg_ray.config.schema import ModelConfig, RolloutConfig, VideoConfig

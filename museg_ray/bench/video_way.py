@@ -38,7 +38,7 @@ def through_decord(video: str, warm_up: str, store_dir: str) -> Facts:
 
 def touch(video: str, warm_up: str, store_dir: str) -> Facts:
     """Out of the store again. The first look of a new process checks the entry; later ones do not."""
-    from museg_ray.video.prepare import Preparer
+    from museg_ray.video.prepare import Preparer, read_clip
 
     config = VideoConfig(store_dir=store_dir)
     preparer = Preparer(config)
@@ -49,7 +49,9 @@ def touch(video: str, warm_up: str, store_dir: str) -> Facts:
         preparer.clip(video)
         seconds.append(time.perf_counter() - start_s)
     theirs = np.load(Path(store_dir) / RENDERED)
-    return {"first_s": seconds[0], "later_s": float(np.median(seconds[1:])), "grey_levels": _gap(video, config, theirs)}
+    ours = read_clip(video, replace(config, sampling="qwen_vl_utils")).frames  # taken at its times
+    grey_levels = float(np.abs(ours.astype(np.int16) - theirs.astype(np.int16)).mean())
+    return {"first_s": seconds[0], "later_s": float(np.median(seconds[1:])), "grey_levels": grey_levels}
 
 
 def qwen_vl_utils(video: str, warm_up: str, store_dir: str) -> Facts:
@@ -65,14 +67,6 @@ def qwen_vl_utils(video: str, warm_up: str, store_dir: str) -> Facts:
     thwc = frames.permute(0, 2, 3, 1).round().byte().numpy()
     np.save(Path(store_dir) / RENDERED, thwc)
     return _frames_facts(thwc) | facts | {"tokens_seen": _stock_tokens(thwc)}
-
-
-def _gap(video: str, config: VideoConfig, theirs: ByteArray) -> float:
-    """Mean difference to qwen-vl-utils' frames where ours are taken at its times."""
-    from museg_ray.video.prepare import read_clip
-
-    ours = read_clip(video, replace(config, sampling="qwen_vl_utils")).frames
-    return float(np.abs(ours.astype(np.int16) - theirs.astype(np.int16)).mean())
 
 
 def _frames_facts(frames: ByteArray) -> Facts:

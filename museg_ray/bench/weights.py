@@ -2,7 +2,7 @@
 copies of as many bytes; beside it the way that every published trainer goes, whole tensors through one process."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from statistics import median
 from threading import Event, Thread
@@ -10,7 +10,7 @@ from threading import Event, Thread
 import psutil
 import torch
 
-from museg_ray.bench.result import BenchResult, at_most, compared
+from museg_ray.bench.result import BenchResult, Tell, at_most, compared
 from museg_ray.bench.weights_machine import second_machine
 from museg_ray.bench.weights_real import push_phases
 from museg_ray.bench.weights_roles import Role, engine, made_up, naive_engine, naive_rank, rank
@@ -26,7 +26,7 @@ TARGET_COPIES, TARGET_MIB, TARGET_CROSSED = 3.0, 256.0, 1.05
 SAMPLE_S = 0.005
 
 
-def bench_weights(size_gib: float, rounds: int, tell: Callable[[str], None], is_real: bool = False) -> BenchResult:
+def bench_weights(size_gib: float, rounds: int, tell: Tell, is_real: bool = False) -> BenchResult:
     """Medians over `rounds` pushes.
 
     Raises:
@@ -52,8 +52,8 @@ def bench_weights(size_gib: float, rounds: int, tell: Callable[[str], None], is_
     ]
     tell("a second machine")
     if (second := second_machine(size_bytes)) is not None:
-        rows.append(compared("to a second machine / one plain copy", case, 1e3 * second.fetch_s, 1e3 * copy_s))
-        targets.append(at_most("bytes that cross to it over those of the weights", second.crossed, TARGET_CROSSED))
+        rows.append(compared("to a second machine / one plain copy", case, 1e3 * second["fetch_s"], 1e3 * copy_s))
+        targets.append(at_most("bytes that cross to it over those of the weights", second["crossed"], TARGET_CROSSED))
     if is_real:
         rows += push_phases(tell)
     return BenchResult("weights", tuple(rows), tuple(targets))

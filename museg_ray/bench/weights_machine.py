@@ -7,7 +7,6 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from museg_ray.bench.apart import Facts, measure_apart
@@ -20,34 +19,28 @@ HERE, THERE = "10.213.77.1", "10.213.77.2"
 COUNTER = "/sys/class/net/{interface}/statistics/tx_bytes"
 
 
-@dataclass(frozen=True, slots=True)
-class Crossing:
-    fetch_s: float
-    crossed: float
-    """Bytes over the wire for each byte of weights."""
-
-
-def second_machine(size_bytes: int) -> Crossing | None:
-    """None where this user may make no namespace, or there is no `ip`."""
+def second_machine(size_bytes: int) -> Facts | None:
+    """Seconds to fetch the weights (`fetch_s`), and bytes over the wire for each byte of them (`crossed`). None where
+    this user may make no namespace, or there is no `ip`."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         return None
     weights = made_up(size_bytes)
     layout, host = tensor_layout(weights), WeightHost(host=HERE)
     host.reserve(layout)
-    with _namespace() as (name, interface):
+    with _namespace() as name:
         fill(host.begin(1, 0.0), layout, weights)
         host.commit(1)
-        counter = Path(COUNTER.format(interface=interface))
+        counter = Path(COUNTER.format(interface=name))
         before = int(counter.read_text())
         facts = measure_apart(fetch, size_bytes, *host.address(), within=("ip", "netns", "exec", name))
         crossed = int(counter.read_text()) - before
         host.close()
-    return Crossing(facts["fetch_s"], crossed / layout.size_bytes)
+    return facts | {"crossed": crossed / layout.size_bytes}
 
 
 @contextmanager
-def _namespace() -> Iterator[tuple[str, str]]:
-    """Its name, and this machine's end of the wire."""
+def _namespace() -> Iterator[str]:
+    """Its name, which is also that of this machine's end of the wire."""
     name = f"museg{os.getpid()}"
     commands = [
         f"netns add {name}",
@@ -60,7 +53,7 @@ def _namespace() -> Iterator[tuple[str, str]]:
     try:
         for command in commands:
             subprocess.run(["ip", *command.split()], check=True, capture_output=True)
-        yield name, name
+        yield name
     finally:
         subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 

@@ -3,13 +3,12 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 
 from museg_ray.append_log import read_rows
-from museg_ray.bench.result import Row, compared
+from museg_ray.bench.result import Row, Tell, compared
 from museg_ray.errors import ResourceError
 from museg_ray.metrics import names
 
@@ -25,7 +24,7 @@ SETTINGS = (
 )
 
 
-def push_phases(tell: Callable[[str], None]) -> list[Row]:
+def push_phases(tell: Tell) -> list[Row]:
     """Each phase's median over its 95th percentile.
 
     Raises:

@@ -6,14 +6,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from museg_ray.bench.result import BenchResult
+from museg_ray.bench.result import BenchResult, Tell
 from museg_ray.cli.files import write_text
 from museg_ray.terminal.console import SafeConsole
 from museg_ray.terminal.silence import silenced_libraries
 
 bench = typer.Typer(help="Benchmarks against the naive or the published way, in one run.", no_args_is_help=True)
 
-Tell = Callable[[str], None]
 Rounds = Annotated[int, typer.Option(min=1, help="Measurements; the median counts.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")]
 
@@ -21,34 +20,23 @@ JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the re
 def _run(what: str, json_file: Path | None, measure: Callable[[Tell], BenchResult]) -> None:
     with silenced_libraries() as terminal, SafeConsole(file=terminal).status(f"measuring {what} …") as status:
         result = measure(status.update)
-    _show(result, json_file)
-
-
-def _show(result: BenchResult, json_file: Path | None) -> None:
     result.print(SafeConsole())
     if json_file is not None:
         write_text(json_file, result.as_json())
 
 
 @bench.command()
-def rewards(
-    rounds: Rounds = 15,
-    json_file: JsonFile = None,
-) -> None:
+def rewards(rounds: Rounds = 15, json_file: JsonFile = None) -> None:
     """Responses a second of both reward recipes, and the overhead of the reward pool."""
     from museg_ray.bench.rewards import bench_rewards
     from museg_ray.fleet.local_ray import local_ray
 
-    with SafeConsole().status("measuring rewards …"), local_ray(num_cpus=2):
-        result = bench_rewards(rounds)
-    _show(result, json_file)
+    with local_ray(num_cpus=2):
+        _run("rewards", json_file, lambda tell: bench_rewards(rounds))
 
 
 @bench.command()
-def video(
-    rounds: Rounds = 3,
-    json_file: JsonFile = None,
-) -> None:
+def video(rounds: Rounds = 3, json_file: JsonFile = None) -> None:
     """Preparing clips against qwen-vl-utils: time, memory, tokens; and the bytes that a group moves to the engine."""
     from museg_ray.bench.video import bench_video
 
