@@ -127,12 +127,8 @@ class RolloutPool(CrewPool[RolloutWorker]):
 
     @property
     def nodes(self) -> set[str]:
-        """The machines of those that serve."""
-        return {member.worker.node for member in self._served}
-
-    @property
-    def _served(self) -> list[Member[RolloutWorker]]:
-        return [m for m in self._crew.members if m.state in (MemberState.SERVING, MemberState.DRAINING)]
+        """The machines of all that serve, or may be loading weights before they do."""
+        return {member.worker.node for member in self._crew.members if member.worker.node}
 
     async def publish(self, version: int, weights: Any) -> list[Confirmed]:
         """Give all actors new weights at once, and wait until each that serves has confirmed them. Who fails is
@@ -152,7 +148,8 @@ class RolloutPool(CrewPool[RolloutWorker]):
         self._newest = _Weights(version, weights)
         self._published.set()
         self._published = asyncio.Event()
-        members = self._served
+        served = (MemberState.SERVING, MemberState.DRAINING)
+        members = [member for member in self._crew.members if member.state in served]
         for member in members:  # now: in a moment one that drains may be idle, and would be closed under its push
             self._crew.hold(member)
         answers = await asyncio.gather(*(self._push(member, self._newest) for member in members))

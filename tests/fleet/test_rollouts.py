@@ -117,6 +117,22 @@ def test_a_push_meets_one_that_joins() -> None:
     simulated(work())
 
 
+def test_the_machine_of_one_that_loads_weights_before_it_serves_keeps_them() -> None:
+    async def work() -> None:
+        stage = Stage(num_actors=1)
+        stage.set_up = lambda worker: setattr(worker, "node", f"machine of {worker.name}")
+        await stage.pool.ready()
+        await stage.pool.publish(1, "a")
+        stage.pool.resize(2)
+        await asyncio.sleep(0.05)
+        assert stage.states() == ["serving", "starting"]
+        assert stage.pool.nodes == {f"machine of {worker.name}" for worker in stage.workers}
+        stage.workers[1].node = ""  # it has no process yet
+        assert len(stage.pool.nodes) == 1
+
+    simulated(work())
+
+
 def test_who_fails_a_push_that_others_load_gets_nothing_new_and_is_replaced() -> None:
     async def work() -> None:
         stage = Stage(num_actors=2)
