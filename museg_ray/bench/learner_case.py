@@ -1,5 +1,6 @@
 """What `museg bench learner` computes in each of its ways: a made-up group, its loss, and the model."""
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,21 +22,8 @@ TEXT_TOKENS = (20, 80)
 """Of the prompt, before and after the video."""
 NUM_WORDS = 256
 """Ids that responses draw from: museg-tiny's vocabulary without its special tokens."""
-TEXT_3B = {
-    "vocab_size": 151936,
-    "hidden_size": 2048,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128000,
-    "rms_norm_eps": 1e-6,
-    "rope_parameters": {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6},
-    "tie_word_embeddings": True,
-}
-"""The language model of Qwen2.5-VL-3B, from its published configuration."""
-VISION_3B = {"hidden_size": 1280, "out_hidden_size": 2048, "tokens_per_second": 2}
-"""Its vision tower: what differs from transformers' defaults."""
+CONFIG_3B = PACKAGED_MODEL_DIR.with_name("qwen2_5_vl_3b.json")
+"""The sizes of Qwen2.5-VL-3B, from its published configuration, with the placeholder ids of museg-tiny."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +104,9 @@ def build_3b(device: torch.device, **smaller: dict[str, Any]) -> Any:
     """A model of the 3B sizes. `smaller`: other values for some of `text_config` and `vision_config`, for tests."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    tiny = Qwen2_5_VLConfig.from_pretrained(PACKAGED_MODEL_DIR)
-    config = Qwen2_5_VLConfig(
-        text_config=TEXT_3B | smaller.get("text_config", {}),
-        vision_config=VISION_3B | smaller.get("vision_config", {}),
-        tie_word_embeddings=True,
-        image_token_id=tiny.image_token_id,
-        video_token_id=tiny.video_token_id,
-        vision_start_token_id=tiny.vision_start_token_id,
-        vision_end_token_id=tiny.vision_end_token_id,
-    )
+    sizes = json.loads(CONFIG_3B.read_text(encoding="utf-8"))
+    parts = {part: sizes.pop(part) | smaller.get(part, {}) for part in ("text_config", "vision_config")}
+    config = Qwen2_5_VLConfig(**parts, **sizes)
     torch.manual_seed(0)
     with device:  # 3.75 billion random numbers are slow to draw on a CPU
         return Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
