@@ -11,9 +11,9 @@ from fractions import Fraction
 from typing import TypedDict
 
 from museg_ray.config.schema import Config
-from museg_ray.config.validate import check_source_weights
+from museg_ray.config.validate import source_weight_faults
 from museg_ray.data.curriculum import Curriculum, load_curriculum, pass_order
-from museg_ray.errors import DataError
+from museg_ray.errors import ConfigError, DataError
 from museg_ray.types import GroundingQuery
 
 QUERY_INPUTS = ("num_queries", "queries_hash")
@@ -240,7 +240,8 @@ def build_samplers(
 
 def _weights_of(queries: Sequence[GroundingQuery], weights: Mapping[str, float]) -> dict[str, float]:
     """The weights of the sources that the queries have; none where none are given."""
-    check_source_weights(weights)
+    for fault in source_weight_faults(weights):
+        raise ConfigError(fault)
     sources = sorted({query.source for query in queries}) if weights else []
     unweighted = [source for source in sources if source not in weights]
     if unweighted:
