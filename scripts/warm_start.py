@@ -34,7 +34,7 @@ import torch
 from rich.progress import Progress
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from museg_ray.cli.demo import demo_config_path
+from museg_ray.cli.train import demo_config_path
 from museg_ray.config.load import MODEL_CONFIG_FILE, load_config, save_config
 from museg_ray.config.schema import Config, SyntheticConfig
 from museg_ray.data.annotations import read_annotations

@@ -8,12 +8,11 @@ from museg_ray.cli.bench import bench
 from museg_ray.cli.data import data
 from museg_ray.cli.data_prepare import prepare
 from museg_ray.cli.data_probe import probe
-from museg_ray.cli.demo import demo
 from museg_ray.cli.export import export
 from museg_ray.cli.ground import ground
 from museg_ray.cli.handle import scale, status, stop
 from museg_ray.cli.reward import reward
-from museg_ray.cli.train import train
+from museg_ray.cli.train import demo, train
 from museg_ray.ending import received_signal, still_living, take_over
 from museg_ray.errors import MusegError
 from museg_ray.terminal.console import SafeConsole

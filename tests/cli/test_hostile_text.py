@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from museg_ray.cli import data_prepare, ground, handle
-from museg_ray.cli.demo import demo_config_path
 from museg_ray.cli.main import main
+from museg_ray.cli.train import demo_config_path
 from museg_ray.errors import VideoError, VideoFault
 from museg_ray.rewards.answer import parse_response
 from museg_ray.terminal.console import SafeConsole

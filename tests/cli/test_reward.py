@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from museg_ray.cli.demo import demo_config_path
 from museg_ray.cli.main import app
+from museg_ray.cli.train import demo_config_path
 from museg_ray.config.schema import RewardConfig, RewardWeights
 from museg_ray.errors import ConfigError, DataError, ResourceError
 from museg_ray.rewards.golden import golden_cases

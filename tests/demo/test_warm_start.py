@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from museg_ray.cli.demo import demo_config_path
+from museg_ray.cli.train import demo_config_path
 from museg_ray.config.load import MODEL_CONFIG_FILE, load_config
 from museg_ray.config.schema import SyntheticConfig
 from museg_ray.model.qwen_vl import load_policy, load_tokenizer

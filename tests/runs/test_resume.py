@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from museg_ray.cli.demo import demo_config_path
 from museg_ray.cli.main import main
+from museg_ray.cli.train import demo_config_path
 from museg_ray.config.load import load_config
 from museg_ray.config.schema import Config, PhaseConfig
 from museg_ray.errors import CheckpointError, ConfigError, ResourceError
