@@ -16,7 +16,7 @@ from types import FrameType
 
 import psutil
 
-PR_SET_CHILD_SUBREAPER = 36
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 CLOSING_S = 2.0
 """For processes that were told to end: Ray's own need about one."""
 KILLED_S = 2.0
@@ -36,6 +36,11 @@ def take_over() -> None:
     """
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     _handle_signals()
+
+
+def end_with_parent() -> None:
+    """Have the kernel end this process with the thread that started it, whatever either of them is doing."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def received_signal() -> signal.Signals | None:

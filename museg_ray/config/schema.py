@@ -380,14 +380,3 @@ class Config:
         """What evaluation and `museg ground` ask: `evaluation.prompt`, else the last phase's, else the question."""
         phases = self.train.phases
         return self.evaluation.prompt or (phases[-1].prompt if phases else "{question}")
-
-    @property
-    def num_cpus_needed(self) -> float:
-        """CPUs that all actors together reserve in Ray."""
-        crews = (self.video, self.rollout, self.rewards)
-        return sum(crew.num_actors * crew.num_cpus for crew in crews) + self.learner.num_ranks * self.learner.num_cpus
-
-    @property
-    def num_gpus_needed(self) -> float:
-        """GPUs that all actors together reserve in Ray."""
-        return self.rollout.num_actors * self.rollout.num_gpus + self.learner.num_ranks * self.learner.num_gpus

@@ -3,11 +3,9 @@
 `ensure_corpus` is the one entrance: it renders what is missing, in parallel, and never leaves a half-written corpus.
 """
 
-import ctypes
 import json
 import os
 import shutil
-import signal
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -21,10 +19,10 @@ import numpy as np
 
 from museg_ray.config.schema import SyntheticConfig
 from museg_ray.demo.scene import Scene, draw_background, draw_frame, draw_scene
+from museg_ray.ending import end_with_parent
 from museg_ray.errors import ResourceError
 
 CORPUS_VERSION = 1
-PR_SET_PDEATHSIG = 1
 """Raise when a change of this folder's code changes what is rendered: old corpora are then not reused."""
 SPLITS = ("train", "heldout")
 
@@ -84,8 +82,9 @@ def _render(root: Path, config: SyntheticConfig, progress: Progress) -> None:
     counts = {"train": config.num_train_videos, "heldout": config.num_heldout_videos}
     jobs = [(split, index) for split, count in counts.items() for index in range(count)]
     scenes: dict[str, list[Scene]] = {split: [] for split in counts}
-    # Spawned: a child that is forked while threads of other libraries hold a lock waits for it for ever.
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), initializer=_end_with_parent) as pool:
+    # Spawned: a child that is forked while threads of other libraries hold a lock waits for it for ever. One whose
+    # parent was killed would wait for work for ever.
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), initializer=end_with_parent) as pool:
         futures = [pool.submit(_render_video, root, config.seed, split, index) for split, index in jobs]
         try:
             for done, ((split, _), future) in enumerate(zip(jobs, futures, strict=True), start=1):
@@ -97,11 +96,6 @@ def _render(root: Path, config: SyntheticConfig, progress: Progress) -> None:
     for split, of_split in scenes.items():
         lines = [json.dumps(row) + "\n" for row in _annotation_rows(split, of_split)]
         (root / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def ensure_corpus(config: SyntheticConfig, progress: Progress = lambda done, total: None) -> Corpus:

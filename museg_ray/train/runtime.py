@@ -29,25 +29,31 @@ def _cluster(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
+def _reserved(config: Config, kind: str) -> list[tuple[int, float, str]]:
+    """Of each part that reserves CPUs, or GPUs: how many processes, how many each of them, and what they are."""
+    processes = {
+        "rollout": (config.rollout.num_actors, "rollout actors"),
+        "learner": (config.learner.num_ranks, "learner ranks"),
+        "reward": (config.rewards.num_actors, "reward actors"),
+        "clips": (config.video.num_actors, "clip actors"),
+    }
+    each = needs(config)
+    return [(count, each[role][kind], what) for role, (count, what) in processes.items() if kind in each[role]]
+
+
 def check_capacity(config: Config, cluster: dict[str, float]) -> None:
     """Compare what the actors reserve with what the cluster has: Ray itself would wait for ever without a word.
 
     Raises:
         ResourceError: with the arithmetic.
     """
-    counts = {
-        "rollout": f"{config.rollout.num_actors} rollout actors",
-        "learner": f"{config.learner.num_ranks} learner ranks",
-        "reward": f"{config.rewards.num_actors} reward actors",
-        "clips": f"{config.video.num_actors} clip actors",
-    }
-    of_one = needs(config)
-    for kind, wanted in {"CPU": config.num_cpus_needed, "GPU": config.num_gpus_needed}.items():
-        there = cluster.get(kind, 0.0)
+    for kind in ("CPU", "GPU"):
+        parts, there = _reserved(config, kind), cluster.get(kind, 0.0)
+        wanted = sum(count * each for count, each, _ in parts)
         if wanted > there + 1e-9:
-            parts = " + ".join(f"{n} x {of_one[role][kind]:g}" for role, n in counts.items() if kind in of_one[role])
+            shown = " + ".join(f"{count} {what} x {each:g}" for count, each, what in parts)
             raise ResourceError(
-                f"The run reserves {wanted:g} {kind}s ({parts}); the Ray cluster has {there:g}. "
+                f"The run reserves {wanted:g} {kind}s ({shown}); the Ray cluster has {there:g}. "
                 "Lower rollout.num_actors or the num_cpus / num_gpus of the parts, or add nodes."
             )
 
@@ -63,7 +69,8 @@ def ray_session(config: Config) -> Iterator[None]:
     ray._private.utils.set_sigterm_handler = lambda handler: None
     address = os.environ.get("RAY_ADDRESS")
     # Reservations are logical: a machine with fewer cores than the config reserves runs it all the same, slower.
-    num_cpus = max(os.cpu_count() or 1, math.ceil(config.num_cpus_needed)) + LOCAL_SPARE_CPUS
+    reserved = sum(count * each for count, each, _ in _reserved(config, "CPU"))
+    num_cpus = max(os.cpu_count() or 1, math.ceil(reserved)) + LOCAL_SPARE_CPUS
     with _cluster(address) if address is not None else local_ray(num_cpus):
         check_capacity(config, ray.cluster_resources())
         yield

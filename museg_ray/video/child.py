@@ -6,24 +6,21 @@ child  ─▶ parent  a float: the result may take so many seconds from now; the
                   a PreparedClip, or the error
 """
 
-import ctypes
-import signal
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
 import torch
 
 from museg_ray.config.schema import VideoConfig
+from museg_ray.ending import end_with_parent
 from museg_ray.errors import MusegError, VideoError, VideoFault
 from museg_ray.video.prepare import Preparer, refused
-
-PR_SET_PDEATHSIG = 1
 
 
 def serve(descriptor: int) -> None:
     """Answer the requests that come through an inherited file descriptor."""
     # A hanging decoder never sees the pipe close: the kernel ends this process with its parent.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     torch.set_num_threads(1)
     # Gone with its parent, or with the pipe that the parent has closed.
     with suppress(EOFError, OSError), Connection(descriptor) as parent:
