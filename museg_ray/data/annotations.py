@@ -7,18 +7,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from museg_ray.data.fields import (
-    TASKS,
-    expect,
-    numbered_lines,
-    query_id,
-    read_duration_s,
-    read_object,
-    read_segments,
-    required,
-    text,
-    video_name,
-)
+from museg_ray.data import fields
 from museg_ray.data.rules import find_fault
 from museg_ray.errors import DataError
 from museg_ray.files import is_url
@@ -41,10 +30,10 @@ def read_annotations(path: Path, video_root: str | Path | None = None) -> list[G
     root = str(video_root or path.parent)
     queries: dict[str, GroundingQuery] = {}
     faults = []
-    for number, line in numbered_lines(path):
+    for number, line in fields.numbered_lines(path):
         try:
-            row = read_object(line, "idx, problem, solution, video and task")
-            query = kept_to_rules(museg_query(row, path, read_segments), "solution")
+            row = fields.read_object(line, "idx, problem, solution, video and task")
+            query = kept_to_rules(museg_query(row, path, fields.read_segments), "solution")
             if query.query_id in queries:
                 raise DataError(f"field 'idx' repeats that of an earlier row ({query.query_id}); expected a new one")
             queries[query.query_id] = replace(query, video=join_video(root, query.video))
@@ -73,14 +62,14 @@ def museg_query(
     Raises:
         DataError: a field is absent or malformed; names it.
     """
-    task, video = required(row, "task"), video_name(row)
-    expect(task in TASKS, "task", task, " or ".join(TASKS))
+    task, video = fields.required(row, "task"), fields.video_name(row)
+    fields.expect(task in fields.TASKS, "task", task, " or ".join(fields.TASKS))
     return GroundingQuery(
-        query_id=query_id(path, required(row, "idx")),
+        query_id=fields.query_id(path, fields.required(row, "idx")),
         video=video,
-        question=text(row, "problem"),
-        segments=read_truth(required(row, "solution"), "solution"),
-        duration_s=read_duration_s(row.get("duration"), "duration"),
+        question=fields.text(row, "problem"),
+        segments=read_truth(fields.required(row, "solution"), "solution"),
+        duration_s=fields.read_duration_s(row.get("duration"), "duration"),
         task=task,
         source=source_of(video),
     )

@@ -10,19 +10,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from museg_ray.data import fields
 from museg_ray.data.annotations import source_of
-from museg_ray.data.fields import (
-    TASKS,
-    expect,
-    is_number,
-    opened_text,
-    query_id,
-    read_duration_s,
-    read_pairs,
-    required,
-    text,
-    video_name,
-)
 from museg_ray.data.importers.rows import ImportedRow, json_row, object_rows, scaled
 from museg_ray.errors import DataError
 from museg_ray.types import GroundingQuery, Segment
@@ -70,7 +59,7 @@ def read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         DataError: it cannot be read as CSV.
     """
-    with opened_text(path, newline="") as file:
+    with fields.opened_text(path, newline="") as file:
         reader = csv.DictReader(file)
         try:
             for row in reader:
@@ -104,18 +93,18 @@ def _unread(row: ImportedRow) -> tuple[str, ...]:
 
 
 def _query(row: dict[str, Any], path: Path, number: int, unit: Unit | None) -> GroundingQuery:
-    video, truth = video_name(row), _segments(required(row, "segments"), _unit(row, unit), row.get("fps"))
+    video, truth = fields.video_name(row), _segments(fields.required(row, "segments"), _unit(row, unit), row.get("fps"))
     task = row.get("task") or ("tvg" if len(truth) == 1 else "tal")
-    expect(task in TASKS, "task", task, " or ".join(TASKS))
+    fields.expect(task in fields.TASKS, "task", task, " or ".join(fields.TASKS))
     length = "duration_s" if "duration_s" in row else "duration"
     return GroundingQuery(
-        query_id=query_id(path, row.get("idx", number)),
+        query_id=fields.query_id(path, row.get("idx", number)),
         video=video,
-        question=text(row, "question"),
+        question=fields.text(row, "question"),
         segments=truth,
-        duration_s=read_duration_s(row.get(length), length),
+        duration_s=fields.read_duration_s(row.get(length), length),
         task=task,
-        source=text(row, "source") if row.get("source") else source_of(video),
+        source=fields.text(row, "source") if row.get("source") else source_of(video),
     )
 
 
@@ -125,7 +114,7 @@ def _unit(row: dict[str, Any], default: Unit | None) -> Unit:
         raise DataError(
             "it has fps and no unit: its times may be frame numbers. Add a column unit, or --unit s | frames"
         )
-    expect(told is None or told in list(Unit), "unit", told, " or ".join(Unit))
+    fields.expect(told is None or told in list(Unit), "unit", told, " or ".join(Unit))
     return Unit(told or Unit.SECONDS)
 
 
@@ -134,11 +123,11 @@ def _segments(value: Any, unit: Unit, fps: Any) -> tuple[Segment, ...]:
     if isinstance(value, str):
         items = [_ITEM.fullmatch(item) for item in value.split()]
         expected = "START-END, such as 12.3-15.0 20.1-31.75; with unit hh:mm:ss such as 0:12.3-1:02:15"
-        expect(bool(items) and all(items), "segments", value, expected)
+        fields.expect(bool(items) and all(items), "segments", value, expected)
         pairs = [[item[1], item[2]] for item in items if item]
     if isinstance(pairs, list):
         pairs = [[_number(time, unit) for time in pair] if isinstance(pair, list) else pair for pair in pairs]
-    truth = read_pairs(pairs, "segments")
+    truth = fields.read_pairs(pairs, "segments")
     return truth if unit is Unit.SECONDS else scaled(truth, _unit_s(unit, fps))
 
 
@@ -148,12 +137,16 @@ def _number(time: Any, unit: Unit) -> Any:
         return time
     if unit is Unit.CLOCK and re.fullmatch(_CLOCK, time):
         return sum(float(part) * 60**place for place, part in enumerate(reversed(time.split(":"))))
-    expect(bool(re.fullmatch(_NUMBER, time)), "segments", time, f"a number of {unit}; for 1:02:15 say --unit hh:mm:ss")
+    fields.expect(
+        bool(re.fullmatch(_NUMBER, time)), "segments", time, f"a number of {unit}; for 1:02:15 say --unit hh:mm:ss"
+    )
     return float(time)
 
 
 def _unit_s(unit: Unit, fps: Any) -> float:
     if unit is not Unit.FRAMES:
         return 0.001 if unit is Unit.MILLISECONDS else 1.0
-    expect(is_number(fps) and 0 < fps < math.inf, "fps", fps, "frames a second above 0, for times in frames")
+    fields.expect(
+        fields.is_number(fps) and 0 < fps < math.inf, "fps", fps, "frames a second above 0, for times in frames"
+    )
     return float(1 / fps)
