@@ -118,9 +118,6 @@ class FakeLearner:
         await self._waits.update()
         return {names.LEARNER_LOSS: 0.1, names.LEARNER_KL: 0.1, **GAPS}
 
-    async def score(self, groups: Sequence[Group], clips: Any) -> dict[str, float]:
-        return GAPS
-
     async def gaps(self, group: Group, clips: Any) -> list[float]:
         return [GAPS[names.PARITY_GAP_MEAN]] * len(group.responses)
 

@@ -12,16 +12,7 @@ from museg_ray.append_log import Row, read_rows
 from museg_ray.bench.pipeline_fakes import GROUP_SIZE, FakeLearner, FakeWeights, FakeWorker, Waits
 from museg_ray.checkpoints.state import Notes
 from museg_ray.checkpoints.writer import Checkpointer
-from museg_ray.config.learning import AlgoConfig, CheckpointConfig
-from museg_ray.config.schema import (
-    Config,
-    DataConfig,
-    PhaseConfig,
-    RewardConfig,
-    RolloutConfig,
-    TrainConfig,
-    VideoConfig,
-)
+from museg_ray.config.schema import Config, PhaseConfig
 from museg_ray.fleet.control import Mailbox
 from museg_ray.model.qwen_vl import PACKAGED_MODEL_DIR, load_tokenizer
 from museg_ray.rewards.pool import RewardPool
@@ -64,20 +55,15 @@ def make_config(
         groups_per_actor: that a rollout actor samples at once.
         max_staleness: k.
     """
-    num_others = min(num_actors, MAX_OTHER_ACTORS)
-    return Config(
-        data=DataConfig(train=ANNOTATIONS),
-        video=VideoConfig(num_actors=num_others),
-        rollout=RolloutConfig(num_actors=num_actors, group_size=GROUP_SIZE, max_num_seqs=groups_per_actor * GROUP_SIZE),
-        rewards=RewardConfig(num_actors=num_others),
-        algo=AlgoConfig(correction="truncate" if max_staleness else "none"),
-        train=TrainConfig(
-            prompts_per_step=prompts_per_step,
-            phases=[PhaseConfig(PHASE, num_steps)],
-            max_staleness=max_staleness,
-        ),
-        checkpoint=CheckpointConfig(every_steps=0),
-    )
+    config, num_others = Config(), min(num_actors, MAX_OTHER_ACTORS)
+    config.data.train, config.checkpoint.every_steps = ANNOTATIONS, 0
+    config.video.num_actors = config.rewards.num_actors = num_others
+    config.rollout.num_actors, config.rollout.group_size = num_actors, GROUP_SIZE
+    config.rollout.max_num_seqs = groups_per_actor * GROUP_SIZE
+    config.train.prompts_per_step, config.train.phases = prompts_per_step, [PhaseConfig(PHASE, num_steps)]
+    config.train.max_staleness = max_staleness
+    config.algo.correction = "truncate" if max_staleness else "none"
+    return config
 
 
 def train_fakes(

@@ -48,7 +48,7 @@ SCORE_TIMEOUTS = 4.0
 """A reward actor ends a call by itself after at most three `response_timeout_s`; the deadline is for a process that
 does nothing at all."""
 IN_A_STEP = (
-    *("load", "update", "score", "gaps", "weight_layout", "start_phase"),
+    *("load", "update", "gaps", "weight_layout", "start_phase"),
     *("begin_checkpoint", "finish_checkpoint", "export_model"),
 )
 """Calls of the learner's ranks that may take as long as a step."""

@@ -4,14 +4,7 @@ import asyncio
 from typing import Any
 
 import ray
-from ray.exceptions import (
-    ObjectStoreFullError,
-    OutOfDiskError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-    TaskCancelledError,
-)
+from ray import exceptions
 
 from museg_ray.errors import MusegError, ResourceError
 
@@ -28,7 +21,7 @@ def put(value: Any) -> ray.ObjectRef:
     """
     try:
         return ray.put(value)
-    except (ObjectStoreFullError, OutOfDiskError) as error:
+    except (exceptions.ObjectStoreFullError, exceptions.OutOfDiskError) as error:
         raise ResourceError(
             f"Ray has no room for what its processes hand to each other ({first_line(error)}). It keeps that in "
             "/dev/shm, and in its temporary folder (RAY_TMPDIR, else TMPDIR or /tmp) where that is full: free space "
@@ -49,12 +42,12 @@ async def result_of(reference: ray.ObjectRef) -> Any:
     except asyncio.CancelledError:
         ray.cancel(reference, recursive=False)
         raise
-    except (RayTaskError, TaskCancelledError) as error:
+    except (exceptions.RayTaskError, exceptions.TaskCancelledError) as error:
         cause = getattr(error, "cause", None)
         if isinstance(cause, MusegError | MemberLost):
             raise cause from None
         raise
-    except RayError as error:
+    except exceptions.RayError as error:
         raise MemberLost(first_line(error)) from None
 
 
@@ -67,7 +60,7 @@ async def started(reference: ray.ObjectRef) -> None:
     """
     try:
         await reference
-    except RayActorError as error:
+    except exceptions.RayActorError as error:
         if error.actor_init_failed:
             raise
         raise MemberLost(first_line(error)) from None

@@ -68,9 +68,6 @@ class LearnerActor:
     def update(self, groups: Sequence[Group], step: int) -> dict[str, float]:
         return self._learner.update(groups, self._take_loaded(), step)
 
-    def score(self, groups: Sequence[Group]) -> dict[str, float]:
-        return self._learner.score(groups, self._take_loaded())
-
     def gaps(self, groups: Sequence[Group]) -> list[float]:
         (group,) = groups
         return self._learner.gaps(group, self._take_loaded())
@@ -209,14 +206,6 @@ class LearnerHandle:
             VideoError: a clip is no longer there; nothing was updated.
         """
         return await self._with_clips("update", groups, clips, step)
-
-    async def score(self, groups: Sequence[Group], clips: Mapping[str, ClipHandle]) -> dict[str, float]:
-        """How far the groups' log-probs are from the learner's, see `Learner.score`.
-
-        Raises:
-            LearnerLostError, VideoError: as `update`.
-        """
-        return await self._with_clips("score", groups, clips)
 
     async def gaps(self, group: Group, clips: Mapping[str, ClipHandle]) -> list[float]:
         """How far each response's log-probs are from the learner's, see `Learner.gaps`.

@@ -5,9 +5,11 @@ groups ─▶ packed micro-batches of this rank ─▶ passes without gradient: 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, pairwise
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from museg_ray.algo.loss import LossTokens, grpo_loss
@@ -85,7 +87,7 @@ class Learner:
         self._batcher = Batcher(config, load_vision_spec(model_dir), self._rank, learner_device(), policy.is_allowed)
 
     def clip_keys(self, groups: Sequence[Group]) -> set[str]:
-        """The clips that this rank needs for `update` or `score` of `groups`."""
+        """The clips that this rank needs for `update` of `groups`."""
         return set().union(*(self._batcher.clip_keys(share) for share in self._shares(groups)))
 
     def update(self, groups: Sequence[Group], clips: Mapping[str, Clip], step: int) -> dict[str, float]:
@@ -120,24 +122,17 @@ class Learner:
                 self._end_update(step, torch.stack(losses).sum(), tally)
         return tally.metrics() | {names.LEARNER_LEARNING_RATE: learning_rate}
 
-    def score(self, groups: Sequence[Group], clips: Mapping[str, Clip]) -> dict[str, float]:
-        """The `parity/*` metrics of groups that were sampled from the present weights, without an update: infinite
-        where a log-prob is not finite."""
-        tally, version = Tally(self._config.algo), self._version
-        for batch in chain(*(self._batcher.micro_batches(share, clips, version) for share in self._shares(groups))):
-            tally.add_gaps(self._fixed_logprobs(self._engine, batch) - batch.rollout_logprobs)
-        return tally.parity()
-
     def gaps(self, group: Group, clips: Mapping[str, Clip]) -> list[float]:
-        """[G] mean |learner - rollout log-prob| of each response of a group that was sampled from the present weights
-        and fits one pack."""
-        (batch,) = self._batcher.micro_batches([group], clips, self._version)
-        sums = torch.zeros(2, len(group.responses), dtype=torch.float64, device=learner_device())
-        gaps = (self._fixed_logprobs(self._engine, batch) - batch.rollout_logprobs).abs()
-        if not batch.is_filler:
-            sums.index_add_(1, batch.responses, torch.stack([gaps, torch.ones_like(gaps)]).double())
+        """[G] mean |learner - rollout log-prob| of each response of a group that was sampled from the present weights,
+        without an update; not finite where a log-prob is not."""
+        count = len(group.responses)
+        numbered = replace(group, advantages=np.arange(count, dtype=np.float32))  # whose each token of a batch is
+        sums = torch.zeros(2, count, dtype=torch.float64, device=learner_device())
+        for batch in self._batcher.micro_batches([numbered], clips, self._version):
+            gaps = (self._fixed_logprobs(self._engine, batch) - batch.rollout_logprobs).abs()
+            sums.index_add_(1, batch.advantages.long(), torch.stack([gaps, torch.ones_like(gaps)]).double())
         torch.distributed.all_reduce(sums)
-        means: list[float] = (sums[0] / sums[1]).tolist()
+        means: list[float] = (sums[0] / sums[1].clamp(min=1.0)).tolist()
         return means
 
     def start_phase(self, phase: PhaseConfig) -> None:

@@ -10,7 +10,7 @@ from museg_ray.config.learning import AlgoConfig
 from museg_ray.learner.deepspeed_engine import learner_device
 from museg_ray.metrics import names
 
-_GAP_SUM, _GAP_COUNT, _GAPS_LOST = "gap_sum", "gap_count", "gaps_lost"
+_GAP_SUM, _GAP_COUNT = "gap_sum", "gap_count"
 _SEQUENCES, _TOKENS = "sequences", "tokens"
 
 
@@ -22,7 +22,7 @@ class Tally:
         zero = torch.zeros((), dtype=torch.float64, device=learner_device())
         keys = (loss.WEIGHT, loss.KL, loss.CLIPPED, loss.ENTROPY, loss.CORRECTION, loss.CORRECTED)
         # All keys from the start: the ranks' sums are added by their place in a vector.
-        self._sums = {key: zero for key in (*keys, _GAP_SUM, _GAP_COUNT, _GAPS_LOST, _SEQUENCES, _TOKENS)}
+        self._sums = {key: zero for key in (*keys, _GAP_SUM, _GAP_COUNT, _SEQUENCES, _TOKENS)}
         self._gap_max = zero
         self._losses: list[float] = []
         self._norms: list[float] = []
@@ -41,7 +41,6 @@ class Tally:
     def add_gaps(self, gaps: torch.Tensor) -> None:
         """[K] learner minus rollout log-probs."""
         sizes = gaps[gaps.isfinite()].abs().double()
-        self._sums[_GAPS_LOST] = self._sums[_GAPS_LOST] + (len(gaps) - len(sizes))
         self._sums[_GAP_SUM] = self._sums[_GAP_SUM] + sizes.sum()
         self._sums[_GAP_COUNT] = self._sums[_GAP_COUNT] + len(sizes)
         if len(sizes):
@@ -54,13 +53,6 @@ class Tally:
         else:
             self._losses.append(update_loss)
             self._norms.append(norm)
-
-    def parity(self) -> dict[str, float]:
-        """The `parity/*` metrics over all ranks: infinite where a gap is not finite."""
-        sums, gap_max = self._reduced()
-        if sums[_GAPS_LOST]:
-            return {names.PARITY_GAP_MEAN: math.inf, names.PARITY_GAP_MAX: math.inf}
-        return _parity(sums, gap_max)
 
     def metrics(self) -> dict[str, float]:
         """The `learner/*` and `parity/*` metrics over all ranks; those of losses only where an update was made, and

@@ -102,16 +102,14 @@ def _pinned_buffer(index: int) -> torch.Tensor:
     return torch.empty(STAGING_BYTES, dtype=torch.uint8, pin_memory=True)
 
 
-def module_weights(policy: nn.Module, is_wanted: bool, frozen: Collection[Part] = ()) -> NamedTensors:
+def module_weights(policy: nn.Module, is_wanted: bool) -> NamedTensors:
     """Every parameter under its own name, whole, as a copy on the CPU. All ranks together, each to the end.
 
     Args:
         policy: a `PolicyModel` or DeepSpeed's engine around one.
         is_wanted: False on ranks that only help to gather; they get nothing.
-        frozen: parts that are left out.
     """
-    named = ((name, p) for name, p in _model(policy).named_parameters() if part_of(name) not in frozen)
-    for name, parameter in named:
+    for name, parameter in _model(policy).named_parameters():
         with _gathered([parameter]):
             # A copy, since a gathered parameter is emptied when the block ends.
             copy = parameter.detach().to("cpu", copy=True) if is_wanted else None
@@ -119,12 +117,10 @@ def module_weights(policy: nn.Module, is_wanted: bool, frozen: Collection[Part] 
             yield name, copy
 
 
-def policy_weights(
-    policy: nn.Module, learner: LearnerConfig, is_wanted: bool = True, frozen: Collection[Part] = ()
-) -> NamedTensors:
+def policy_weights(policy: nn.Module, learner: LearnerConfig, is_wanted: bool = True) -> NamedTensors:
     """As `module_weights`, under the names of the plain Hugging Face model: adapters are merged, tied weights come
     once."""
-    weights = module_weights(policy, is_wanted, frozen)
+    weights = module_weights(policy, is_wanted)
     return merged_weights(weights, learner.lora) if learner.lora.rank else weights
 
 

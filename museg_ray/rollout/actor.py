@@ -129,7 +129,7 @@ class RolloutWorker(ActorWorker):
             WeightSyncError: the engine cannot load them.
             MemberLost: the actor died, or its machine cannot have them.
         """
-        return await result_of(self._actor.update_weights.remote(version, await weights.at(self.node)))
+        return await result_of(self._actor.update_weights.remote(version, await weights(self.node)))
 
     async def close(self) -> None:
         if self._actor is not None:

@@ -14,15 +14,8 @@ from museg_ray.clock import now_s
 from museg_ray.config.schema import ModelConfig, RolloutConfig
 from museg_ray.errors import RolloutError, UnfitQueryError, WeightSyncError
 from museg_ray.fleet.errors import MemberLost
+from museg_ray.model import qwen_vl
 from museg_ray.model.prompt import prompt_length, response_opening, without_outer_marks
-from museg_ray.model.qwen_vl import (
-    FORBIDDEN_LOGIT_BIAS,
-    VisionSpec,
-    end_token_id,
-    forbidden_token_ids,
-    load_tokenizer,
-    load_vision_spec,
-)
 from museg_ray.rollout.gate import Gate
 from museg_ray.rollout.group_client import GroupClient
 from museg_ray.rollout.vllm_setup import start_vllm
@@ -67,14 +60,14 @@ class RolloutEngine:
     """Engine arguments that differ from those of `vllm_setup`."""
 
     def __init__(
-        self, llm: "AsyncLLM", tokenizer: PreTrainedTokenizerBase, spec: VisionSpec, on_push: str = "continue"
+        self, llm: "AsyncLLM", tokenizer: PreTrainedTokenizerBase, spec: qwen_vl.VisionSpec, on_push: str = "continue"
     ) -> None:
         self._llm, self._on_push = llm, on_push
         self._client = self._client_class(llm)
         self._tokenizer, self._spec = tokenizer, spec
-        self._end_id, self._opening = end_token_id(tokenizer), response_opening(tokenizer)
-        forbidden = forbidden_token_ids(tokenizer, llm.model_config.get_vocab_size())
-        self._logit_bias = dict.fromkeys(forbidden, FORBIDDEN_LOGIT_BIAS)
+        self._end_id, self._opening = qwen_vl.end_token_id(tokenizer), response_opening(tokenizer)
+        forbidden = qwen_vl.forbidden_token_ids(tokenizer, llm.model_config.get_vocab_size())
+        self._logit_bias = dict.fromkeys(forbidden, qwen_vl.FORBIDDEN_LOGIT_BIAS)
         self._gate = Gate()
         self._running: set[asyncio.Task[list[RequestOutput]]] = set()
         self._version = self._vision_version = 0
@@ -91,7 +84,7 @@ class RolloutEngine:
             RolloutError: the engine did not start.
             ModelError: the folder has no usable tokenizer.
         """
-        tokenizer, spec = load_tokenizer(model_dir), load_vision_spec(model_dir)
+        tokenizer, spec = qwen_vl.load_tokenizer(model_dir), qwen_vl.load_vision_spec(model_dir)
         try:
             # vLLM in no variable: an import error that it keeps holds this frame, so that it would outlive `close`.
             engine = cls(start_vllm(model_dir, model, rollout, **cls._vllm_args), tokenizer, spec, rollout.on_push)
@@ -327,7 +320,7 @@ class _Restarted(Exception):
 
 
 def _vllm_prompt(
-    prompt_ids: Sequence[int], clip: Clip, version: int, vision_version: int, spec: VisionSpec
+    prompt_ids: Sequence[int], clip: Clip, version: int, vision_version: int, spec: qwen_vl.VisionSpec
 ) -> dict[str, Any]:
     metadata = {
         # Qwen2.5-VL: vLLM divides the temporal patch size by fps * len(frames_indices) / total_num_frames, so this is

@@ -7,14 +7,13 @@ import numpy as np
 
 from museg_ray.config.schema import Config
 from museg_ray.errors import ParityError, QueryError
-from museg_ray.metrics import names
 from museg_ray.model.prompt import chat_prompt_ids
 from museg_ray.rollout.engine import Sampling
 from museg_ray.rollout.pool import Request
 from museg_ray.train.groups import GroupMaker
 from museg_ray.train.parts import Parts
 from museg_ray.train.plan import StepPlan
-from museg_ray.types import Clip, GroundingQuery, Group, Issue, RewardParts
+from museg_ray.types import Clip, GroundingQuery, Group, Issue
 from museg_ray.video.loader import ClipHandle
 from museg_ray.video.prepare import PreparedClip
 
@@ -42,10 +41,10 @@ async def probe_parity(config: Config, parts: Parts, maker: GroupMaker, plan: St
         try:
             clip = await parts.clips.get(query.video)
             clip, group = await maker.sample(issue, [prompt_ids[1], *prompt_ids[1:]], clip)
-            gaps = await parts.learner.score([_without_reward(group)], {group.clip_key: clip})
+            gaps = await parts.learner.gaps(group, {group.clip_key: clip})
         except QueryError:
             continue
-        _check(gaps[names.PARITY_GAP_MEAN], gaps[names.PARITY_GAP_MAX], config, plan.step)
+        _check(float(np.mean(gaps)), max(gaps), config, plan.step)
         return True
     return False
 
@@ -101,14 +100,8 @@ class PushProbe:
     async def _gaps(self, groups: list[Group]) -> list[float]:
         """In one pass: they are about the same prompt."""
         responses = tuple(chain.from_iterable(group.responses for group in groups))
-        joined = _without_reward(replace(groups[0], responses=responses))
+        joined = replace(groups[0], responses=responses)
         return await self._parts.learner.gaps(joined, {joined.clip_key: self._clip})
-
-
-def _without_reward(group: Group) -> Group:
-    nothing = RewardParts(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    count = len(group.responses)
-    return replace(group, outcomes=(nothing,) * count, advantages=np.zeros(count, dtype=np.float32))
 
 
 def _check(gap_mean: float, gap_max: float, config: Config, step: int) -> None:
@@ -117,8 +110,9 @@ def _check(gap_mean: float, gap_max: float, config: Config, step: int) -> None:
         return
     raise ParityError(
         f"Before step {step}, with nothing trained since the start: rollout and learner log-probs of the same tokens "
-        f"differ by {gap_mean:.2e} nats on average (largest {gap_max:.2e}), more than train.max_logprob_gap = "
-        f"{limit:.0e}. So the two compute different models. Look at model.path ({config.model.path}): are its weights "
+        f"differ by {gap_mean:.2e} nats on average (the worst response by {gap_max:.2e}), more than "
+        f"train.max_logprob_gap = {limit:.0e}. So the two compute different models. Look at model.path "
+        f"({config.model.path}): are its weights "
         "and its config.json of one model, and after a resume still the folder that the run began with? Then at the "
         "versions of transformers and vLLM (the installed ones must be those of the lock file), and at the video "
         "positions: `pytest tests/model/test_positions.py`. For bfloat16 engines a limit of about 0.08 is usual."

@@ -1,6 +1,6 @@
 """How a run's weights get from the learner to the engines: what the driver asks of any way there."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -42,17 +42,14 @@ class WeightSource(Protocol):
         """Each rank writes what it has of the present weights, which are `version` from now on; which bytes that is."""
 
 
-class Weights(Protocol):
-    """One version that has been published: what engines are given."""
+Weights = Callable[[str], Awaitable[Path]]
+"""One version that has been published: machine, by Ray's id -> its file, also of a machine that was not there then.
 
-    async def at(self, node: str) -> Path:
-        """The file of a machine, also of one that was not there when it was published.
-
-        Raises:
-            WeightsLostError: the machines that had them are gone, or have others by now.
-            MemberLost: this machine is gone, or cannot get them.
-            ResourceError: it has no room for them.
-        """
+Raises:
+    WeightsLostError: the machines that had them are gone, or have others by now.
+    MemberLost: this machine is gone, or cannot get them.
+    ResourceError: it has no room for them.
+"""
 
 
 class WeightChannel(Protocol):

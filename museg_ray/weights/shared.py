@@ -9,6 +9,7 @@ transfer  each machine gets what its ranks did not have, once
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +22,7 @@ from museg_ray.config.schema import Config
 from museg_ray.errors import WeightsLostError
 from museg_ray.fleet.deadlines import deadlines, within
 from museg_ray.fleet.errors import MemberLost, result_of
-from museg_ray.weights.channel import WeightSource, WritePlace
+from museg_ray.weights.channel import Weights, WeightSource, WritePlace
 from museg_ray.weights.host import WeightHost
 from museg_ray.weights.layout import Layout
 from museg_ray.weights.spans import Span, common, merged, without
@@ -96,7 +97,7 @@ class SharedWeights:
         async with self._turn:
             await self._reserve(await self._source.nodes(), nodes)
 
-    async def publish(self, version: int, nodes: Collection[str]) -> "_Published":
+    async def publish(self, version: int, nodes: Collection[str]) -> Weights:
         async with self._turn:
             times = [now_s()]
             of_ranks = await self._source.nodes()
@@ -109,15 +110,15 @@ class SharedWeights:
             await self._on_all(of_ranks, lambda machine: machine.commit(version))
             times.append(now_s())
             self.phases_s = {phase: end - start for phase, (start, end) in zip(PHASES, pairwise(times), strict=True)}
-            return _Published(self, version)
+            return partial(self._file, version)
 
     async def close(self) -> None:
         machines, self._machines = self._machines, {}
         for machine in machines.values():
             machine.end()
 
-    async def file(self, version: int, node: str) -> Path:
-        """See `Weights.at`."""
+    async def _file(self, version: int, node: str) -> Path:
+        """See `Weights`."""
         if not self._has(version, node):
             async with self._turn:
                 if not self._has(version, node):
@@ -214,13 +215,3 @@ def _places(of_ranks: Sequence[str], files: Mapping[str, Path]) -> list[WritePla
     return [
         WritePlace(files[node], of_ranks[:rank].count(node), of_ranks.count(node)) for rank, node in enumerate(of_ranks)
     ]
-
-
-class _Published:
-    """Obeys `Weights`."""
-
-    def __init__(self, channel: SharedWeights, version: int) -> None:
-        self._channel, self._version = channel, version
-
-    async def at(self, node: str) -> Path:
-        return await self._channel.file(self._version, node)

@@ -215,7 +215,6 @@ LEARNER_CALLS: dict[str, Callable[[], Awaitable[Any]]] = {
         for method in (
             "load",
             "update",
-            "score",
             "gaps",
             "weight_layout",
             "write_weights",

@@ -1,6 +1,7 @@
 """Updates by DeepSpeed: direction, size, parity with the rollout, and refusal of what is not finite."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -362,3 +363,15 @@ def test_an_exported_model_loads_with_the_weights_of_the_learner(
     assert weights.keys() == dict(model.named_parameters()).keys()
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, weights[name]), name
+
+
+def test_gaps_are_those_of_each_response_also_over_several_packs_and_beside_an_empty_one(
+    config: Config, start_learner: StartLearner, make_group: MakeGroup, clip: Clip
+) -> None:
+    group = make_group([[40, 41, 42], [], [50, 51], [60] * 4], [0.0] * 4)
+    off = replace(group.responses[2], logprobs=group.responses[2].logprobs + np.array([0.5, -0.25], np.float32))
+    group = replace(group, responses=(*group.responses[:2], off, group.responses[3]))
+    config.learner.pack_tokens = len(group.prompt_ids) + 4
+    learner = start_learner(config)
+    assert len(learner._batcher.micro_batches([group], {clip.key: clip}, 0)) > 1
+    assert learner.gaps(group, {clip.key: clip}) == pytest.approx([0.0, 0.0, 0.375, 0.0], abs=1e-5)

@@ -21,7 +21,7 @@ from museg_ray.learner.weights import policy_weights
 from museg_ray.metrics import names
 from museg_ray.types import Clip, Group
 from museg_ray.weights.channel import WritePlace
-from museg_ray.weights.layout import Layout, Part, part_of
+from museg_ray.weights.layout import Layout, part_of
 from museg_ray.weights.spans import Span, merged
 from tests.learner.rank_processes import RankProcesses
 from tests.weights.weight_files import exported
@@ -88,8 +88,9 @@ def share_of(learner: Learner, metrics: list[dict[str, float]]) -> Share:
         file.truncate(layout.size_bytes)
         spans = learner.write_weights(1, WritePlace(Path(file.name), rank.index, rank.count))
         content = Path(file.name).read_bytes()
-    frozen = set(Part) - {part_of(name) for name in layout.offsets}
-    gathered = dict(policy_weights(learner._engine, learner._config.learner, frozen=frozen))
+    whole = dict(policy_weights(learner._engine, learner._config.learner))
+    parts = {part_of(name) for name in layout.offsets}  # the others are frozen
+    gathered = {name: weight for name, weight in whole.items() if part_of(name) in parts}
     return Share(metrics, layout, {span: content[slice(*span)] for span in spans}, gathered)
 
 

@@ -215,7 +215,7 @@ class PlainGrpo:
                     module.requires_grad_(True)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            parameters, lr=RATE, betas=learner.adam_betas, weight_decay=learner.weight_decay
+            parameters, lr=learner.learning_rate, betas=learner.adam_betas, weight_decay=learner.weight_decay
         )
 
     def step(self, groups: Sequence[Group]) -> dict[str, float]:
@@ -288,11 +288,10 @@ def weights_of(learner: Learner) -> dict[str, Tensor]:
 
 
 def assert_close_weights(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """In each tensor but a few elements: of 50,000 there is about one whose gradient is at rounding in an update, and
-    Adam makes a part of the rate of that; most tensors have none, the worst of all variants four."""
+    """In each tensor but a few elements: of 50,000 there is about one whose gradient is at rounding in an update."""
     for name, weight in found.items():
         difference = (weight - expected[name].detach()).abs()
-        assert (difference > TOLERANCE).sum() <= 4, f"{name}: {difference.max()}"
+        assert (difference > TOLERANCE).sum() <= 3, f"{name}: {difference.max()}"
         assert difference.max() < 10 * RATE, name
 
 
@@ -364,6 +363,8 @@ def test_two_steps_equal_plain_grpo(
     variant: str, config: Config, stock: Stock, steps: list[list[Group]], start_learner: StartLearner
 ) -> None:
     algo = config.algo = AlgoConfig(**({"beta": 0.0} | VARIANTS[variant]))
+    if algo.correction_level == "geometric":  # whose gradients are the smallest, and so the nearest to rounding
+        config.learner.learning_rate /= 4
     _, second = assert_steps_equal(config, stock, steps, start_learner)
     assert second[names.LEARNER_SEQUENCES] >= 4 * algo.num_epochs, "the groups fill several packs"
     assert (second[names.LEARNER_CLIPPED_SHARE] > 0.05) == (algo.num_epochs * algo.num_minibatches > 1)

@@ -123,7 +123,7 @@ class Fleet:
         }
 
     async def gaps(self, group: Group, clips: Any) -> list[float]:
-        assert clips.keys() == {group.clip_key} and len(group.advantages) == len(group.responses)
+        assert clips.keys() == {group.clip_key}
         return [float(response.logprobs[0]) for response in group.responses]
 
     def distrust(self, name: str, reason: str) -> None:

@@ -15,7 +15,7 @@ from tests.train.script import Script
 
 SHARD = "shard-00000-of-00001.safetensors"
 GAP = 1e-7
-"""Mean log-prob gap that `score` finds."""
+"""Mean log-prob gap that `gaps` finds."""
 
 
 class FakeLearner:
@@ -65,11 +65,6 @@ class FakeLearner:
             learned[names.PARITY_GAP_MEAN] = 1e-7 * abs(self.weight)
             learned[names.PARITY_GAP_MAX] = 1e-6 * abs(self.weight)
         return learned
-
-    async def score(self, groups: Sequence[Group], clips: Mapping[str, Any]) -> dict[str, float]:
-        await self._script.moment("learner", "score")
-        assert {group.clip_key for group in groups} <= clips.keys()
-        return {names.PARITY_GAP_MEAN: GAP, names.PARITY_GAP_MAX: 10 * GAP}
 
     async def gaps(self, group: Group, clips: Mapping[str, Any]) -> list[float]:
         await self._script.moment("learner", "gaps")

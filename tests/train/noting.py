@@ -27,6 +27,7 @@ from museg_ray.terminal.console import SafeConsole
 from museg_ray.terminal.display import Display
 from museg_ray.train.issues import IssueSource
 from museg_ray.train.parts import Parts
+from museg_ray.train.probe import PROBE
 from museg_ray.train.pumps import Act
 from museg_ray.train.trainer import Trainer
 from museg_ray.types import GroundingQuery, Group, Issue, Response, RewardParts, Unscored
@@ -131,21 +132,9 @@ class NotingParts:
         return {"rollout-0": replace(group, responses=group.responses[:1])}
 
     async def gaps(self, group: Group, clips: Any) -> list[float]:
+        assert group.clip_key in clips
+        self.scored += [group] if group.clip_key != PROBE else []
         return [self.gap] * len(group.responses)
-
-
-class NotingLearner:
-    """The learner among them, whose `score` is not the rewards'."""
-
-    def __init__(self, parts: NotingParts) -> None:
-        self._parts = parts
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._parts, name)
-
-    async def score(self, groups: Sequence[Group], clips: Any) -> dict[str, float]:
-        self._parts.scored += groups
-        return {names.PARITY_GAP_MEAN: self._parts.gap, names.PARITY_GAP_MAX: self._parts.gap}
 
 
 class NotingWeights:
@@ -201,7 +190,7 @@ class Run:
         config = Config(train=TrainConfig(prompts_per_step=2, phases=phases, **train), algo=algo or AlgoConfig())
         config.data.train, config.data.multi_segment_share = "main.jsonl", 0.5
         self.parts = NotingParts(unscored, unreadable or set())
-        actors = [self.parts, self.parts, self.parts, NotingLearner(self.parts), NotingWeights()]
+        actors = [self.parts, self.parts, self.parts, self.parts, NotingWeights()]
         parts = Parts(load_tokenizer(model_dir), *actors, Mailbox(), dict)  # type: ignore[arg-type]
         files = {f"{stem}.jsonl": queries(stem, 9) + queries(stem, 9, 2) for stem in ("main", "other")}
         used = {config.train_file(phase) for phase in phases}

@@ -245,7 +245,7 @@ def test_the_probe_looks_at_the_first_readable_query_and_leaves_no_trace(
     first = three_phases.issued[0]
     (probed,) = three_phases.parts.scored
     assert probed.query.query_id == first["query_id"]
-    assert not probed.advantages.any() and len(probed.rewards) == len(TEXTS)
+    assert len(probed.responses) == len(TEXTS)
     assert len(three_phases.issued) == 10, "no issue of the ledger"
     run = Run(tmp_path, tiny_model_dir, PHASES, set(), {first["video"]}).to_end()
     (probed,) = run.parts.scored

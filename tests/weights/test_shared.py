@@ -132,7 +132,7 @@ def test_every_machine_has_the_whole_version_and_got_only_what_its_ranks_lack(
         assert CLUSTER.machines.keys() == {*of_ranks, *of_engines}
         published = await channel.publish(1, of_engines)
         for node in of_engines:
-            assert_has(await published.at(node), 1)
+            assert_has(await published(node), 1)
         for node in CLUSTER.machines:
             share = of_ranks.count(node) / len(of_ranks) if sharded else float(node in of_ranks)
             assert CLUSTER.fetched.get(node, 0) == pytest.approx((1 - share) * SIZE_BYTES, abs=12)
@@ -147,12 +147,12 @@ def test_a_machine_that_joins_gets_the_newest_version_once(cluster: Cluster) -> 
     async def run() -> None:
         channel = SharedWeights(Config(), Ranks(["m0"]))
         old, newest = await channel.publish(1, ["m0"]), await channel.publish(2, ["m0"])
-        files = await asyncio.gather(*(newest.at("m9") for _ in range(3)))
+        files = await asyncio.gather(*(newest("m9") for _ in range(3)))
         assert len(set(files)) == 1
         assert_has(files[0], 2)
         assert cluster.fetched == {"m9": SIZE_BYTES}
         with pytest.raises(WeightsLostError, match="No machine has weights 1"):
-            await old.at("m9")
+            await old("m9")
         await channel.close()
 
     asyncio.run(run())
@@ -178,7 +178,7 @@ def test_a_process_that_is_gone_is_replaced_and_gets_the_weights_again(cluster: 
         published = await channel.publish(2, ["m0", "m1"])
         assert cluster.num_started == 4
         for node in ("m0", "m1"):
-            assert_has(await published.at(node), 2)
+            assert_has(await published(node), 2)
         await channel.close()
 
     asyncio.run(run())
@@ -189,14 +189,14 @@ def test_a_machine_of_engines_that_is_lost_is_left_out_and_one_of_the_learner_is
         channel = SharedWeights(Config(), Ranks(["m0"]))
         cluster.dead_nodes = {"m1"}
         published = await channel.publish(1, ["m0", "m1"])
-        assert_has(await published.at("m0"), 1)
+        assert_has(await published("m0"), 1)
         with pytest.raises(MemberLost, match="m1 is dead"):
-            await published.at("m1")
+            await published("m1")
         cluster.dead_nodes = {"m0"}
         with pytest.raises(WeightsLostError, match="machine of the learner's has lost its weights: m0 is dead"):
             await channel.publish(2, ["m0"])
         cluster.dead_nodes = set()
-        assert_has(await (await channel.publish(3, ["m1"])).at("m1"), 3)
+        assert_has(await (await channel.publish(3, ["m1"]))("m1"), 3)
         await channel.close()
 
     asyncio.run(run())
@@ -214,7 +214,7 @@ def test_a_machine_without_room_ends_the_start(cluster: Cluster) -> None:
 def test_whole_tensors_are_a_source_of_one_rank(cluster: Cluster) -> None:
     async def run() -> None:
         channel = SharedWeights(Config(), TensorSource(WEIGHTS, "m0"))
-        assert_has(await (await channel.publish(1, ["m0"])).at("m0"), 1)
+        assert_has(await (await channel.publish(1, ["m0"]))("m0"), 1)
         await channel.close()
 
     asyncio.run(run())
