@@ -1,4 +1,5 @@
 import math
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from itertools import product
 from typing import Any
@@ -205,38 +206,39 @@ def test_gradients_agree_with_finite_differences(algo: AlgoConfig) -> None:
     assert stats[CLIPPED] > 0 and (stats[CORRECTED] > 0) == (algo.correction != "none")
 
 
+def assert_sums_are_those_of_the_whole(
+    tokens: LossTokens, algo: AlgoConfig, parts: Sequence[LossTokens]
+) -> dict[str, torch.Tensor]:
+    """Loss, statistics and gradient; the statistics."""
+    (loss, stats), of_parts = grpo_loss(tokens, algo), [grpo_loss(part, algo) for part in parts]
+    total = torch.stack([part for part, _ in of_parts]).sum()
+    torch.testing.assert_close(total, loss)
+    for name, value in stats.items():
+        torch.testing.assert_close(sum(part[name] for _, part in of_parts), value)
+    (whole,) = torch.autograd.grad(loss, tokens.logprobs)
+    (summed,) = torch.autograd.grad(total, tokens.logprobs)
+    torch.testing.assert_close(summed, whole)
+    return stats
+
+
 @pytest.mark.parametrize("algo", VARIANTS[-4:] + VARIANTS[:2], ids=label)
 def test_the_sums_over_any_split_of_the_tokens_are_those_of_the_whole(algo: AlgoConfig) -> None:
     tokens = off_policy_tokens(seed=1)
     order = torch.randperm(40, generator=torch.Generator().manual_seed(2))
-    loss, stats = grpo_loss(tokens, algo)
-    parts = [grpo_loss(part_of(tokens, index), algo) for index in order.split([7, 0, 1, 25, 7])]
-    total = torch.stack([part for part, _ in parts]).sum()
-    torch.testing.assert_close(total, loss)
-    for name, value in stats.items():
-        torch.testing.assert_close(sum(part[name] for _, part in parts), value)
-    (whole,) = torch.autograd.grad(loss, tokens.logprobs)
-    (summed,) = torch.autograd.grad(total, tokens.logprobs)
-    torch.testing.assert_close(summed, whole)
+    assert_sums_are_those_of_the_whole(
+        tokens, algo, [part_of(tokens, index) for index in order.split([7, 0, 1, 25, 7])]
+    )
 
 
 @pytest.mark.parametrize("algo", BY_RESPONSE, ids=label)
 def test_the_sums_over_any_split_of_the_responses_are_those_of_the_whole(algo: AlgoConfig) -> None:
     tokens = off_policy_tokens(seed=1)
-    loss, stats = grpo_loss(tokens, algo)
-    of_part = tokens.responses % 3
-    parts = []
+    of_part, parts = tokens.responses % 3, []
     for number in range(3):
         part = part_of(tokens, of_part == number)
         _, renumbered = torch.unique(part.responses, return_inverse=True)
-        parts.append(grpo_loss(replace(part, responses=renumbered), algo))
-    total = torch.stack([part for part, _ in parts]).sum()
-    torch.testing.assert_close(total, loss)
-    for name, value in stats.items():
-        torch.testing.assert_close(sum(part[name] for _, part in parts), value)
-    (whole,) = torch.autograd.grad(loss, tokens.logprobs)
-    (summed,) = torch.autograd.grad(total, tokens.logprobs)
-    torch.testing.assert_close(summed, whole)
+        parts.append(replace(part, responses=renumbered))
+    stats = assert_sums_are_those_of_the_whole(tokens, algo, parts)
     assert 0 < stats[CORRECTED] < stats[WEIGHT] and stats[CLIPPED] > 0
 
 
